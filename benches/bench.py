@@ -1,0 +1,802 @@
+"""Owns the speed table: how fast one socket class is against another, as ratios measured side by side.
+
+    python benches/bench.py                          # longconn.KeepaliveSocket against the stdlib's socket
+    python benches/bench.py --quick --rows pingpong_timeout,make_close
+    python benches/bench.py --subject socket:socket  # the harness against itself: every ratio must be 1.00
+
+How a ratio is made:
+
+- Each class has processes of its own, so the stdlib's side never pays for our native thread (a process with a
+  second thread takes a slower way through the kernel's descriptor table), and CPython's inline caches see one class.
+- The two classes take turns in small slices, A B, B A, A B, ...: what disturbs the machine disturbs both. All
+  processes share one CPU, so that no ratio depends on how two cores wake each other. One row can't: a thread that
+  computes on the same CPU isn't let in by the kernel while a send lasts, so nobody ever waits for the GIL; it has a
+  CPU of its own there (and a row without a bound shows the case of one CPU).
+- A round is one fresh set of processes; its ratio is the median over its pairs of slices. The table shows the median
+  of the rounds and the least and greatest of them.
+- The garbage collector is off during a slice. TCP_NODELAY is set on both ends, for both classes, and both buffers are
+  fixed (--buffer-bytes): left to the kernel's tuning, two equal streams differ by up to 25 %.
+
+Ratios are speeds: time of the other class divided by time of ours, so more than 1 means that ours is faster.
+Missed bounds are marked, but never change the exit status: the machine may be busy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import importlib
+import json
+import os
+import platform
+import re
+import resource
+import select
+import socket as stdlib_socket
+import statistics
+import struct
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MIB = 1 << 20
+MESSAGE = b"long connections need heartbeats, short ones need only sockets.\n"
+MESSAGE_BYTES = len(MESSAGE)
+TIMEOUT_SECONDS = 5.0
+# What Linux gives a receiver to begin with; with it equal streams differ by 1 %, with twice as much by 5 %.
+BUFFER_BYTES = 131072
+GUARD_LIMIT_SECONDS = 8.0
+GUARD_CONNECTIONS = 5000
+# Connections made before the first look at memory: they pay for the thread's stack and the first blocks of every table.
+GUARD_WARM_UP_CONNECTIONS = 64
+WORKER_PATIENCE_SECONDS = 120.0
+# A closed socket with this set sends RST and leaves no TIME_WAIT: hundreds of thousands would be left by a run.
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class RowError(Exception):
+    """A row couldn't be measured; the text says why."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: a table for people, or a quick look."""
+
+    rounds: int
+    pairs: int
+    slice_seconds: float
+    guard_rounds: int
+    guard_seconds: float
+    import_runs: int
+
+
+FULL = Effort(rounds=9, pairs=24, slice_seconds=0.02, guard_rounds=3, guard_seconds=10.0, import_runs=20)
+QUICK = Effort(rounds=3, pairs=10, slice_seconds=0.01, guard_rounds=1, guard_seconds=4.0, import_runs=7)
+
+
+# What the two ends do in one slice. `count` is operations: round trips, messages, or MiB.
+
+
+def ping(sock: Any, count: int) -> None:
+    reply = b""
+    for _ in range(count):
+        sock.send(MESSAGE)
+        reply = sock.recv(64)
+    if reply != MESSAGE:
+        raise RowError(f"the echo came back as {reply!r}")
+
+
+def echo(sock: Any, count: int) -> None:
+    for _ in range(count):
+        sock.send(sock.recv(64))
+
+
+def send_messages(sock: Any, count: int) -> None:
+    sent, total = 0, count * MESSAGE_BYTES
+    while sent < total:
+        sent += sock.send(MESSAGE)
+
+
+def receive_messages(sock: Any, count: int) -> None:
+    received, total = 0, count * MESSAGE_BYTES
+    while received < total:
+        data = sock.recv(64)
+        if not data:
+            raise RowError("the stream ended early")
+        received += len(data)
+
+
+def send_stream(sock: Any, count: int) -> None:
+    data = bytes(MIB)
+    for _ in range(count):
+        sock.sendall(data)
+
+
+def receive_stream(sock: Any, count: int) -> None:
+    received, total = 0, count * MIB
+    while received < total:
+        data = sock.recv(65536)
+        if not data:
+            raise RowError("the stream ended early")
+        received += len(data)
+
+
+def receive_stream_into(sock: Any, count: int) -> None:
+    buffer = bytearray(65536)
+    received, total = 0, count * MIB
+    while received < total:
+        size = sock.recv_into(buffer)
+        if not size:
+            raise RowError("the stream ended early")
+        received += size
+
+
+def send_beside_thread(sock: Any, count: int, computing_cpu: int | None = None) -> float:
+    """Median nanoseconds of one send while another thread computes; the sends are apart, as heartbeats are."""
+    stop: list[bool] = []
+
+    def compute() -> None:
+        if computing_cpu is not None:
+            os.sched_setaffinity(0, {computing_cpu})  # of this thread alone
+        number = 0
+        while not stop:
+            number += 1
+
+    # The thread lives for one slice: between slices it would take the CPU that the other class is measured on.
+    thread = threading.Thread(target=compute, daemon=True)
+    thread.start()
+    times = []
+    try:
+        for _ in range(count):
+            time.sleep(0.0005)
+            before = time.perf_counter_ns()
+            sock.send(MESSAGE)
+            times.append(time.perf_counter_ns() - before)
+    finally:
+        stop.append(True)
+        thread.join()
+    return statistics.median(times)
+
+
+def make_and_close(make: Callable[..., Any], count: int) -> None:
+    for _ in range(count):
+        make(stdlib_socket.AF_INET, stdlib_socket.SOCK_STREAM).close()
+
+
+def connect_accept_close(make: Callable[..., Any], count: int) -> None:
+    listener = make(stdlib_socket.AF_INET, stdlib_socket.SOCK_STREAM)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    address = listener.getsockname()
+    for _ in range(count):
+        client = make(stdlib_socket.AF_INET, stdlib_socket.SOCK_STREAM)
+        client.connect(address)
+        accepted, _ = listener.accept()
+        client.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, RESET_ON_CLOSE)
+        client.close()
+        accepted.close()
+    listener.close()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table whose result is a ratio of speeds."""
+
+    name: str
+    title: str
+    operation: str
+    # Gets a connected socket; with `peer` None it gets the class. May return nanoseconds an operation of its own.
+    client: Callable[..., float | None]
+    peer: Callable[[Any, int], float | None] | None = None
+    bound: float | None = None
+    aim: float | None = None
+    timeout: float | None = None
+    # Whether the other end, in its own process, is of the class under test, too, or the stdlib's, blocking.
+    peer_is_same_class: bool = False
+    # The row's thread gets a CPU of its own: the client is called with its number, too.
+    takes_second_cpu: bool = False
+    # Fixed where a slice can't be as short as the others.
+    count: int | None = None
+    pairs: int | None = None
+
+
+# Both ends of a ping-pong, and of one way, are of the class under test: a ratio with the stdlib at the other end would
+# hide half of what the class does, for better or worse. The rows "one end" show that ratio, too, without a bound.
+# Streams have the stdlib at the other end, so that each row shows one method only.
+ROWS = (
+    Row("pingpong_blocking", "64 B ping-pong, blocking", "round trip", ping, echo, 0.98, 1.05, None, True),
+    Row("pingpong_timeout", "64 B ping-pong, settimeout(5)", "round trip", ping, echo, 1.10, 1.20, TIMEOUT_SECONDS, True),
+    Row("pingpong_blocking_one_end", "... blocking, one end", "round trip", ping, echo),
+    Row("pingpong_timeout_one_end", "... settimeout(5), one end", "round trip", ping, echo, timeout=TIMEOUT_SECONDS),
+    Row("send_beside_thread", "send(64 B) beside a computing thread", "send", send_beside_thread, receive_messages, 100.0,
+        takes_second_cpu=True, count=30, pairs=4),
+    Row("send_beside_thread_one_cpu", "... both threads on one CPU", "send", send_beside_thread, receive_messages,
+        count=30, pairs=4),
+    Row("oneway_timeout", "64 B one way, settimeout(5)", "message", send_messages, receive_messages, 1.20, None,
+        TIMEOUT_SECONDS, True),
+    Row("oneway_timeout_send", "... sending end only", "message", send_messages, receive_messages, timeout=TIMEOUT_SECONDS),
+    Row("oneway_timeout_recv", "... receiving end only", "message", receive_messages, send_messages, timeout=TIMEOUT_SECONDS),
+    Row("stream_recv", "stream by recv(65536)", "MiB", receive_stream, send_stream, 0.95),
+    Row("stream_recv_into", "stream by recv_into(64 KiB)", "MiB", receive_stream_into, send_stream, 0.95),
+    Row("stream_sendall", "stream by sendall(1 MiB)", "MiB", send_stream, receive_stream_into, 0.95),
+    Row("stream_recv_timeout", "... recv, settimeout(5)", "MiB", receive_stream, send_stream, timeout=TIMEOUT_SECONDS),
+    Row("stream_recv_into_timeout", "... recv_into, settimeout(5)", "MiB", receive_stream_into, send_stream,
+        timeout=TIMEOUT_SECONDS),
+    Row("stream_sendall_timeout", "... sendall, settimeout(5)", "MiB", send_stream, receive_stream_into,
+        timeout=TIMEOUT_SECONDS),
+    Row("make_close", "making and closing a socket", "socket", make_and_close, bound=0.70),
+    Row("connect_accept_close", "connect, accept, close both", "connection", connect_accept_close),
+)
+GUARD_ROW, IMPORT_ROW = "guard", "import"
+ROW_NAMES = (*(row.name for row in ROWS), GUARD_ROW, IMPORT_ROW)
+
+
+@dataclass
+class Line:
+    """One printed line, and what it was made of."""
+
+    name: str
+    title: str
+    bound: str
+    result: str
+    spread: str
+    other: str
+    ours: str
+    # None where there is no bound.
+    met: bool | None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+# The worker: a process that holds one class, and does slices when told to.
+
+
+def load_class(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def make_socket(make: Any, buffer_bytes: int) -> Any:
+    sock = make(stdlib_socket.AF_INET, stdlib_socket.SOCK_STREAM)
+    if buffer_bytes:  # before connect or listen: the window's scale is settled there
+        sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_RCVBUF, buffer_bytes)
+        sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_SNDBUF, buffer_bytes)
+    return sock
+
+
+def prepare_connection(sock: Any, make: Any, timeout: float | None) -> Any:
+    # accept() of a plain subclass gives the stdlib's class: both ends are to be what the row says.
+    if type(sock) is not make:
+        sock = make(fileno=sock.detach())
+    sock.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, 1)
+    sock.settimeout(timeout)
+    return sock
+
+
+def run_peer(row: Row, class_name: str, buffer_bytes: int, orders: int, answers: int) -> None:
+    """The other end: for each number it reads from the pipe `orders`, one slice of that many operations."""
+    assert row.peer is not None
+    make = load_class(class_name) if row.peer_is_same_class else stdlib_socket.socket
+    listener = make_socket(make, buffer_bytes)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    os.write(answers, struct.pack("Q", listener.getsockname()[1]))
+    sock, _ = listener.accept()
+    sock = prepare_connection(sock, make, row.timeout if row.peer_is_same_class else None)
+    gc.disable()
+    while order := os.read(orders, 8):
+        os.write(answers, b"r")
+        row.peer(sock, struct.unpack("Q", order)[0])
+        os.write(answers, b"d")
+
+
+def fork_peer(run: Callable[[int, int], None]) -> tuple[int, int]:
+    """Runs `run(orders, answers)` in a child; returns our ends of the two pipes."""
+    orders_read, orders_write = os.pipe()
+    answers_read, answers_write = os.pipe()
+    # Forked before the class under test is imported: each process has its own, and no thread runs yet.
+    if os.fork() == 0:
+        status = 1
+        try:
+            os.close(orders_write)
+            os.close(answers_read)
+            run(orders_read, answers_write)
+            status = 0
+        except ConnectionError:
+            status = 0  # the worker went first
+        finally:
+            if status:
+                sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+            os._exit(status)
+    os.close(orders_read)
+    os.close(answers_write)
+    return orders_write, answers_read
+
+
+def run_row_worker(task: dict[str, Any]) -> None:
+    row = next(row for row in ROWS if row.name == task["row"])
+    class_name, buffer_bytes = task["class"], task["buffer_bytes"]
+    if row.peer is None:
+        make = subject = load_class(class_name)
+        orders = answers = -1
+    else:
+        orders, answers = fork_peer(lambda orders, answers: run_peer(row, class_name, buffer_bytes, orders, answers))
+        make = load_class(class_name)
+        (port,) = struct.unpack("Q", os.read(answers, 8))
+        subject = make_socket(make, buffer_bytes)
+        subject.connect(("127.0.0.1", port))
+        subject = prepare_connection(subject, make, row.timeout)
+    more = (task["second_cpu"],) if row.takes_second_cpu else ()
+    print(json.dumps({"class": f"{make.__module__}.{make.__qualname__}"}), flush=True)
+    for text in sys.stdin:
+        count = int(text)
+        gc.collect()
+        gc.disable()
+        if orders >= 0:
+            os.write(orders, struct.pack("Q", count))
+            os.read(answers, 1)
+        before = time.perf_counter_ns()
+        own = row.client(subject, count, *more)
+        if answers >= 0 and os.read(answers, 1) != b"d":
+            raise RowError("the peer's process failed")
+        elapsed = time.perf_counter_ns() - before
+        gc.enable()
+        print(json.dumps({"nanoseconds": elapsed / count if own is None else own, "elapsed": elapsed}), flush=True)
+
+
+def unique_memory() -> int:
+    """Bytes that belong to this process alone; shared pages of libraries would only add noise."""
+    with open("/proc/self/smaps_rollup") as rollup:
+        return sum(int(size) * 1024 for size in re.findall(r"^Private_\w+: +(\d+) kB", rollup.read(), re.MULTILINE))
+
+
+def resident_memory() -> int:
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * resource.getpagesize()
+
+
+def native_threads() -> dict[int, tuple[str, int, int]]:
+    """Each thread but the main one: its name, nanoseconds of CPU, and how often it went to sleep."""
+    threads = {}
+    for task in Path("/proc/self/task").iterdir():
+        if int(task.name) == os.getpid():
+            continue
+        sleeps = re.search(r"^voluntary_ctxt_switches:\s*(\d+)", (task / "status").read_text(), re.MULTILINE)
+        threads[int(task.name)] = (
+            (task / "comm").read_text().strip(),
+            int((task / "schedstat").read_text().split()[0]),
+            int(sleeps.group(1)) if sleeps else 0,
+        )
+    return threads
+
+
+def run_guard_peer(orders: int, answers: int) -> None:
+    with stdlib_socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(4096)
+        os.write(answers, struct.pack("Q", listener.getsockname()[1]))
+        (count,) = struct.unpack("Q", os.read(orders, 8))
+        held = []
+        for _ in range(count):
+            sock, _ = listener.accept()
+            sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, RESET_ON_CLOSE)
+            held.append(sock)
+        os.read(orders, 8)
+
+
+def run_guard_worker(task: dict[str, Any]) -> None:
+    """Holds idle connections of one variant, and tells what they cost this process."""
+    count, limit, variant = task["count"], task["limit"], task["variant"]
+    raise_descriptor_limit(4 * count + 256)
+    orders, answers = fork_peer(run_guard_peer)
+    (port,) = struct.unpack("Q", os.read(answers, 8))
+    os.write(orders, struct.pack("Q", count + GUARD_WARM_UP_CONNECTIONS))
+
+    module_name, _, _ = task["subject"].partition(":")
+    if variant == "other":
+        make = load_class(task["against"])
+    elif variant == "foreign":
+        guard = importlib.import_module(module_name).guard
+        other = load_class(task["against"])
+
+        def make() -> Any:
+            return other()
+    else:
+        subject = load_class(task["subject"])
+        keepalive = importlib.import_module(module_name).Keepalive(guard=limit if variant == "guarded" else False)
+
+        def make() -> Any:
+            return subject(keepalive=keepalive)
+
+    def connect() -> Any:
+        sock = make()
+        sock.connect(("127.0.0.1", port))
+        return (sock, guard(sock, limit=limit)) if variant == "foreign" else sock
+
+    def settle() -> None:
+        time.sleep(limit / 4)  # two samples of each connection, at least
+        gc.collect()
+
+    held: list[Any] = [None] * (count + GUARD_WARM_UP_CONNECTIONS)
+    for number in range(GUARD_WARM_UP_CONNECTIONS):
+        held[number] = connect()
+    settle()
+    descriptors, unique, resident = len(os.listdir("/proc/self/fd")), unique_memory(), resident_memory()
+    for number in range(GUARD_WARM_UP_CONNECTIONS, len(held)):
+        held[number] = connect()
+    settle()
+    answer: dict[str, Any] = {
+        "descriptors_each": (len(os.listdir("/proc/self/fd")) - descriptors) / count,
+        "unique_bytes_each": (unique_memory() - unique) / count,
+        "resident_bytes_each": (resident_memory() - resident) / count,
+    }
+    threads, samples, start = native_threads(), count_samples(module_name), time.monotonic()
+    time.sleep(task["seconds"])
+    elapsed, after = time.monotonic() - start, native_threads()
+    answer["threads"] = [
+        {
+            "name": name,
+            "cpu_percent": 100 * (nanoseconds - threads.get(number, ("", 0, 0))[1]) / (elapsed * 1e9),
+            "wakes_per_second": (sleeps - threads.get(number, ("", 0, 0))[2]) / elapsed,
+        }
+        for number, (name, nanoseconds, sleeps) in after.items()
+    ]
+    answer["cpu_percent"] = sum(thread["cpu_percent"] for thread in answer["threads"])
+    if samples is not None:
+        answer["samples_per_connection_and_limit"] = (
+            (count_samples(module_name) - samples) / elapsed * limit / (count + GUARD_WARM_UP_CONNECTIONS)
+        )
+    print(json.dumps(answer), flush=True)
+    os.write(orders, struct.pack("Q", 0))
+
+
+def count_samples(module_name: str) -> Any:
+    """How many samples of TCP_INFO the guard has taken in this process, where it counts them; else None."""
+    native = sys.modules.get(f"{module_name}._longconn")
+    counter = getattr(native, "guard_samples", None)
+    return counter() if counter is not None else None
+
+
+def raise_descriptor_limit(wanted: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= wanted or soft == resource.RLIM_INFINITY:
+        return
+    with contextlib.suppress(ValueError, OSError):  # only root may raise the hard limit
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(hard, wanted)))
+        return
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+# The controller: starts workers, lets them take turns, and makes the table.
+
+
+class Worker:
+    """A child process of this file that answers lines of JSON."""
+
+    def __init__(self, task: dict[str, Any]) -> None:
+        # The settings of whoever runs this must not leak into what is measured.
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("LONGCONN_")}
+        self.errors = tempfile.TemporaryFile()
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--worker", json.dumps(task)],
+            bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, env=environment,
+        )
+
+    def read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], WORKER_PATIENCE_SECONDS)
+        text = self.process.stdout.readline() if ready else b""
+        if not text:
+            self.process.kill()
+            self.process.wait()
+            self.errors.seek(0)
+            said = self.errors.read().decode(errors="replace").strip().splitlines()
+            raise RowError(said[-1] if said else "the worker ended" if ready else "the worker hangs")
+        return json.loads(text)  # type: ignore[no-any-return]
+
+    def slice(self, count: int) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(b"%d\n" % count)
+        except BrokenPipeError:
+            pass  # it died: read() says why
+        return self.read()
+
+    def close(self) -> None:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(WORKER_PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+        self.errors.close()
+
+
+@contextlib.contextmanager
+def workers(tasks: Sequence[dict[str, Any]]) -> Iterator[list[Worker]]:
+    started: list[Worker] = []
+    try:
+        for task in tasks:
+            started.append(Worker(task))
+        yield started
+    finally:
+        for worker in started:
+            worker.close()
+
+
+def calibrate(worker: Worker, seconds: float) -> int:
+    """How many operations of this worker fill a slice."""
+    count = 1
+    while True:
+        elapsed = worker.slice(count)["elapsed"] / 1e9
+        if elapsed > seconds / 2:
+            return max(1, round(count * seconds / elapsed))
+        count *= 2
+
+
+def measure_row(row: Row, subject: str, against: str, effort: Effort, conditions: dict[str, Any]) -> Line:
+    if row.takes_second_cpu and conditions["second_cpu"] is None:
+        raise RowError("needs a second CPU")
+    tasks = [{"row": row.name, "class": name, **conditions} for name in (against, subject)]
+    ratios, others, ours = [], [], []
+    count = row.count
+    for _ in range(effort.rounds):
+        with workers(tasks) as (other, our):
+            other.read()
+            our.read()
+            if count is None:
+                count = calibrate(other, effort.slice_seconds)
+            for worker in (other, our):
+                worker.slice(count)  # warm up: caches, TCP's window and its buffers
+            pairs = []
+            for number in range(row.pairs or effort.pairs):
+                if number % 2:
+                    our_time = our.slice(count)["nanoseconds"]
+                    pairs.append((other.slice(count)["nanoseconds"], our_time))
+                else:
+                    other_time = other.slice(count)["nanoseconds"]
+                    pairs.append((other_time, our.slice(count)["nanoseconds"]))
+        ratios.append(statistics.median(first / second for first, second in pairs))
+        others.append(statistics.median(first for first, _ in pairs))
+        ours.append(statistics.median(second for _, second in pairs))
+    ratio = statistics.median(ratios)
+    bound = "" if row.bound is None else f"≥ {row.bound:.4g}" + ("" if row.aim is None else f" (aim {row.aim:.4g})")
+    digits = 2 if ratio < 10 else 0
+    return Line(
+        row.name, row.title, bound, f"{ratio:.{digits}f}", f"{min(ratios):.{digits}f} to {max(ratios):.{digits}f}",
+        microseconds(statistics.median(others), row.operation), microseconds(statistics.median(ours), row.operation),
+        None if row.bound is None else ratio >= row.bound,
+        {"unit": f"nanoseconds a {row.operation}", "ratio": ratio, "ratios": ratios, "other": others, "ours": ours,
+         "operations_a_slice": count},
+    )
+
+
+def microseconds(nanoseconds: float, operation: str) -> str:
+    value = nanoseconds / 1000
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} µs a {operation}"
+
+
+def measure_guard(subject: str, against: str, effort: Effort) -> Iterator[Line]:
+    """CPU and memory of idle guarded connections: three lines."""
+    module = importlib.import_module(subject.partition(":")[0])
+    if not hasattr(module, "Keepalive"):
+        raise RowError(f"{subject} has no guard")
+    if not os.path.exists("/proc/self/smaps_rollup"):
+        raise RowError("only where there is /proc/self/smaps_rollup")
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2 * GUARD_CONNECTIONS + 256 and os.geteuid() != 0:
+        raise RowError(f"needs {2 * GUARD_CONNECTIONS + 256} descriptors, ulimit -Hn is {hard}")
+    variants = ["other", "unguarded", "guarded", *(["foreign"] if hasattr(module, "guard") else [])]
+    answers: dict[str, list[dict[str, Any]]] = {variant: [] for variant in variants}
+    for number in range(effort.guard_rounds):
+        for variant in variants[number % len(variants):] + variants[: number % len(variants)]:
+            task = {
+                "guard": True, "variant": variant, "subject": subject, "against": against, "count": GUARD_CONNECTIONS,
+                "limit": GUARD_LIMIT_SECONDS, "seconds": effort.guard_seconds if variant == "guarded" else 0.5,
+            }
+            with workers([task]) as (worker,):
+                answers[variant].append(worker.read())
+
+    def each(variant: str, key: str = "unique_bytes_each") -> float:
+        return statistics.median(answer[key] for answer in answers[variant])
+
+    percents = [answer["cpu_percent"] for answer in answers["guarded"]]
+    percent = statistics.median(percents)
+    sampled = [answer.get("samples_per_connection_and_limit") for answer in answers["guarded"]]
+    note = "not counted" if None in sampled else f"{statistics.median(sampled):.1f} samples a limit"
+    yield Line(
+        "guard_cpu", f"{GUARD_CONNECTIONS} guarded idle connections, limit {GUARD_LIMIT_SECONDS:.0f} s: CPU of the guard",
+        "≤ 2 % of a core", f"{percent:.2f} %", f"{min(percents):.2f} to {max(percents):.2f}", "", note,
+        percent <= 2 and (None in sampled or statistics.median(sampled) >= 8), {"answers": answers["guarded"]},
+    )
+    for variant, base, title in (
+        ("guarded", "other", "... memory of each, more than the stdlib's socket"),
+        ("guarded", "unguarded", "... memory of each, more than without a guard"),
+        ("foreign", "other", "... the stdlib's socket with guard(): memory of each, more than without"),
+    ):
+        if variant not in answers:
+            continue
+        differences = [ours["unique_bytes_each"] - theirs["unique_bytes_each"]
+                       for ours, theirs in zip(answers[variant], answers[base], strict=True)]
+        difference = statistics.median(differences)
+        has_bound = variant == "guarded"
+        yield Line(
+            f"guard_memory_{variant}_{base}", title, "≤ 300 B" if has_bound else "", f"{difference:+.0f} B",
+            f"{min(differences):+.0f} to {max(differences):+.0f}", f"{each(base):.0f} B", f"{each(variant):.0f} B",
+            difference <= 300 if has_bound else None, {variant: answers[variant], base: answers[base]},
+        )
+
+
+def measure_import(subject: str, against: str, effort: Effort) -> Line:
+    """Importing our module against the other's, in fresh interpreters, in milliseconds."""
+    ours_name, other_name = subject.partition(":")[0], against.partition(":")[0]
+
+    def once(name: str) -> float:
+        code = f"import time; t = time.perf_counter(); import {name}; print((time.perf_counter() - t) * 1e3)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        if done.returncode:
+            raise RowError(done.stderr.strip().splitlines()[-1])
+        return float(done.stdout)
+
+    once(other_name), once(ours_name)  # warm up: writes the .pyc files
+    others, ours = [], []
+    for number in range(effort.import_runs):
+        for name in (other_name, ours_name) if number % 2 else (ours_name, other_name):
+            (ours if name == ours_name else others).append(once(name))
+    if ours_name == other_name:
+        ours, others = ours[::2], ours[1::2]
+    differences = [mine - theirs for mine, theirs in zip(ours, others, strict=False)]
+    # Medians of each, not of the differences: the runs aren't paired by anything but time.
+    more = statistics.median(ours) - statistics.median(others)
+    return Line(
+        "import", f"import {ours_name} against import {other_name}", "≤ 20 ms more", f"{more:+.1f} ms",
+        f"{min(differences):+.1f} to {max(differences):+.1f}", f"{statistics.median(others):.1f} ms",
+        f"{statistics.median(ours):.1f} ms", more <= 20, {"other_ms": others, "ours_ms": ours},
+    )
+
+
+# Where it ran, and the page.
+
+
+def quietest_cpu() -> int:
+    """Of the CPUs that we may use, the one that was idle most in the last half second."""
+
+    def idle() -> dict[int, int]:
+        with open("/proc/stat") as stat:
+            return {int(found[1]): int(text.split()[4]) for text in stat if (found := re.match(r"cpu(\d+) ", text))}
+
+    allowed = os.sched_getaffinity(0)
+    try:
+        before = idle()
+        time.sleep(0.5)
+        after = idle()
+    except OSError:
+        return min(allowed)
+    return max(allowed, key=lambda cpu: after.get(cpu, 0) - before.get(cpu, 0))
+
+
+def python_build() -> str:
+    arguments = str(sysconfig.get_config_var("CONFIG_ARGS") or "")
+    compiler = " ".join(str(sysconfig.get_config_var(name) or "") for name in ("PY_CORE_CFLAGS", "PY_CORE_LDFLAGS"))
+    named = ["PGO" if "--enable-optimizations" in arguments else "no PGO",
+             "LTO" if "--with-lto" in arguments or "-flto" in compiler else "no LTO"]
+    level = re.findall(r"-O\w", compiler)
+    # Distributions may optimize by their own build rules, which configure's arguments don't show.
+    return f"{' and '.join(named)} in its configure arguments, {level[-1] if level else 'unknown optimization'}"
+
+
+def cpu_model() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as information:
+        found = re.search(r"^model name\s*:\s*(.+)$", information.read(), re.MULTILINE)
+        if found:
+            return found[1]
+    return platform.processor() or platform.machine()
+
+
+def describe_machine(cpu: int | None) -> dict[str, Any]:
+    return {
+        "kernel": f"{platform.system()} {platform.release()}",
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "pinned_to_cpu": cpu,
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "python_build": python_build(),
+        "load_average": os.getloadavg()[0],
+        "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    }
+
+
+def table(lines: Sequence[Line], other: str, ours: str) -> str:
+    rows = [("", "bound", "result", "min to max", other, ours, ""), ("---", "---", "---:", "---:", "---:", "---:", "---")]
+    for line in lines:
+        mark = "" if line.met is None else "ok" if line.met else "**missed**"
+        rows.append((line.title, line.bound, line.result, line.spread, line.other, line.ours, mark))
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+
+
+def run_controller(arguments: argparse.Namespace) -> None:
+    effort = QUICK if arguments.quick else FULL
+    if arguments.rounds:
+        effort = Effort(**{**effort.__dict__, "rounds": arguments.rounds})
+    for name in (arguments.against, arguments.subject):
+        try:
+            load_class(name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise SystemExit(f"bench: can't load {name}: {error}") from None
+    cpu = second_cpu = None
+    if hasattr(os, "sched_setaffinity"):
+        cpu = quietest_cpu() if arguments.cpu is None else arguments.cpu
+        second_cpu = min(os.sched_getaffinity(0) - {cpu}, default=None)
+        os.sched_setaffinity(0, {cpu})  # inherited by all workers
+    conditions = {"buffer_bytes": arguments.buffer_bytes, "second_cpu": second_cpu}
+    machine = describe_machine(cpu)
+    lines: list[Line] = []
+
+    def keep(line: Line) -> None:
+        lines.append(line)
+        print(f"{line.name}: {line.result} ({line.spread})", file=sys.stderr, flush=True)
+
+    for name in arguments.rows:
+        try:
+            if name == GUARD_ROW:
+                for line in measure_guard(arguments.subject, arguments.against, effort):
+                    keep(line)
+            elif name == IMPORT_ROW:
+                keep(measure_import(arguments.subject, arguments.against, effort))
+            else:
+                row = next(row for row in ROWS if row.name == name)
+                keep(measure_row(row, arguments.subject, arguments.against, effort, conditions))
+        except RowError as error:
+            title = next((row.title for row in ROWS if row.name == name), name)
+            keep(Line(name, title, "", "not measured", str(error).replace("|", "\\|"), "", "", None))
+    print(f"Speed of {arguments.subject} as a ratio to {arguments.against} (more than 1: faster). "
+          f"{machine['kernel']}, {machine['cpu']}, {machine['cores']} cores, all on CPU {cpu}; {machine['python']}, "
+          f"{machine['python_build']}. Load when it began: {machine['load_average']:.1f}.\n")
+    print(table(lines, arguments.against, arguments.subject))
+    missed = [line.name for line in lines if line.met is False]
+    print(f"\nMissed: {', '.join(missed)}." if missed else "\nNo bound was missed.")
+    if arguments.json:
+        rows = [{**line.__dict__} for line in lines]
+        arguments.json.write_text(json.dumps({"machine": machine, "subject": arguments.subject,
+                                              "against": arguments.against, "rows": rows}, indent=1) + "\n")
+
+
+def parse_rows(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if unknown := set(names) - set(ROW_NAMES):
+        raise argparse.ArgumentTypeError(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(ROW_NAMES)}")
+    return names
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--subject", default="longconn:KeepaliveSocket", metavar="MODULE:CLASS", help="whose speed it is")
+    parser.add_argument("--against", default="socket:socket", metavar="MODULE:CLASS", help="what it is compared to")
+    parser.add_argument("--rows", type=parse_rows, default=list(ROW_NAMES), metavar="NAME,..", help=", ".join(ROW_NAMES))
+    parser.add_argument("--quick", action="store_true", help="a look in under a minute instead of a measurement")
+    parser.add_argument("--rounds", type=int, help="rounds of each ratio")
+    parser.add_argument("--cpu", type=int, help="the CPU to use; without it the quietest")
+    parser.add_argument("--buffer-bytes", type=int, default=BUFFER_BYTES, metavar="N",
+                        help="SO_SNDBUF and SO_RCVBUF of both ends (%(default)s); 0: as the kernel tunes them")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to FILE")
+    parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker is None:
+        run_controller(arguments)
+    elif "guard" in arguments.worker:
+        run_guard_worker(arguments.worker)
+    else:
+        run_row_worker(arguments.worker)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+//! `fork`: our threads are stopped before, go on in the parent, and are gone in the child.
+//!
+//! CPython 3.12 and later warn when any thread runs at `os.fork`, a native one too; and a lock that another
+//! thread holds at that moment would stay locked in the child for ever. So all threads end first, and the locks
+//! are held, in one order, until both sides have begun anew.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+#[cfg(target_os = "linux")]
+use crate::engine::guard;
+use crate::engine::notices;
+
+/// How long a fork waits for a callback that is running.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+struct Held {
+    #[cfg(target_os = "linux")]
+    guard: guard::Held,
+    notices: notices::Held,
+}
+
+thread_local! {
+    static HELD: RefCell<Option<Held>> = const { RefCell::new(None) };
+}
+
+/// Before the fork, in the thread that forks, detached from Python.
+pub fn before() {
+    #[cfg(target_os = "linux")]
+    guard::stop_thread();
+    notices::stop_thread(PATIENCE);
+    let held = Held {
+        #[cfg(target_os = "linux")]
+        guard: guard::hold(),
+        notices: notices::hold(),
+    };
+    HELD.with(|slot| slot.replace(Some(held)));
+}
+
+pub fn after_in_parent() {
+    if let Some(held) = HELD.with(RefCell::take) {
+        held.notices.release_in_parent();
+        #[cfg(target_os = "linux")]
+        held.guard.release_in_parent();
+    }
+}
+
+pub fn after_in_child() {
+    if let Some(held) = HELD.with(RefCell::take) {
+        held.notices.release_in_child();
+        #[cfg(target_os = "linux")]
+        held.guard.release_in_child();
+    }
+}
+
+/// At the interpreter's exit: delivers what waits and ends all threads for good. Detached from Python.
+pub fn shut_down() {
+    #[cfg(target_os = "linux")]
+    {
+        guard::close();
+        guard::stop_thread();
+    }
+    notices::close();
+    notices::stop_thread(PATIENCE);
+}

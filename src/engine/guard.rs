@@ -1,0 +1,629 @@
+//! The guard's thread: looks at all guarded sockets, and aborts the connections whose path is dead.
+//!
+//! One thread and one lock, held for a short batch of looks at a time. Nobody waits for Python while holding
+//! it. Descriptors are the owners': the guard keeps a number and the socket's `SO_COOKIE`, reads from the number
+//! (harmless, whoever has it by now), believes what it read if the cookie is still the same afterwards, and acts
+//! only through a duplicate of its own whose cookie it has compared.
+//!
+//! The lock is std's, for the reason that `notices` gives.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use slab::Slab;
+use socket2::SockRef;
+
+use crate::engine::{clock, notices};
+use crate::net::keepalive::Keepalive;
+use crate::net::{sys, tcp_info};
+use crate::proto::verdict::{Cause, Judge, Sample, TcpState, Verdict};
+
+/// Looks in one go, before others get a chance at the lock: about 0.1 ms.
+const BATCH: usize = 64;
+/// What the kernel takes for `TCP_RTO_MAX_MS`.
+const RTO_MAX_LEAST: Duration = Duration::from_secs(1);
+const RTO_MAX_MOST: Duration = Duration::from_secs(120);
+
+/// Who found out that the path is dead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judged {
+    /// We did, and aborted the connection.
+    ByGuard,
+    /// The kernel's own keepalive or retransmission timer, while the guard was suspicious.
+    ByKernel,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conviction {
+    pub cause: Cause,
+    pub silence: Duration,
+    pub limit: Duration,
+    pub judged: Judged,
+}
+
+/// What to do for a socket besides looking at it.
+#[derive(Default)]
+pub struct Plan {
+    /// Keepalive options to set, and to put back when the guard is stopped.
+    pub keepalive: Option<Keepalive>,
+    /// The descriptor is closed through us only (a KeepaliveSocket's), so after a fork the child goes on.
+    pub is_owned: bool,
+    /// Takes connections that aren't made yet, and waits for them.
+    pub may_be_unconnected: bool,
+    pub on_lost: Option<Box<dyn FnOnce(Conviction) + Send>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    #[error("not a TCP socket")]
+    NotTcp,
+    #[error("not connected: its state is {}", .0.name())]
+    NotConnected(TcpState),
+    #[error("{0}")]
+    System(#[from] io::Error),
+}
+
+/// One guarded socket, as its owner sees it.
+#[derive(Debug)]
+pub struct Watch {
+    id: AtomicUsize,
+    limit: Duration,
+    looks: AtomicU64,
+    is_active: AtomicBool,
+    conviction: OnceLock<Conviction>,
+    /// The retransmission limit that was set at the start, if the kernel has one, in milliseconds.
+    rto_max: Option<u32>,
+    /// Kept, for a dead socket no longer knows it.
+    peer: OnceLock<SocketAddr>,
+}
+
+impl Watch {
+    #[must_use]
+    pub fn conviction(&self) -> Option<Conviction> {
+        self.conviction.get().copied()
+    }
+
+    /// Looks taken so far.
+    #[must_use]
+    pub fn looks(&self) -> u64 {
+        self.looks.load(Ordering::Relaxed)
+    }
+
+    /// False once the guard was stopped, has convicted, or the connection is over.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.is_active.load(Ordering::Relaxed)
+    }
+
+    #[must_use]
+    pub fn rto_max_ms(&self) -> Option<u32> {
+        self.rto_max
+    }
+
+    #[must_use]
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.peer.get().copied()
+    }
+
+    fn note_peer(&self, fd: BorrowedFd<'_>) {
+        if let Some(peer) = SockRef::from(&fd).peer_addr().ok().and_then(|peer| peer.as_socket()) {
+            let _ = self.peer.set(peer);
+        }
+    }
+}
+
+/// `TCP_RTO_MAX_MS` of a socket, in milliseconds: small, for every guarded connection has one.
+#[derive(Clone, Copy, Debug)]
+enum RtoMax {
+    /// The connection isn't made yet: it would cut the attempts to connect short.
+    NotYet,
+    Set { before: u32, now: u32 },
+    /// The kernel has no such option, or the program has set a lower value itself.
+    NotOurs,
+}
+
+struct Entry {
+    fd: RawFd,
+    cookie: u64,
+    judge: Judge,
+    watch: Arc<Watch>,
+    /// When the next look is due; `None` after a fork, until the child uses the socket.
+    due: Option<Instant>,
+    /// It has been a connection.
+    was_open: bool,
+    is_owned: bool,
+    is_suspect: bool,
+    segments_in: u32,
+    rto: RtoMax,
+    /// Keepalive options before and after our change.
+    keepalive: Option<Box<(Keepalive, Keepalive)>>,
+    on_lost: Option<Box<dyn FnOnce(Conviction) + Send>>,
+}
+
+struct Registry {
+    entries: Slab<Entry>,
+    due: BTreeSet<(Instant, usize)>,
+    thread: Option<JoinHandle<()>>,
+    ending: bool,
+    /// No thread is started any more: the interpreter is on its way out.
+    closed: bool,
+}
+
+static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
+    entries: Slab::new(),
+    due: BTreeSet::new(),
+    thread: None,
+    ending: false,
+    closed: false,
+});
+static CHANGED: Condvar = Condvar::new();
+/// Sockets that were inherited over a fork and not used since; zero nearly always, so that a look at it is all
+/// that the hot paths pay.
+static DORMANT: AtomicUsize = AtomicUsize::new(0);
+/// Stands in for a kernel without `TCP_RTO_MAX_MS`, in tests.
+static WITHOUT_RTO_MAX: AtomicBool = AtomicBool::new(false);
+
+fn lock() -> MutexGuard<'static, Registry> {
+    REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How long the kernel may wait between retransmissions, so that a verdict within `limit` has something to go by.
+#[must_use]
+pub fn rto_max_for(limit: Duration) -> Duration {
+    (limit / 10).clamp(RTO_MAX_LEAST, RTO_MAX_MOST)
+}
+
+/// Behave as a kernel before 6.15 would have us.
+pub fn pretend_no_rto_max(pretend: bool) {
+    WITHOUT_RTO_MAX.store(pretend, Ordering::Relaxed);
+}
+
+fn rto_max(fd: RawFd) -> Option<u32> {
+    if WITHOUT_RTO_MAX.load(Ordering::Relaxed) { None } else { sys::rto_max_ms(fd).ok() }
+}
+
+fn set_rto_max(fd: BorrowedFd<'_>, ms: u32) -> bool {
+    let done = sys::set_rto_max_ms(fd, ms);
+    if let Err(error) = &done {
+        log::warn!(target: "longconn.guard", "TCP_RTO_MAX_MS {ms} was refused: {error}");
+    }
+    done.is_ok()
+}
+
+/// True where the kernel has `TCP_RTO_MAX_MS`; asked of one socket, for kernels don't tell otherwise.
+#[must_use]
+pub fn has_rto_max(fd: RawFd) -> bool {
+    rto_max(fd).is_some()
+}
+
+/// Begins to guard a socket; the caller vouches that `fd` stays open during this call.
+pub fn start(fd: BorrowedFd<'_>, limit: Duration, plan: Plan) -> Result<Arc<Watch>, StartError> {
+    let number = fd.as_raw_fd();
+    if !sys::is_tcp(number)? {
+        return Err(StartError::NotTcp);
+    }
+    let sample = tcp_info::sample(number)?;
+    let is_open = sample.state.is_judged();
+    if !is_open && (!plan.may_be_unconnected || sample.state == TcpState::Listen) {
+        return Err(StartError::NotConnected(sample.state));
+    }
+    let cookie = sys::cookie(number)?;
+    let keepalive = match plan.keepalive {
+        Some(wanted) => {
+            let before = Keepalive::of(fd)?;
+            wanted.apply(fd)?;
+            Some(Box::new((before, wanted)))
+        }
+        None => None,
+    };
+    let rto = if is_open { bound_rto(fd, &sample, limit) } else { RtoMax::NotYet };
+    let now = clock::now();
+    let mut judge = Judge::new(limit);
+    judge.observe(now, &sample);
+    let watch = Arc::new(Watch {
+        id: AtomicUsize::new(usize::MAX),
+        limit,
+        looks: AtomicU64::new(0),
+        is_active: AtomicBool::new(true),
+        conviction: OnceLock::new(),
+        rto_max: match rto {
+            RtoMax::Set { now, .. } => Some(now),
+            RtoMax::NotYet | RtoMax::NotOurs => None,
+        },
+        peer: OnceLock::new(),
+    });
+    if is_open {
+        watch.note_peer(fd);
+    }
+    let entry = Entry {
+        fd: number,
+        cookie,
+        judge,
+        watch: watch.clone(),
+        due: None,
+        was_open: is_open,
+        is_owned: plan.is_owned,
+        is_suspect: false,
+        segments_in: sample.segments_in,
+        rto,
+        keepalive,
+        on_lost: plan.on_lost,
+    };
+    let mut registry = lock();
+    let id = registry.entries.insert(entry);
+    watch.id.store(id, Ordering::Relaxed);
+    let due = registry.due_after(id, now);
+    registry.schedule(id, due);
+    registry.start_thread_if_needed();
+    Ok(watch)
+}
+
+/// Bounds the retransmission timeout.
+fn bound_rto(fd: BorrowedFd<'_>, sample: &Sample, limit: Duration) -> RtoMax {
+    let Some(before) = rto_max(fd.as_raw_fd()) else { return RtoMax::NotOurs };
+    let now = milliseconds(rto_max_for(limit)).max(rto_for_path(sample));
+    if before > now && set_rto_max(fd, now) { RtoMax::Set { before, now } } else { RtoMax::NotOurs }
+}
+
+/// Under the path's round trip every segment would be sent again for nothing; four are what a retransmission
+/// timer allows for.
+fn rto_for_path(sample: &Sample) -> u32 {
+    milliseconds((4 * sample.round_trip).min(RTO_MAX_MOST))
+}
+
+fn milliseconds(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+/// Ends the guard of one socket. With `restore`, options that it set are put back, unless somebody has changed
+/// them since.
+pub fn stop(watch: &Arc<Watch>, restore: bool) {
+    let mut registry = lock();
+    let Some(id) = registry.find(watch) else { return };
+    let entry = registry.remove(id);
+    drop(registry);
+    if restore && let Some(pinned) = pin(&entry) {
+        entry.put_back(pinned.as_fd());
+    }
+}
+
+/// The socket's object no longer closes the descriptor: whoever has it now does.
+pub fn disown(watch: &Arc<Watch>) {
+    let mut registry = lock();
+    if let Some(id) = registry.find(watch) {
+        registry.entries[id].is_owned = false;
+    }
+}
+
+impl Entry {
+    fn put_back(&self, fd: BorrowedFd<'_>) {
+        if let Some(changed) = &self.keepalive {
+            let (before, wanted) = **changed;
+            let done = Keepalive::of(fd).and_then(|now| now.undoing(wanted, before).apply(fd));
+            if let Err(error) = done {
+                log::warn!(target: "longconn.guard", "keepalive options could not be put back: {error}");
+            }
+        }
+        if let RtoMax::Set { before, now } = self.rto
+            && rto_max(fd.as_raw_fd()) == Some(now)
+        {
+            set_rto_max(fd, before);
+        }
+    }
+}
+
+/// A duplicate of the entry's own socket, or nothing if the number is another's by now.
+fn pin(entry: &Entry) -> Option<OwnedFd> {
+    let pinned = sys::pin(entry.fd).ok()?;
+    (sys::cookie(pinned.as_raw_fd()).ok()? == entry.cookie).then_some(pinned)
+}
+
+impl Registry {
+    fn find(&self, watch: &Arc<Watch>) -> Option<usize> {
+        let id = watch.id.load(Ordering::Relaxed);
+        self.entries.get(id).is_some_and(|entry| Arc::ptr_eq(&entry.watch, watch)).then_some(id)
+    }
+
+    fn remove(&mut self, id: usize) -> Entry {
+        let entry = self.entries.remove(id);
+        match entry.due {
+            Some(due) => {
+                self.due.remove(&(due, id));
+            }
+            None => {
+                DORMANT.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        entry.watch.is_active.store(false, Ordering::Relaxed);
+        entry
+    }
+
+    /// Looks at healthy connections fall on a grid of a quarter of their period, so that thousands of them cost
+    /// a few wake-ups.
+    fn due_after(&self, id: usize, now: Instant) -> Instant {
+        let judge = &self.entries[id].judge;
+        let due = judge.next_look(now);
+        if self.entries[id].is_suspect {
+            return due;
+        }
+        let grid = (judge.period() / 4).as_micros().max(1);
+        let since_origin = due.saturating_duration_since(origin()).as_micros();
+        let early = u64::try_from(since_origin % grid).unwrap_or(0);
+        due - Duration::from_micros(early)
+    }
+
+    fn schedule(&mut self, id: usize, due: Instant) {
+        let is_first = self.due.first().is_none_or(|&(first, _)| due < first);
+        if let Some(old) = self.entries[id].due.replace(due) {
+            self.due.remove(&(old, id));
+        }
+        self.due.insert((due, id));
+        if is_first {
+            CHANGED.notify_all();
+        }
+    }
+
+    fn start_thread_if_needed(&mut self) {
+        if self.thread.is_none() && !self.closed && !self.due.is_empty() {
+            self.ending = false;
+            self.thread = thread::Builder::new().name("longconn-guard".into()).spawn(run).ok();
+        }
+    }
+
+    /// Looks at one socket.
+    fn look(&mut self, id: usize) {
+        let now = clock::now();
+        let entry = &mut self.entries[id];
+        let sample = tcp_info::sample(entry.fd);
+        // Only now: had the number changed hands before, the cookie would be another's.
+        let (Ok(sample), Ok(cookie)) = (sample, sys::cookie(entry.fd)) else {
+            self.remove(id);
+            return;
+        };
+        if cookie != entry.cookie {
+            self.remove(id);
+            return;
+        }
+        entry.watch.looks.fetch_add(1, Ordering::Relaxed);
+        let was_suspect = std::mem::replace(&mut entry.is_suspect, false);
+        match entry.judge.observe(now, &sample) {
+            Verdict::Answered => entry.was_open = true,
+            Verdict::Unanswered(since) => {
+                entry.was_open = true;
+                entry.is_suspect = true;
+                if since >= entry.watch.limit / 2 && since < entry.watch.limit / 2 + entry.judge.period() / 2 {
+                    log::debug!(
+                        target: "longconn.guard",
+                        "fd {}: nothing of ours answered for {:.1} s, limit {:.1} s",
+                        entry.fd, since.as_secs_f64(), entry.watch.limit.as_secs_f64(),
+                    );
+                }
+            }
+            Verdict::Dead { cause, silence } => {
+                entry.is_suspect = true;
+                if self.convict(id, cause, silence) {
+                    return;
+                }
+            }
+            Verdict::NotJudged => {
+                if self.is_over(id, &sample, was_suspect) {
+                    return;
+                }
+            }
+        }
+        let entry = &mut self.entries[id];
+        entry.segments_in = sample.segments_in;
+        if entry.was_open {
+            match entry.rto {
+                RtoMax::NotYet => self.connection_made(id, &sample),
+                RtoMax::Set { now, .. } if rto_for_path(&sample) > now => self.raise_rto(id, &sample),
+                RtoMax::Set { .. } | RtoMax::NotOurs => {}
+            }
+        }
+        let due = self.due_after(id, now);
+        self.schedule(id, due);
+    }
+
+    fn connection_made(&mut self, id: usize, sample: &Sample) {
+        let entry = &mut self.entries[id];
+        if let Some(pinned) = pin(entry) {
+            entry.watch.note_peer(pinned.as_fd());
+            entry.rto = bound_rto(pinned.as_fd(), sample, entry.watch.limit);
+        }
+    }
+
+    /// The path has turned out slower than it looked.
+    fn raise_rto(&mut self, id: usize, sample: &Sample) {
+        let entry = &mut self.entries[id];
+        if let RtoMax::Set { before, .. } = entry.rto
+            && let Some(pinned) = pin(entry)
+        {
+            let now = rto_for_path(sample).min(before);
+            entry.rto = if set_rto_max(pinned.as_fd(), now) {
+                RtoMax::Set { before, now }
+            } else {
+                RtoMax::NotOurs
+            };
+        }
+    }
+
+    /// Not a connection (yet, or any more): true if the guard has ended.
+    fn is_over(&mut self, id: usize, sample: &Sample, was_suspect: bool) -> bool {
+        let entry = &self.entries[id];
+        if !entry.was_open && sample.state != TcpState::Listen {
+            // a failed attempt to connect stays here too: the program may try again
+            return false;
+        }
+        // The kernel gave up by itself while we were counting; a reset that arrived would have been counted in.
+        if sample.state == TcpState::Close && was_suspect && sample.segments_in == entry.segments_in {
+            let silence = sample.since_ack_received.min(sample.since_data_received);
+            self.pronounce(id, Cause::Unreachable, silence, Judged::ByKernel);
+        } else {
+            self.remove(id);
+        }
+        true
+    }
+
+    /// Aborts a connection whose path is dead; false if it can't be done now, or turns out not to be needed.
+    fn convict(&mut self, id: usize, cause: Cause, silence: Duration) -> bool {
+        let entry = &mut self.entries[id];
+        let pinned = match sys::pin(entry.fd) {
+            Ok(pinned) => pinned,
+            Err(error) => {
+                // Out of descriptors, perhaps because of dead connections. It is tried again at the next look.
+                log::warn!(target: "longconn.guard", "fd {}: can't be aborted now: {error}", entry.fd);
+                return false;
+            }
+        };
+        if sys::cookie(pinned.as_raw_fd()).ok() != Some(entry.cookie) {
+            self.remove(id);
+            return true;
+        }
+        // An answer may have come since the look.
+        let (Ok(sample), now) = (tcp_info::sample(pinned.as_raw_fd()), clock::now()) else { return false };
+        if !matches!(entry.judge.observe(now, &sample), Verdict::Dead { .. }) {
+            return false;
+        }
+        // The verdict first, so that whoever is woken by the abort finds it.
+        self.pronounce(id, cause, silence, Judged::ByGuard);
+        if let Err(error) = sys::abort(pinned.as_fd()) {
+            log::error!(target: "longconn.guard", "a dead connection could not be aborted: {error}");
+        }
+        true
+    }
+
+    /// Tells all who guard this socket, by whatever descriptor, and ends their guard.
+    fn pronounce(&mut self, id: usize, cause: Cause, silence: Duration, judged: Judged) {
+        let cookie = self.entries[id].cookie;
+        let concerned: Vec<usize> =
+            self.entries.iter().filter(|(_, entry)| entry.cookie == cookie).map(|(id, _)| id).collect();
+        for id in concerned {
+            let entry = self.remove(id);
+            let conviction = Conviction { cause, silence, limit: entry.watch.limit, judged };
+            let _ = entry.watch.conviction.set(conviction);
+            log::warn!(
+                target: "longconn.guard",
+                "fd {}: peer lost ({cause:?}): nothing of ours answered for {:.1} s, limit {:.1} s",
+                entry.fd, silence.as_secs_f64(), entry.watch.limit.as_secs_f64(),
+            );
+            if let Some(on_lost) = entry.on_lost {
+                notices::call(Box::new(move || on_lost(conviction)));
+            }
+        }
+    }
+}
+
+/// Some instant; grids are counted from it.
+fn origin() -> Instant {
+    static ORIGIN: OnceLock<Instant> = OnceLock::new();
+    *ORIGIN.get_or_init(clock::now)
+}
+
+fn run() {
+    sys::block_signals();
+    let mut registry = lock();
+    while !registry.ending {
+        let now = clock::now();
+        for _ in 0..BATCH {
+            match registry.due.first() {
+                Some(&(due, id)) if due <= now => registry.look(id),
+                _ => break,
+            }
+        }
+        let wait = registry.due.first().map(|&(due, _)| due.saturating_duration_since(clock::now()));
+        registry = match wait {
+            Some(Duration::ZERO) => {
+                drop(registry);
+                thread::yield_now();
+                lock()
+            }
+            Some(wait) => CHANGED.wait_timeout(registry, wait).unwrap_or_else(PoisonError::into_inner).0,
+            None => CHANGED.wait(registry).unwrap_or_else(PoisonError::into_inner),
+        };
+    }
+}
+
+/// Ends the thread and waits for it; it never waits for anybody, so that is soon.
+pub fn stop_thread() {
+    let mut registry = lock();
+    registry.ending = true;
+    let thread = registry.thread.take();
+    drop(registry);
+    CHANGED.notify_all();
+    if let Some(thread) = thread {
+        let _ = thread.join();
+    }
+}
+
+/// No thread is started from here on.
+pub fn close() {
+    lock().closed = true;
+}
+
+/// True in a forked child that has inherited guarded sockets and not used them all.
+#[inline]
+#[must_use]
+pub fn any_dormant() -> bool {
+    DORMANT.load(Ordering::Relaxed) != 0
+}
+
+/// The child uses this socket: its guard goes on.
+pub fn wake(watch: &Arc<Watch>) {
+    let mut registry = lock();
+    if let Some(id) = registry.find(watch)
+        && registry.entries[id].due.is_none()
+    {
+        DORMANT.fetch_sub(1, Ordering::Relaxed);
+        // What was counted before the fork was counted by another process.
+        registry.entries[id].judge = Judge::new(watch.limit);
+        registry.schedule(id, clock::now());
+        registry.start_thread_if_needed();
+    }
+}
+
+/// The registry, held over a fork.
+pub struct Held(MutexGuard<'static, Registry>);
+
+#[must_use]
+pub fn hold() -> Held {
+    loop {
+        let registry = lock();
+        if registry.thread.is_none() {
+            return Held(registry);
+        }
+        // another Python thread has begun to guard something since the thread was stopped
+        drop(registry);
+        stop_thread();
+    }
+}
+
+impl Held {
+    pub fn release_in_parent(mut self) {
+        self.0.start_thread_if_needed();
+    }
+
+    /// Sockets of ours sleep until they are used; what somebody else's were guarded for is the parent's affair,
+    /// and so are the options on them.
+    pub fn release_in_child(mut self) {
+        self.0.due.clear();
+        let mut sleeping = 0;
+        self.0.entries.retain(|_, entry| {
+            entry.due = None;
+            entry.on_lost.take().map(std::mem::forget); // may hold objects of Python
+            if entry.is_owned {
+                sleeping += 1;
+            } else {
+                entry.watch.is_active.store(false, Ordering::Relaxed);
+            }
+            entry.is_owned
+        });
+        DORMANT.store(sleeping, Ordering::Relaxed);
+    }
+}

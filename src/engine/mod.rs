@@ -1,0 +1,7 @@
+//! The native threads: they own the clock, never attach to Python, and block all signals.
+
+pub mod clock;
+pub mod fork;
+#[cfg(target_os = "linux")]
+pub mod guard;
+pub mod notices;

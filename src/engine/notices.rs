@@ -1,0 +1,205 @@
+//! What Python is to be told: log records and callbacks wait here for a thread that may wait for Python.
+//!
+//! The guard must never wait for the interpreter, so it only posts. A thread of its own takes the notices and
+//! runs them; it starts with the first notice.
+//!
+//! The locks are std's: on Linux a futex each, without a table that all locks of the process share, so that a
+//! fork at the wrong moment leaves nothing locked in the child (parking_lot's table of waiting threads would).
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+
+use crate::engine::clock;
+use crate::net::sys;
+
+/// Notices that may wait; arbitrary, but a program that takes none for so long reads no log either.
+const CAPACITY: usize = 10_000;
+
+/// A log record that owns its text.
+#[derive(Debug)]
+pub struct LogLine {
+    pub level: Level,
+    pub target: String,
+    pub text: String,
+}
+
+enum Notice {
+    Log(LogLine),
+    Call(Box<dyn FnOnce() + Send>),
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Notice>,
+    dropped: u64,
+    thread: Option<JoinHandle<()>>,
+    /// Asked to end; what waits is delivered first.
+    ending: bool,
+    /// No thread is started any more: the interpreter is on its way out.
+    closed: bool,
+    running: bool,
+}
+
+static QUEUE: Mutex<Queue> = Mutex::new(Queue {
+    waiting: VecDeque::new(),
+    dropped: 0,
+    thread: None,
+    ending: false,
+    closed: false,
+    running: false,
+});
+static CHANGED: Condvar = Condvar::new();
+static SINK: OnceLock<fn(LogLine)> = OnceLock::new();
+
+fn lock() -> MutexGuard<'static, Queue> {
+    QUEUE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Makes the global `log` logger ours: it only queues. `sink` gets the records, on the thread of the notices.
+pub fn collect_log(sink: fn(LogLine)) {
+    if SINK.set(sink).is_ok() && log::set_logger(&QueueLogger).is_ok() {
+        log::set_max_level(LevelFilter::Debug);
+    }
+}
+
+struct QueueLogger;
+
+impl Log for QueueLogger {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        post(Notice::Log(LogLine {
+            level: record.level(),
+            target: record.target().to_owned(),
+            text: record.args().to_string(),
+        }));
+    }
+
+    fn flush(&self) {}
+}
+
+/// Has `callback` run soon, on the thread of the notices.
+pub fn call(callback: Box<dyn FnOnce() + Send>) {
+    post(Notice::Call(callback));
+}
+
+fn post(notice: Notice) {
+    let mut queue = lock();
+    if queue.waiting.len() >= CAPACITY {
+        queue.dropped += 1;
+        return;
+    }
+    queue.waiting.push_back(notice);
+    start_if_needed(&mut queue);
+    drop(queue);
+    CHANGED.notify_all();
+}
+
+fn start_if_needed(queue: &mut Queue) {
+    if queue.thread.is_none() && !queue.closed && !queue.waiting.is_empty() {
+        // Without memory for a thread the notices wait for the next try.
+        queue.ending = false;
+        queue.thread = thread::Builder::new().name("longconn-notices".into()).spawn(run).ok();
+        queue.running = queue.thread.is_some();
+    }
+}
+
+fn run() {
+    sys::block_signals();
+    let mut queue = lock();
+    loop {
+        if let Some(notice) = queue.waiting.pop_front() {
+            let dropped = std::mem::take(&mut queue.dropped);
+            drop(queue);
+            if dropped > 0 {
+                deliver(Notice::Log(LogLine {
+                    level: Level::Warn,
+                    target: module_path!().into(),
+                    text: format!("{dropped} log records or callbacks were dropped: too many were waiting"),
+                }));
+            }
+            deliver(notice);
+            queue = lock();
+        } else if queue.ending {
+            queue.running = false;
+            CHANGED.notify_all();
+            return;
+        } else {
+            queue = CHANGED.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+fn deliver(notice: Notice) {
+    match notice {
+        Notice::Log(line) => {
+            if let Some(sink) = SINK.get() {
+                sink(line);
+            }
+        }
+        Notice::Call(callback) => callback(),
+    }
+}
+
+/// Lets the thread deliver what waits and end; gives up after `patience`, when a callback takes so long, and at
+/// once when the caller is that thread. Must be called detached: callbacks need the interpreter.
+pub fn stop_thread(patience: Duration) {
+    let mut queue = lock();
+    if queue.thread.as_ref().is_some_and(|thread| thread.thread().id() == thread::current().id()) {
+        return;
+    }
+    queue.ending = true;
+    CHANGED.notify_all();
+    let deadline: Instant = clock::now() + patience;
+    while queue.running {
+        let left = deadline.saturating_duration_since(clock::now());
+        if left.is_zero() {
+            return;
+        }
+        queue = CHANGED.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
+    }
+    let thread = queue.thread.take();
+    drop(queue);
+    if let Some(thread) = thread {
+        let _ = thread.join();
+    }
+}
+
+/// No thread is started from here on.
+pub fn close() {
+    lock().closed = true;
+}
+
+/// The queue, held over a fork.
+pub struct Held(MutexGuard<'static, Queue>);
+
+#[must_use]
+pub fn hold() -> Held {
+    Held(lock())
+}
+
+impl Held {
+    pub fn release_in_parent(mut self) {
+        if self.0.running {
+            self.0.ending = false; // it didn't end in time: it goes on
+        }
+        start_if_needed(&mut self.0);
+        drop(self.0);
+        CHANGED.notify_all();
+    }
+
+    /// The parent delivers what waits; the child has no thread.
+    pub fn release_in_child(mut self) {
+        std::mem::forget(std::mem::take(&mut self.0.waiting)); // callbacks may hold objects of Python
+        self.0.thread.take().map(std::mem::forget);
+        self.0.running = false;
+        self.0.ending = false;
+        self.0.dropped = 0;
+    }
+}

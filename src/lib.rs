@@ -1,0 +1,11 @@
+//! longconn: long-lived TCP connections that know when the other side is gone.
+//!
+//! Arrows point one way: `py` -> `engine` -> `proto`, `net`. `proto` decides and touches nothing;
+//! `net` knows sockets and no protocol; `engine` owns the native thread and the clock; `py` converts.
+
+pub mod engine;
+pub mod net;
+pub mod proto;
+
+#[cfg(feature = "python")]
+mod py;

@@ -1,0 +1,5 @@
+//! Sockets, and no protocol: what the kernel is asked and told.
+
+pub mod keepalive;
+pub mod sys;
+pub mod tcp_info;

@@ -1,0 +1,4 @@
+//! Decisions: no clock, no socket, no thread, no Python.
+#![forbid(unsafe_code)]
+
+pub mod verdict;

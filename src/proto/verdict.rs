@@ -1,0 +1,373 @@
+//! Samples of TCP_INFO -> answered, unanswered, dead: the guard's mind.
+//!
+//! A path is dead when something of ours has been unanswered, at every look, for `limit`. What counts as
+//! unanswered was measured on Linux with cables that were really pulled:
+//!
+//! * segments in flight (`unacked`) while `bytes_acked` stands still, or
+//! * probes without an answer (`probes`): the kernel's keepalive probes on an idle connection, its window
+//!   probes when the peer's window is closed. A peer that merely reads slowly answers each of them, so it is
+//!   never convicted, which no socket option can promise.
+//! * The peer repeats segments that we have acknowledged, and our own probes aren't answered in between: what
+//!   we send doesn't arrive, though we hear the peer. Its repeats keep every clock of the kernel fresh.
+//!
+//! `last_ack_received` is no judge by itself: with one direction cut, the peer's retransmissions carry ACKs.
+
+use std::time::{Duration, Instant};
+
+/// Transmissions (an original and its repeats, or probes) that must all stay without an answer before anyone
+/// is convicted. One or two get lost on any path; the number is the usual keepalive count.
+const ATTEMPTS: u32 = 3;
+
+/// Repeated segments that tell that our acknowledgements are lost: each one but the first says that one more
+/// ACK didn't arrive.
+const REPEATS: u32 = 4;
+
+/// States of a TCP connection, numbered as in Linux's `include/net/tcp_states.h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcpState {
+    Established,
+    SynSent,
+    SynReceived,
+    FinWait1,
+    FinWait2,
+    TimeWait,
+    Close,
+    CloseWait,
+    LastAck,
+    Listen,
+    Closing,
+    Unknown(u8),
+}
+
+impl TcpState {
+    #[must_use]
+    pub fn from_kernel(number: u8) -> Self {
+        match number {
+            1 => Self::Established,
+            2 => Self::SynSent,
+            3 => Self::SynReceived,
+            4 => Self::FinWait1,
+            5 => Self::FinWait2,
+            6 => Self::TimeWait,
+            7 => Self::Close,
+            8 => Self::CloseWait,
+            9 => Self::LastAck,
+            10 => Self::Listen,
+            11 => Self::Closing,
+            other => Self::Unknown(other),
+        }
+    }
+
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Established => "ESTABLISHED",
+            Self::SynSent => "SYN_SENT",
+            Self::SynReceived => "SYN_RECV",
+            Self::FinWait1 => "FIN_WAIT1",
+            Self::FinWait2 => "FIN_WAIT2",
+            Self::TimeWait => "TIME_WAIT",
+            Self::Close => "CLOSE",
+            Self::CloseWait => "CLOSE_WAIT",
+            Self::LastAck => "LAST_ACK",
+            Self::Listen => "LISTEN",
+            Self::Closing => "CLOSING",
+            Self::Unknown(_) => "UNKNOWN",
+        }
+    }
+
+    /// A connection that isn't made yet.
+    #[must_use]
+    pub fn is_opening(self) -> bool {
+        matches!(self, Self::SynSent | Self::SynReceived)
+    }
+
+    /// Both kernels hold the connection and ours still owes or expects something. The half-closed states
+    /// belong here: a client that has shut down its sending side and waits for the answer hangs as any other.
+    #[must_use]
+    pub fn is_judged(self) -> bool {
+        matches!(
+            self,
+            Self::Established
+                | Self::CloseWait
+                | Self::FinWait1
+                | Self::FinWait2
+                | Self::Closing
+                | Self::LastAck
+        )
+    }
+}
+
+/// What one look at a connection shows (`struct tcp_info` in `linux/tcp.h`), as far as the guard needs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sample {
+    pub state: TcpState,
+    /// Segments in flight.
+    pub unacked: u32,
+    /// Probes without an answer: of keepalive or of a closed window.
+    pub probes: u32,
+    /// Segments sent again, in all.
+    pub total_retrans: u32,
+    pub bytes_acked: u64,
+    pub bytes_received: u64,
+    pub segments_in: u32,
+    pub data_segments_in: u32,
+    pub out_of_order_in: u32,
+    /// What we let the peer send; `None` where the kernel doesn't tell (before Linux 6.2).
+    pub receive_window: Option<u32>,
+    pub since_data_sent: Duration,
+    pub since_data_received: Duration,
+    pub since_ack_received: Duration,
+    pub round_trip: Duration,
+}
+
+impl Sample {
+    fn is_outstanding(&self) -> bool {
+        self.unacked > 0 || self.probes > 0
+    }
+
+    /// How long nothing at all has been heard.
+    fn silence(&self) -> Duration {
+        self.since_ack_received.min(self.since_data_received)
+    }
+}
+
+/// Why a path is dead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Nothing of ours is answered, and nothing is heard.
+    Unreachable,
+    /// Nothing of ours arrives, though the peer is heard.
+    Deaf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing is owed to us.
+    Answered,
+    /// Something of ours has been unanswered for so long.
+    Unanswered(Duration),
+    Dead { cause: Cause, silence: Duration },
+    /// There is no connection to be judged, now or any more.
+    NotJudged,
+}
+
+/// Something of ours that is unanswered.
+#[derive(Clone, Copy, Debug)]
+struct Outstanding {
+    since: Instant,
+    bytes_acked: u64,
+    probes: u32,
+    /// Counted from here, for [`ATTEMPTS`].
+    total_retrans: u32,
+    probes_before: u32,
+    /// `segments_in` an eighth of the limit later: what comes after that is heard in spite of the cut, what
+    /// came before may have been under way.
+    heard: Option<u32>,
+}
+
+/// The peer repeats itself.
+#[derive(Clone, Copy, Debug)]
+struct Repeats {
+    since: Instant,
+    count: u32,
+    last: Instant,
+    gap: Duration,
+    /// One of our own probes has stayed without an answer meanwhile.
+    probe_unanswered: bool,
+}
+
+/// What the last look showed, as far as the next one needs it.
+#[derive(Clone, Copy, Debug)]
+struct Look {
+    at: Instant,
+    probes: u32,
+    total_retrans: u32,
+    bytes_received: u64,
+    data_segments_in: u32,
+    out_of_order_in: u32,
+}
+
+/// Judges one connection.
+#[derive(Debug)]
+pub struct Judge {
+    limit: Duration,
+    last: Option<Look>,
+    outstanding: Option<Outstanding>,
+    repeats: Option<Repeats>,
+    /// Since when `probes` has been above zero at every look.
+    probing_since: Option<Instant>,
+}
+
+impl Judge {
+    #[must_use]
+    pub fn new(limit: Duration) -> Self {
+        Self { limit, last: None, outstanding: None, repeats: None, probing_since: None }
+    }
+
+    #[must_use]
+    pub fn limit(&self) -> Duration {
+        self.limit
+    }
+
+    /// How often a healthy connection is looked at; a suspicious one twice as often.
+    #[must_use]
+    pub fn period(&self) -> Duration {
+        self.limit / 8
+    }
+
+    /// When the next look is due, `now` being the time of the last one.
+    #[must_use]
+    pub fn next_look(&self, now: Instant) -> Instant {
+        let Some(outstanding) = self.outstanding else {
+            return now + if self.repeats.is_some() { self.period() / 2 } else { self.period() };
+        };
+        let verdict_due = outstanding.since + self.limit;
+        let regular = now + self.period() / 2;
+        if verdict_due > now { regular.min(verdict_due) } else { regular }
+    }
+
+    /// Takes one sample, looked at `now`.
+    pub fn observe(&mut self, now: Instant, sample: &Sample) -> Verdict {
+        if !sample.state.is_judged() {
+            *self = Self::new(self.limit);
+            return Verdict::NotJudged;
+        }
+        // Samples that weren't taken prove nothing: after a gap (we were stopped, or the machine was) the
+        // count starts anew, and wants something sent after it.
+        if self.last.is_some_and(|last| now.saturating_duration_since(last.at) > 2 * self.period()) {
+            self.outstanding = None;
+            self.repeats = None;
+            self.probing_since = None;
+            self.last = None;
+        }
+        let last = self.last;
+        self.note_outstanding(now, sample, last);
+        self.note_repeats(now, sample, last);
+        self.last = Some(Look {
+            at: now,
+            probes: sample.probes,
+            total_retrans: sample.total_retrans,
+            bytes_received: sample.bytes_received,
+            data_segments_in: sample.data_segments_in,
+            out_of_order_in: sample.out_of_order_in,
+        });
+        self.verdict(now, sample)
+    }
+
+    fn note_outstanding(&mut self, now: Instant, sample: &Sample, last: Option<Look>) {
+        self.probing_since = match self.probing_since {
+            _ if sample.probes == 0 => None,
+            Some(since) if last.is_some_and(|last| sample.probes >= last.probes) => Some(since),
+            _ => Some(now),
+        };
+        if !sample.is_outstanding() {
+            self.outstanding = None;
+            return;
+        }
+        match &mut self.outstanding {
+            // A count of probes that falls has met an answer between two looks.
+            Some(outstanding)
+                if sample.bytes_acked == outstanding.bytes_acked && sample.probes >= outstanding.probes =>
+            {
+                outstanding.probes = sample.probes;
+                if outstanding.heard.is_none()
+                    && now.saturating_duration_since(outstanding.since) >= self.limit / 8
+                {
+                    outstanding.heard = Some(sample.segments_in);
+                }
+            }
+            _ => {
+                // The flight began after the last ACK, and not after the last segment was sent.
+                let age = match last {
+                    Some(last) if sample.unacked > 0 => sample
+                        .since_data_sent
+                        .min(sample.since_ack_received)
+                        .min(now.saturating_duration_since(last.at)),
+                    _ => Duration::ZERO,
+                };
+                let before = last.map_or((sample.total_retrans, sample.probes), |last| {
+                    // probes that were answered meanwhile count from zero
+                    (last.total_retrans, if sample.probes >= last.probes { last.probes } else { 0 })
+                });
+                let since = now.checked_sub(age).unwrap_or(now);
+                self.outstanding = Some(Outstanding {
+                    since,
+                    bytes_acked: sample.bytes_acked,
+                    probes: sample.probes,
+                    total_retrans: before.0,
+                    probes_before: before.1,
+                    heard: None,
+                });
+            }
+        }
+    }
+
+    fn note_repeats(&mut self, now: Instant, sample: &Sample, last: Option<Look>) {
+        let Some(last) = last else { return };
+        // With our window closed some systems probe it with a byte of data: a repeat that means nothing.
+        let progress = sample.bytes_received != last.bytes_received;
+        if progress || sample.receive_window.is_none_or(|window| window == 0) {
+            self.repeats = None;
+            return;
+        }
+        // Segments out of order fill the room behind a hole: they are new.
+        let arrived = sample.data_segments_in.wrapping_sub(last.data_segments_in);
+        let repeated = arrived.saturating_sub(sample.out_of_order_in.wrapping_sub(last.out_of_order_in));
+        match &mut self.repeats {
+            None if repeated > 0 => {
+                self.repeats = Some(Repeats {
+                    since: now,
+                    count: repeated,
+                    last: now,
+                    gap: Duration::ZERO,
+                    probe_unanswered: false,
+                });
+            }
+            None => {}
+            Some(repeats) if repeated > 0 => {
+                repeats.count = repeats.count.saturating_add(repeated);
+                repeats.gap = now.saturating_duration_since(repeats.last);
+                repeats.last = now;
+            }
+            // The retransmission timer doubles; a peer that is silent for longer has got our ACK.
+            Some(repeats) => {
+                let quiet = now.saturating_duration_since(repeats.last);
+                if quiet > (repeats.gap * 5 / 2).max(2 * self.period()) {
+                    self.repeats = None;
+                }
+            }
+        }
+        // A living kernel answers a probe at once; four round trips, at least 60 ms, are ample.
+        let patience = (4 * sample.round_trip).max(Duration::from_millis(60));
+        if let (Some(repeats), Some(since)) = (&mut self.repeats, self.probing_since)
+            && now.saturating_duration_since(since) >= patience
+        {
+            repeats.probe_unanswered = true;
+        }
+    }
+
+    fn verdict(&self, now: Instant, sample: &Sample) -> Verdict {
+        if let Some(repeats) = self.repeats {
+            let silence = now.saturating_duration_since(repeats.since);
+            if silence >= self.limit && repeats.count >= REPEATS && repeats.probe_unanswered {
+                return Verdict::Dead { cause: Cause::Deaf, silence };
+            }
+        }
+        let Some(outstanding) = self.outstanding else { return Verdict::Answered };
+        let unanswered = now.saturating_duration_since(outstanding.since);
+        // A flight's first transmission is an attempt that no counter shows.
+        let repeated = sample.total_retrans.wrapping_sub(outstanding.total_retrans);
+        let probed = sample.probes.saturating_sub(outstanding.probes_before);
+        let attempts = probed.max(if sample.unacked > 0 { repeated.saturating_add(1) } else { 0 });
+        if unanswered < self.limit || attempts < ATTEMPTS {
+            return Verdict::Unanswered(unanswered);
+        }
+        let deaf = outstanding.heard.is_some_and(|heard| sample.segments_in != heard);
+        if deaf {
+            Verdict::Dead { cause: Cause::Deaf, silence: unanswered }
+        } else {
+            Verdict::Dead { cause: Cause::Unreachable, silence: sample.silence().max(unanswered) }
+        }
+    }
+}

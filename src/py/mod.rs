@@ -1,0 +1,39 @@
+//! The Python module: converts, detaches, converts. Decisions are made further in.
+
+mod buffer;
+mod errors;
+mod fork;
+mod guard;
+mod keepalive;
+mod notices;
+mod socket;
+mod tcp_info;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+mod _longconn {
+    use pyo3::prelude::*;
+
+    use crate::net::sys;
+
+    #[pymodule_export]
+    use super::fork::{after_in_child, after_in_parent, before_fork, shut_down};
+    #[pymodule_export]
+    use super::guard::{Watch, has_rto_max, pretend_no_rto_max, rto_max_for, watch};
+    #[pymodule_export]
+    use super::keepalive::{apply_keepalive, keepalive_of};
+    #[pymodule_export]
+    use super::socket::SocketMixin;
+    #[pymodule_export]
+    use super::tcp_info::{TcpInfo, tcp_info};
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::notices::collect();
+        module.add("PLATFORM", sys::PLATFORM)?;
+        module.add("KEEPALIVE_SECONDS", sys::KEEPALIVE_SECONDS)?;
+        module.add("KEEPALIVE_COUNT", sys::KEEPALIVE_COUNT)?;
+        module.add("HAS_GUARD", sys::HAS_GUARD)
+    }
+}

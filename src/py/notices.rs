@@ -1,0 +1,39 @@
+//! Log records of the native side, handed to Python's `logging` on the thread of the notices.
+
+use log::{Log, Record};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3_log::{Caching, Logger};
+
+use crate::engine::notices::{self, LogLine};
+
+static LOGGER: PyOnceLock<Logger> = PyOnceLock::new();
+
+pub(super) fn collect() {
+    notices::collect_log(deliver);
+}
+
+/// Nothing is cached, so that a level set by the program counts at once; records are few.
+fn deliver(line: LogLine) {
+    // None: the interpreter is going, and nobody reads this any more
+    Python::try_attach(|py| {
+        let logger = LOGGER.get_or_try_init(py, || {
+            // A library stays quiet unless the program asks (logging HOWTO, "Configuring Logging for a Library").
+            let logging = py.import("logging")?;
+            logging
+                .call_method1("getLogger", ("longconn",))?
+                .call_method1("addHandler", (logging.call_method0("NullHandler")?,))?;
+            Logger::new(py, Caching::Nothing)
+        });
+        match logger {
+            Ok(logger) => logger.log(
+                &Record::builder()
+                    .level(line.level)
+                    .target(&line.target)
+                    .args(format_args!("{}", line.text))
+                    .build(),
+            ),
+            Err(error) => error.write_unraisable(py, None),
+        }
+    });
+}

@@ -1,0 +1,496 @@
+//! The hot methods of KeepaliveSocket, with the semantics of `Modules/socketmodule.c`.
+//!
+//! A mixin without fields, so that the class stays a true subclass of `socket.socket`. What makes it faster:
+//! CPython polls first and then calls; with a timeout we call first and poll only when there is nothing. A call
+//! that can't block isn't blocking I/O, so small ones don't give the GIL away: beside a busy Python thread that
+//! saves the wait to get it back. Everything unusual (flags, odd sizes) is left to the stdlib's own method.
+
+use std::cell::Cell;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, RawFd};
+use std::time::{Duration, Instant};
+
+use pyo3::exceptions::{PyOSError, PyTimeoutError};
+use pyo3::ffi;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBytes, PyDict, PyTuple};
+use socket2::SockRef;
+
+use super::buffer::Buffer;
+use super::errors::os_error;
+use super::guard::Watch;
+use crate::engine::{clock, guard};
+use crate::net::sys;
+
+/// `recv` of up to so much goes by the stack.
+const SMALL: usize = 8 * 1024;
+/// Larger requests of `recv` are the stdlib's; datagrams (at most 212,992 bytes by `net.core.wmem_max`) fit.
+const LARGE: usize = 256 * 1024;
+/// What is copied in while the GIL is held: the time of a few bytecodes' loop.
+const HELD_RECV: usize = 64 * 1024;
+const HELD_SEND: usize = 16 * 1024;
+
+/// The stdlib's own methods, unbound.
+struct Base {
+    fileno: Py<PyAny>,
+    gettimeout: Py<PyAny>,
+    class: Py<PyAny>,
+}
+
+static BASE: PyOnceLock<Base> = PyOnceLock::new();
+
+fn base(py: Python<'_>) -> PyResult<&'static Base> {
+    BASE.get_or_try_init(py, || {
+        let class = py.import("_socket")?.getattr("socket")?;
+        Ok(Base {
+            fileno: class.getattr("fileno")?.unbind(),
+            gettimeout: class.getattr("gettimeout")?.unbind(),
+            class: class.unbind(),
+        })
+    })
+}
+
+#[derive(Clone, Copy)]
+enum Mode {
+    Blocking,
+    NonBlocking,
+    Until(Duration),
+}
+
+/// Why a call didn't succeed.
+enum Trouble {
+    System(io::Error),
+    /// A signal handler raised, or the time was up.
+    Python(PyErr),
+}
+
+impl From<io::Error> for Trouble {
+    fn from(error: io::Error) -> Self {
+        Self::System(error)
+    }
+}
+
+impl From<PyErr> for Trouble {
+    fn from(error: PyErr) -> Self {
+        Self::Python(error)
+    }
+}
+
+/// One call of a method: the socket, and what counts for it.
+struct Call<'a, 'py> {
+    object: &'a Bound<'py, SocketMixin>,
+    py: Python<'py>,
+    fd: RawFd,
+    mode: Mode,
+}
+
+/// Which way a call wants to go.
+#[derive(Clone, Copy)]
+enum Way {
+    In,
+    Out,
+}
+
+impl<'a, 'py> Call<'a, 'py> {
+    fn new(object: &'a Bound<'py, SocketMixin>) -> PyResult<Self> {
+        let py = object.py();
+        let base = base(py)?;
+        let fd: RawFd = base.fileno.bind(py).call1((object,))?.extract()?;
+        // poll(2) ignores -1, and would wait
+        if fd < 0 {
+            return Err(os_error(&io::Error::from_raw_os_error(libc::EBADF)));
+        }
+        let timeout: Option<f64> = base.gettimeout.bind(py).call1((object,))?.extract()?;
+        let mode = match timeout {
+            None => Mode::Blocking,
+            Some(0.0) => Mode::NonBlocking,
+            Some(seconds) => Mode::Until(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)),
+        };
+        if guard::any_dormant() {
+            wake(object)?;
+        }
+        Ok(Self { object, py, fd, mode })
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        match self.mode {
+            Mode::Until(timeout) => clock::now().checked_add(timeout),
+            _ => None,
+        }
+    }
+
+    fn socket(&self) -> BorrowedFd<'a> {
+        // SAFETY: not -1 (see `new`). The object that owns it is borrowed; should another thread close it, the
+        // kernel says so or the number is another's, exactly as with the stdlib, which copies the number too.
+        unsafe { BorrowedFd::borrow_raw(self.fd) }
+    }
+
+    /// Runs `attempt` until it doesn't say that it would block (`sock_call_ex`). `held`: an attempt is short, so
+    /// where it can't block it keeps the GIL.
+    fn until_done(
+        &self,
+        way: Way,
+        deadline: Option<Instant>,
+        held: bool,
+        mut attempt: impl FnMut() -> io::Result<usize> + Send,
+    ) -> Result<usize, Trouble> {
+        let held = held && !matches!(self.mode, Mode::Blocking);
+        loop {
+            let result = if held { attempt() } else { self.py.detach(&mut attempt) };
+            match result {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => self.py.check_signals()?,
+                Err(error)
+                    if error.kind() == io::ErrorKind::WouldBlock && matches!(self.mode, Mode::Until(_)) =>
+                {
+                    self.wait(way, deadline)?;
+                }
+                other => return Ok(other?),
+            }
+        }
+    }
+
+    /// Waits until the socket is ready, without the GIL, however often signals come.
+    fn wait(&self, way: Way, deadline: Option<Instant>) -> Result<(), Trouble> {
+        let events = match way {
+            Way::In => libc::POLLIN,
+            Way::Out => libc::POLLOUT,
+        };
+        loop {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(clock::now()));
+            let fd = self.fd;
+            match self.py.detach(|| sys::wait_ready(fd, events, left)) {
+                Ok(true) => return Ok(()),
+                Ok(false) => return Err(PyTimeoutError::new_err("timed out").into()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => self.py.check_signals()?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn read(&self, room: &mut [MaybeUninit<u8>]) -> PyResult<usize> {
+        let held = room.len() <= HELD_RECV;
+        let socket = self.socket();
+        let got = self.until_done(Way::In, self.deadline(), held, || SockRef::from(&socket).recv(room));
+        match got {
+            Ok(0) if !room.is_empty() => self.explained(None, Way::In),
+            Ok(got) => Ok(got),
+            Err(trouble) => self.raised(trouble, Way::In),
+        }
+    }
+
+    /// One `send`, of `data` as far as there is room; blocking, all of it.
+    fn write(&self, data: &[u8], deadline: Option<Instant>) -> Result<usize, Trouble> {
+        let socket = self.socket();
+        let held = data.len() <= HELD_SEND;
+        if !matches!(self.mode, Mode::Blocking) {
+            return self.until_done(Way::Out, deadline, held, || SockRef::from(&socket).send(data));
+        }
+        let mut sent = 0;
+        if held {
+            match SockRef::from(&socket).send_with_flags(data, libc::MSG_DONTWAIT) {
+                Ok(all) if all == data.len() => return Ok(all),
+                Ok(some) => sent = some,
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let rest = &data[sent..];
+        loop {
+            match self.py.detach(|| SockRef::from(&socket).send(rest)) {
+                Ok(more) => return Ok(sent + more),
+                // as the kernel does for a send that a signal has cut short; the handler runs after us
+                Err(_) if sent > 0 => return Ok(sent),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => self.py.check_signals()?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn raised(&self, trouble: Trouble, way: Way) -> PyResult<usize> {
+        match trouble {
+            Trouble::Python(error) => Err(error),
+            Trouble::System(error) => self.explained(Some(error), way),
+        }
+    }
+
+    /// A failure, or the end of the stream, as the class explains it: `PeerLost` once, the stdlib's way afterwards.
+    fn explained(&self, error: Option<io::Error>, way: Way) -> PyResult<usize> {
+        let code = match &error {
+            None => 0,
+            Some(error) => match error.raw_os_error() {
+                Some(code) if may_be_loss(code) => code,
+                _ => return Err(os_error(error)),
+            },
+        };
+        match explain(self.object.as_any(), code, way)? {
+            Explanation::Raise(raised) => Err(raised),
+            Explanation::EndOfStream => Ok(0),
+            Explanation::Nothing => error.map_or(Ok(0), |error| Err(os_error(&error))),
+        }
+    }
+}
+
+/// Errors that a lost peer may be behind; all others are passed on without a look.
+fn may_be_loss(code: i32) -> bool {
+    matches!(
+        code,
+        libc::ECONNRESET
+            | libc::EPIPE
+            | libc::ETIMEDOUT
+            | libc::EHOSTUNREACH
+            | libc::ENETUNREACH
+            | libc::ENOTCONN
+    )
+}
+
+enum Explanation {
+    Raise(PyErr),
+    EndOfStream,
+    Nothing,
+}
+
+fn explain(object: &Bound<'_, PyAny>, code: i32, way: Way) -> PyResult<Explanation> {
+    let py = object.py();
+    let reading = matches!(way, Way::In);
+    let told = object.call_method1(intern!(py, "_keepalive_explain"), (code, reading))?;
+    Ok(if told.is_none() {
+        Explanation::Nothing
+    } else if told.is_instance_of::<PyOSError>() {
+        Explanation::Raise(PyErr::from_value(told))
+    } else {
+        Explanation::EndOfStream
+    })
+}
+
+#[cold]
+fn wake(object: &Bound<'_, SocketMixin>) -> PyResult<()> {
+    let py = object.py();
+    if let Ok(watch) = object.getattr(intern!(py, "_keepalive_watch"))?.cast_into::<Watch>() {
+        let inner = watch.get().inner.clone();
+        py.detach(|| guard::wake(&inner));
+    }
+    Ok(())
+}
+
+thread_local! {
+    /// Room for `recv` of more than [`SMALL`] when it isn't known how much will come; kept, never zeroed.
+    static ROOM: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// A `bytes` object of what `fill` has written, in room for `size` bytes of the object itself: no copy if it
+/// fills them all, which is what FIONREAD has promised.
+fn bytes_of<'py>(
+    py: Python<'py>,
+    size: usize,
+    fill: impl FnOnce(&mut [MaybeUninit<u8>]) -> PyResult<usize>,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let length = ffi::Py_ssize_t::try_from(size)?;
+    // SAFETY: attached; a new bytes object of `size` uninitialised bytes, or null with an exception set.
+    let object = unsafe {
+        Bound::from_owned_ptr_or_err(py, ffi::PyBytes_FromStringAndSize(std::ptr::null(), length))?
+    };
+    // SAFETY: the object has `size` bytes there, and nobody else knows of it yet (documented use of
+    // PyBytes_FromStringAndSize with NULL); they count as uninitialised until the kernel has written them.
+    let room = unsafe {
+        std::slice::from_raw_parts_mut(ffi::PyBytes_AsString(object.as_ptr()).cast::<MaybeUninit<u8>>(), size)
+    };
+    let got = fill(room)?;
+    let filled = &room[..got];
+    // SAFETY: `got` bytes were written.
+    let filled = unsafe { std::slice::from_raw_parts(filled.as_ptr().cast::<u8>(), got) };
+    if got < size { Ok(PyBytes::new(py, filled)) } else { Ok(object.cast_into()?) }
+}
+
+/// The mixin: `class KeepaliveSocket(SocketMixin, socket.socket)`.
+#[pyclass(subclass, frozen, module = "longconn._longconn")]
+pub(super) struct SocketMixin;
+
+impl SocketMixin {
+    /// The stdlib's own method, its errors explained.
+    fn delegate<'py>(
+        object: &Bound<'py, Self>,
+        name: &Bound<'py, pyo3::types::PyString>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+        way: Way,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = object.py();
+        if guard::any_dormant() {
+            wake(object)?;
+        }
+        let method = base(py)?.class.bind(py).getattr(name)?;
+        let all: Vec<Bound<'py, PyAny>> = std::iter::once(object.clone().into_any()).chain(args.iter()).collect();
+        let error = match method.call(PyTuple::new(py, all)?, kwargs) {
+            Ok(result) => return Ok(result),
+            Err(error) if error.is_instance_of::<PyOSError>(py) => error,
+            Err(error) => return Err(error),
+        };
+        let code: Option<i32> = error.value(py).getattr(intern!(py, "errno"))?.extract()?;
+        match code {
+            Some(code) if may_be_loss(code) => match explain(object.as_any(), code, way)? {
+                Explanation::Raise(raised) => Err(raised),
+                Explanation::EndOfStream => end_of_stream(py, name.to_cow()?.as_ref()),
+                Explanation::Nothing => Err(error),
+            },
+            _ => Err(error),
+        }
+    }
+}
+
+/// What each of the stdlib's methods returns at the end of a stream.
+fn end_of_stream<'py>(py: Python<'py>, method: &str) -> PyResult<Bound<'py, PyAny>> {
+    use pyo3::IntoPyObjectExt;
+    let empty = PyBytes::new(py, b"");
+    let no_messages = pyo3::types::PyList::empty(py);
+    match method {
+        "recv" => empty.into_bound_py_any(py),
+        "recvfrom" => (empty, py.None()).into_bound_py_any(py),
+        "recvfrom_into" => (0, py.None()).into_bound_py_any(py),
+        "recvmsg" => (empty, no_messages, 0, py.None()).into_bound_py_any(py),
+        "recvmsg_into" => (0, no_messages, 0, py.None()).into_bound_py_any(py),
+        _ => 0.into_bound_py_any(py),
+    }
+}
+
+#[pymethods]
+impl SocketMixin {
+    #[pyo3(signature = (bufsize, flags = 0, /))]
+    fn recv<'py>(slf: &Bound<'py, Self>, bufsize: isize, flags: i32) -> PyResult<Bound<'py, PyAny>> {
+        let py = slf.py();
+        let size = match usize::try_from(bufsize) {
+            Ok(size) if size > 0 && size <= LARGE && flags == 0 => size,
+            _ => {
+                let args = (bufsize, flags).into_pyobject(py)?;
+                return Self::delegate(slf, intern!(py, "recv"), &args, None, Way::In);
+            }
+        };
+        let call = Call::new(slf)?;
+        if size <= SMALL {
+            let mut room = [MaybeUninit::<u8>::uninit(); SMALL];
+            let got = call.read(&mut room[..size])?;
+            // SAFETY: `got` bytes were written.
+            let filled = unsafe { std::slice::from_raw_parts(room.as_ptr().cast::<u8>(), got) };
+            return Ok(PyBytes::new(py, filled).into_any());
+        }
+        let ready = sys::bytes_readable(call.fd).unwrap_or(0);
+        if ready > 0 {
+            return Ok(bytes_of(py, size.min(ready), |room| call.read(room))?.into_any());
+        }
+        // A signal handler may call recv while we wait, and then finds the place empty.
+        let mut room = ROOM.take();
+        room.clear();
+        room.reserve(size);
+        let got = call.read(&mut room.spare_capacity_mut()[..size]);
+        let result = got.map(|got| {
+            // SAFETY: `got` bytes were written.
+            unsafe { room.set_len(got) };
+            PyBytes::new(py, &room).into_any()
+        });
+        ROOM.set(room);
+        result
+    }
+
+    #[pyo3(signature = (buffer, nbytes = 0, flags = 0))]
+    fn recv_into<'py>(
+        slf: &Bound<'py, Self>,
+        buffer: &Bound<'py, PyAny>,
+        nbytes: isize,
+        flags: i32,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = slf.py();
+        let mut view = Buffer::writable(buffer, "recv_into")?;
+        let size = match usize::try_from(nbytes) {
+            Ok(0) => view.len(),
+            Ok(size) if size <= view.len() => size,
+            _ => 0,
+        };
+        if size == 0 || flags != 0 {
+            drop(view);
+            let args = (buffer, nbytes, flags).into_pyobject(py)?;
+            return Self::delegate(slf, intern!(py, "recv_into"), &args, None, Way::In);
+        }
+        let got = Call::new(slf)?.read(&mut view.room()[..size])?;
+        Ok(got.into_pyobject(py)?.into_any())
+    }
+
+    #[pyo3(signature = (data, flags = 0, /))]
+    fn send<'py>(slf: &Bound<'py, Self>, data: &Bound<'py, PyAny>, flags: i32) -> PyResult<Bound<'py, PyAny>> {
+        let py = slf.py();
+        if flags != 0 {
+            let args = (data, flags).into_pyobject(py)?;
+            return Self::delegate(slf, intern!(py, "send"), &args, None, Way::Out);
+        }
+        let view;
+        let bytes = match data.cast_exact::<PyBytes>() {
+            Ok(bytes) => bytes.as_bytes(),
+            Err(_) => {
+                view = Buffer::readable(data)?;
+                view.bytes()
+            }
+        };
+        let call = Call::new(slf)?;
+        let sent = call.write(bytes, call.deadline()).or_else(|trouble| call.raised(trouble, Way::Out))?;
+        Ok(sent.into_pyobject(py)?.into_any())
+    }
+
+    #[pyo3(signature = (data, flags = 0, /))]
+    fn sendall<'py>(slf: &Bound<'py, Self>, data: &Bound<'py, PyAny>, flags: i32) -> PyResult<Bound<'py, PyAny>> {
+        let py = slf.py();
+        if flags != 0 {
+            let args = (data, flags).into_pyobject(py)?;
+            return Self::delegate(slf, intern!(py, "sendall"), &args, None, Way::Out);
+        }
+        let view = Buffer::readable(data)?;
+        let mut rest = view.bytes();
+        let call = Call::new(slf)?;
+        // The whole has the timeout of one call, as the stdlib's since 3.5.
+        let deadline = call.deadline();
+        loop {
+            let sent = call.write(rest, deadline).or_else(|trouble| call.raised(trouble, Way::Out))?;
+            rest = &rest[sent..];
+            // A send that a signal cut short returns what went out, and not EINTR.
+            py.check_signals()?;
+            if rest.is_empty() {
+                return Ok(py.None().into_bound(py));
+            }
+        }
+    }
+
+    #[pyo3(signature = (*args))]
+    fn recvfrom<'py>(slf: &Bound<'py, Self>, args: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
+        Self::delegate(slf, intern!(slf.py(), "recvfrom"), args, None, Way::In)
+    }
+
+    #[pyo3(signature = (*args, **kwargs))]
+    fn recvfrom_into<'py>(
+        slf: &Bound<'py, Self>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        Self::delegate(slf, intern!(slf.py(), "recvfrom_into"), args, kwargs, Way::In)
+    }
+
+    #[pyo3(signature = (*args))]
+    fn recvmsg<'py>(slf: &Bound<'py, Self>, args: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
+        Self::delegate(slf, intern!(slf.py(), "recvmsg"), args, None, Way::In)
+    }
+
+    #[pyo3(signature = (*args))]
+    fn recvmsg_into<'py>(slf: &Bound<'py, Self>, args: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
+        Self::delegate(slf, intern!(slf.py(), "recvmsg_into"), args, None, Way::In)
+    }
+
+    #[pyo3(signature = (*args))]
+    fn sendto<'py>(slf: &Bound<'py, Self>, args: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
+        Self::delegate(slf, intern!(slf.py(), "sendto"), args, None, Way::Out)
+    }
+
+    #[pyo3(signature = (*args))]
+    fn sendmsg<'py>(slf: &Bound<'py, Self>, args: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
+        Self::delegate(slf, intern!(slf.py(), "sendmsg"), args, None, Way::Out)
+    }
+}
