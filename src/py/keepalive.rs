@@ -56,3 +56,10 @@ pub(super) fn keepalive_of(fd: RawFd) -> PyResult<Options> {
     let seconds = |value: Option<std::time::Duration>| value.map(|value| value.as_secs_f64());
     Ok((now.enabled, seconds(now.idle), seconds(now.interval), now.count, seconds(now.user_timeout)))
 }
+
+/// (domain, type, protocol)
+#[pyfunction]
+pub(super) fn socket_kind(fd: RawFd) -> PyResult<(i32, i32, i32)> {
+    borrow(fd)?;
+    crate::net::sys::socket_kind(fd).map_err(|e| os_error(&e))
+}

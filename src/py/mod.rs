@@ -22,7 +22,7 @@ mod _longconn {
     #[pymodule_export]
     use super::guard::{Watch, has_rto_max, pretend_no_rto_max, rto_max_for, watch};
     #[pymodule_export]
-    use super::keepalive::{apply_keepalive, keepalive_of};
+    use super::keepalive::{apply_keepalive, keepalive_of, socket_kind};
     #[pymodule_export]
     use super::socket::SocketMixin;
     #[pymodule_export]

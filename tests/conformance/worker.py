@@ -39,7 +39,8 @@ def enter_private_network() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     uid, gid = os.getuid(), os.getgid()
     if libc.unshare(clone_newnet) != 0:
-        if libc.unshare(clone_newuser | clone_newnet) != 0:
+        # A root without the right to do that may not map itself either (CAP_SETFCAP, user_namespaces(7)).
+        if uid == 0 or libc.unshare(clone_newuser | clone_newnet) != 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         for name, text in ("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1"):
             with open(f"/proc/self/{name}", "w") as file:
@@ -184,7 +185,6 @@ def main() -> None:
     def watch(limit: float) -> None:
         faulthandler.dump_traceback_later(limit, exit=True, file=sys.__stderr__)
 
-    watch(FIXTURE_LIMIT)
     private = True
     try:
         enter_private_network()
@@ -192,6 +192,7 @@ def main() -> None:
         private = False
         emit("note", text=f"no private network namespace ({error}): the tests share this machine's loopback")
     end_with_parent()
+    watch(FIXTURE_LIMIT)  # only now: its thread would keep us from making a user namespace
     instances = put_in_place(job["way"], job["factory"])
 
     import time
@@ -205,12 +206,13 @@ def main() -> None:
     support.verbose = 0
 
     class Recorder(unittest.TestResult):
+        def __init__(self) -> None:
+            super().__init__()
+            self.begin()  # Python 3.12.1 does not start tests that are skipped by a decorator
+
         def begin(self) -> None:
             self.outcome, self.reason = "passed", ""
             self.before = instances.ours, instances.stdlib, time.monotonic()
-
-        def startTestRun(self) -> None:
-            self.begin()  # Python 3.12.1 does not start tests that are skipped by a decorator
 
         def startTest(self, test: Any) -> None:
             super().startTest(test)
@@ -272,9 +274,7 @@ def main() -> None:
             if wanted.search(name) and name not in done and (only is None or name in only):
                 test.conformance_id = name
                 chosen.append(test)
-        recorder = Recorder()
-        recorder.startTestRun()
-        unittest.TestSuite(chosen).run(recorder)
+        unittest.TestSuite(chosen).run(Recorder())
     emit("finished")
     os._exit(0)  # a thread that a broken test left must not hold us
 

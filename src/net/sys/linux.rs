@@ -126,10 +126,14 @@ pub fn cookie(fd: RawFd) -> io::Result<u64> {
     get_option(fd, libc::SOL_SOCKET, libc::SO_COOKIE).map(|(cookie, _)| cookie)
 }
 
-/// `SO_PROTOCOL`: what the socket really speaks; MPTCP and SCTP are streams too.
+/// Domain, type and protocol of a socket; the last tells TCP from MPTCP and SCTP, which are streams too.
+pub fn socket_kind(fd: RawFd) -> io::Result<(i32, i32, i32)> {
+    let number = |name| get_option::<libc::c_int>(fd, libc::SOL_SOCKET, name).map(|(value, _)| value);
+    Ok((number(libc::SO_DOMAIN)?, number(libc::SO_TYPE)?, number(libc::SO_PROTOCOL)?))
+}
+
 pub fn is_tcp(fd: RawFd) -> io::Result<bool> {
-    let (protocol, _): (libc::c_int, usize) = get_option(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL)?;
-    let (domain, _): (libc::c_int, usize) = get_option(fd, libc::SOL_SOCKET, libc::SO_DOMAIN)?;
+    let (domain, _, protocol) = socket_kind(fd)?;
     Ok(protocol == libc::IPPROTO_TCP && matches!(domain, libc::AF_INET | libc::AF_INET6))
 }
 

@@ -1,0 +1,365 @@
+"""KeepaliveSocket: a drop-in for `socket.socket` that raises when the other side is gone."""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import os
+import socket
+import sys
+import weakref
+from typing import Any
+
+from . import _longconn
+from .errors import Cause, PeerLost, peer_lost
+from .guarding import lost_by
+from .keepalive import PROGRAM_OPTIONS, Keepalive, is_tcp, resolve, with_program_options
+
+__all__ = ["KeepaliveSocket"]
+
+_Base = socket.socket  # the stdlib's, whatever takes its place later
+_family = _socket.socket.family.__get__  # type: ignore[attr-defined]
+_kind = _socket.socket.type.__get__  # type: ignore[attr-defined]
+_proto = _socket.socket.proto.__get__  # type: ignore[attr-defined]
+_fileno = _socket.socket.fileno
+_TIMED_OUT = frozenset((errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH))
+_IN_PROGRESS = frozenset((0, errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR))
+_OPEN = frozenset(("ESTABLISHED", "CLOSE_WAIT", "FIN_WAIT1", "FIN_WAIT2", "CLOSING", "LAST_ACK", "SYN_SENT"))
+_ACCEPTED: Any = object()
+#: Made of a descriptor that another object may be about to detach: ssl wraps sockets in this way.
+_adopted: weakref.WeakValueDictionary[int, KeepaliveSocket] = weakref.WeakValueDictionary()
+
+
+class KeepaliveSocket(_longconn.SocketMixin, _Base):
+    """A `socket.socket` that notices a dead peer and says so.
+
+    Everything is as in the stdlib, and works for every kind of socket. On TCP sockets the kernel's keepalive
+    and longconn's guard are switched on, when the socket connects, listens or is made of a descriptor. When the
+    other side is gone, whoever waits in a call, or makes the next one, gets `PeerLost`, once; afterwards the
+    socket behaves as after the kernel's ETIMEDOUT: ``recv`` gives ``b""``, ``send`` raises ``BrokenPipeError``.
+
+    What the program sets itself wins: ``SO_KEEPALIVE=0`` ends the kernel's probes but not the guard,
+    ``SO_KEEPALIVE=1`` keeps our timings, ``TCP_KEEPIDLE`` and the like replace them.
+
+    Args:
+        family, type, proto, fileno: As for `socket.socket`.
+        keepalive: A `Keepalive`; None is the process's default (see `set_default_keepalive`), False is off.
+
+    Raises:
+        ValueError: A `Keepalive` was given for a socket that isn't TCP.
+    """
+
+    __slots__ = ("_keepalive_chosen", "_keepalive_lost", "_keepalive_settings", "_keepalive_watch")
+
+    _keepalive_settings: Keepalive | None
+    _keepalive_chosen: dict[str, int] | None
+    _keepalive_watch: _longconn.Watch | None
+    _keepalive_lost: Cause | None
+
+    def __init__(
+        self,
+        family: int = -1,
+        type: int = -1,
+        proto: int = -1,
+        fileno: int | None = None,
+        *,
+        keepalive: Keepalive | bool | None = None,
+    ) -> None:
+        if keepalive is not _ACCEPTED:
+            self._keepalive_settings = resolve(keepalive)
+        self._keepalive_chosen = None
+        self._keepalive_watch = None
+        self._keepalive_lost = None
+        _Base.__init__(self, family, type, proto, fileno)
+        if isinstance(keepalive, Keepalive) and not self._keepalive_is_tcp():
+            # the descriptor, if it was given, is its owner's again
+            _Base.close(self) if fileno is None else _Base.detach(self)
+            raise ValueError(f"keepalive applies to TCP, not to family {family!r}, type {type!r}")
+        if fileno is not None and keepalive is not _ACCEPTED:
+            self._keepalive_adopt()
+
+    # ---- what is to be done, and when
+
+    def _keepalive_is_tcp(self) -> bool:
+        return is_tcp(_family(self), _kind(self), _proto(self))
+
+    def _keepalive_effective(self) -> Keepalive | None:
+        """Our settings with what the program has chosen itself."""
+        settings, chosen = self._keepalive_settings, self._keepalive_chosen
+        if settings is None or not chosen:
+            return settings
+        return with_program_options(settings, chosen)
+
+    def _keepalive_apply(self) -> None:
+        """Sets the kernel's options, except those that the program has set itself."""
+        settings = self._keepalive_settings
+        if settings is None or not self._keepalive_is_tcp():
+            return
+        chosen = self._keepalive_chosen or {}
+        wanted: dict[str, Any] = {
+            "enabled": settings.probes,
+            "idle": settings.idle,
+            "interval": settings.interval,
+            "count": settings.count,
+            "user_timeout": settings.user_timeout,
+        }
+        if not settings.probes:
+            wanted = {"enabled": False, "user_timeout": settings.user_timeout}
+        _longconn.apply_keepalive(
+            _fileno(self), **{name: value for name, value in wanted.items() if name not in chosen}
+        )
+
+    def _keepalive_open(self) -> None:
+        """A connection is made or being made: it is guarded from now on."""
+        old = self._keepalive_watch
+        if old is not None:
+            old.stop()
+            self._keepalive_watch = None
+        self._keepalive_lost = None
+        settings = self._keepalive_effective()
+        if settings is None or not self._keepalive_is_tcp():
+            return
+        limit = settings.guard_limit
+        if limit is not None and _longconn.HAS_GUARD:
+            self._keepalive_watch = _longconn.watch(_fileno(self), limit, is_owned=True, may_be_unconnected=True)
+
+    def _keepalive_adopt(self) -> None:
+        """Made of a descriptor: what it is already counts at once."""
+        _adopted[_fileno(self)] = self
+        if self._keepalive_settings is None or not self._keepalive_is_tcp():
+            return
+        state = self.tcp_info().state if _longconn.HAS_GUARD else "ESTABLISHED"
+        if state in _OPEN or state == "LISTEN":
+            self._keepalive_apply()
+        if state in _OPEN:
+            self._keepalive_open()
+
+    def _keepalive_explain(self, code: int, reading: bool) -> OSError | int | None:
+        """What an error, or the end of the stream (0), means. Called by the native methods.
+
+        Returns an exception to be raised, 0 for the end of the stream, None to go on as the stdlib does.
+        """
+        if self._keepalive_lost is not None:
+            # told already: as after the kernel's ETIMEDOUT
+            return 0 if reading else BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+        watch = self._keepalive_watch
+        conviction = None if watch is None else watch.conviction
+        error: PeerLost
+        if watch is not None and conviction is not None:
+            error = lost_by(watch, conviction)
+        elif code not in _TIMED_OUT and code != errno.ECONNRESET or not self._keepalive_is_tcp():
+            return None
+        else:
+            error = peer_lost(code, Cause.RESET if code == errno.ECONNRESET else Cause.UNREACHABLE,
+                              **self._keepalive_last_heard(code))
+        self._keepalive_lost = error.cause
+        if watch is not None:
+            watch.stop()
+        return error
+
+    def _keepalive_last_heard(self, code: int) -> dict[str, Any]:
+        """Details of a loss that the kernel has found; a dead socket still knows when it was last heard."""
+        watch, settings = self._keepalive_watch, self._keepalive_effective()
+        details: dict[str, Any] = {"peer": None if watch is None else watch.peer}
+        try:
+            info = self.tcp_info()
+        except OSError:
+            pass
+        else:
+            details["silence"] = min(info.last_ack_received_ms, info.last_data_received_ms) / 1000
+        if settings is not None and code == errno.ETIMEDOUT:
+            details["limit"] = settings.user_timeout or float(settings.idle + settings.interval * settings.count)
+        return details
+
+    # ---- what the program sees
+
+    @property
+    def keepalive(self) -> Keepalive | None:
+        """The settings in force, with what the program has set by ``setsockopt``; None if off, or not TCP.
+
+        Settable at any time: a `Keepalive`, None for the process's default, False for off. A live connection
+        takes it over at once.
+        """
+        if not self._keepalive_is_tcp():
+            return None
+        if self._keepalive_settings is None and (self._keepalive_chosen or {}).get("enabled"):
+            # off as far as we go, but the program has switched the kernel's on
+            _, idle, interval, count, user_timeout = _longconn.keepalive_of(_fileno(self))
+            return Keepalive(int(idle), int(interval), count, user_timeout or None, guard=False)
+        return self._keepalive_effective()
+
+    @keepalive.setter
+    def keepalive(self, keepalive: Keepalive | bool | None) -> None:
+        settings = resolve(keepalive)
+        if not self._keepalive_is_tcp():
+            if settings is not None and keepalive is not None:
+                raise ValueError("keepalive applies to TCP; this socket is not TCP")
+            self._keepalive_settings = settings
+            return
+        fd = _fileno(self)
+        if fd < 0:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        was_on = self._keepalive_settings is not None
+        self._keepalive_settings = settings
+        self._keepalive_chosen = None
+        if settings is not None:
+            self._keepalive_apply()
+        elif was_on:
+            _longconn.apply_keepalive(fd, enabled=False)
+        if self._keepalive_watch is not None:
+            self._keepalive_watch.stop(restore=True)
+            self._keepalive_watch = None
+        if settings is not None and self._keepalive_lost is None and _longconn.HAS_GUARD and (
+            self.tcp_info().state in _OPEN
+        ):
+            self._keepalive_open()
+
+    @property
+    def lost(self) -> Cause | None:
+        """Why the other side counts as lost, once that is known; None before."""
+        if self._keepalive_lost is None and self._keepalive_watch is not None:
+            conviction = self._keepalive_watch.conviction
+            return None if conviction is None else Cause(conviction[0])
+        return self._keepalive_lost
+
+    def tcp_info(self) -> _longconn.TcpInfo:
+        """What the kernel knows of the connection (TCP_INFO, tcp(7)), as a named value with units in the names.
+
+        Raises:
+            OSError: The socket is closed, or not TCP.
+        """
+        fd = _fileno(self)
+        if fd < 0:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return _longconn.tcp_info(fd)
+
+    def __repr__(self) -> str:
+        text = _Base.__repr__(self)
+        if _fileno(self) < 0 or not self._keepalive_is_tcp():
+            return text
+        settings = self.keepalive
+        if self.lost is not None:
+            more = f"lost={self.lost}"
+        elif settings is None:
+            more = "keepalive=off"
+        else:
+            more = f"keepalive={settings.idle}/{settings.interval}/{settings.count}" if settings.probes else "keepalive=off"
+            limit = settings.guard_limit
+            more += f", guard={limit:g} s" if limit is not None else ", guard=off"
+        return f"{text[:-1]}, {more}>"
+
+    # ---- the stdlib's methods around which something has to be done
+
+    def connect(self, address: Any, /) -> None:
+        self._keepalive_apply()
+        try:
+            _Base.connect(self, address)
+        except BlockingIOError:
+            self._keepalive_open()
+            raise
+        self._keepalive_open()
+
+    def connect_ex(self, address: Any, /) -> int:
+        self._keepalive_apply()
+        code = _Base.connect_ex(self, address)
+        if code in _IN_PROGRESS:
+            self._keepalive_open()
+        return code
+
+    def listen(self, *backlog: int) -> None:
+        self._keepalive_apply()
+        _Base.listen(self, *backlog)
+
+    def accept(self) -> tuple[KeepaliveSocket, Any]:
+        """As `socket.socket.accept`; the connection is a KeepaliveSocket with this one's settings."""
+        fd, address = self._accept()  # type: ignore[attr-defined]
+        sock = KeepaliveSocket(_family(self), _kind(self), _proto(self), fd, keepalive=_ACCEPTED)
+        sock._keepalive_settings = self._keepalive_settings
+        if self._keepalive_chosen:
+            sock._keepalive_chosen = dict(self._keepalive_chosen)
+        # Elsewhere than on Linux not all options are inherited from the listener.
+        if sys.platform != "linux":
+            sock._keepalive_apply()
+        sock._keepalive_open()
+        # as the stdlib: a listener's timeout must not leave the new socket non-blocking (bpo-7995)
+        if socket.getdefaulttimeout() is None and self.gettimeout():
+            sock.setblocking(True)
+        return sock, address
+
+    def setsockopt(self, level: int, optname: int, value: Any, *optlen: int) -> None:
+        _Base.setsockopt(self, level, optname, value, *optlen)
+        name = PROGRAM_OPTIONS.get((level, optname))
+        if name is not None and value is not None and self._keepalive_is_tcp():
+            self._keepalive_choose(name, value if isinstance(value, int) else int.from_bytes(value, sys.byteorder))
+
+    def _keepalive_choose(self, name: str, value: int) -> None:
+        """The program has set one of our options itself."""
+        before = self._keepalive_effective()
+        self._keepalive_chosen = {**(self._keepalive_chosen or {}), name: value}
+        after = self._keepalive_effective()
+        if after is None or before is None:
+            return
+        if name == "enabled" and value and not before.probes and self._keepalive_watch is not None:
+            self._keepalive_apply()
+        if after.guard_limit != before.guard_limit and self._keepalive_watch is not None:
+            self._keepalive_open()
+
+    def dup(self) -> KeepaliveSocket:
+        sock: KeepaliveSocket = _Base.dup(self)  # type: ignore[assignment]
+        sock._keepalive_take_over(self)
+        return sock
+
+    def detach(self) -> int:
+        """As `socket.socket.detach`; what keeps the connection alive and guarded stays on the descriptor."""
+        fd = _fileno(self)
+        if fd >= 0 and self._keepalive_settings is not None and self._keepalive_is_tcp():
+            heir = _adopted.get(fd)
+            if heir is not None and heir is not self and _fileno(heir) == fd:
+                heir._keepalive_take_over(self)
+                if self._keepalive_watch is not None:
+                    self._keepalive_watch.stop()
+            else:
+                self._keepalive_leave(fd)
+            self._keepalive_watch = None
+        return _Base.detach(self)
+
+    def _keepalive_leave(self, fd: int) -> None:
+        """Somebody else will use the descriptor."""
+        if self._keepalive_watch is not None:
+            self._keepalive_watch.disown()
+            return
+        self._keepalive_apply()
+        settings = self._keepalive_effective()
+        limit = None if settings is None or not _longconn.HAS_GUARD else settings.guard_limit
+        if limit is not None and self._keepalive_lost is None and self.tcp_info().state != "LISTEN":
+            _longconn.watch(fd, limit, may_be_unconnected=True)
+
+    def _keepalive_take_over(self, other: KeepaliveSocket) -> None:
+        """Settings of another object for the same connection."""
+        if self._keepalive_settings == other._keepalive_settings and not other._keepalive_chosen:
+            return
+        self._keepalive_settings = other._keepalive_settings
+        self._keepalive_chosen = dict(other._keepalive_chosen) if other._keepalive_chosen else None
+        self._keepalive_apply()
+        if self._keepalive_watch is not None:
+            self._keepalive_open()
+
+    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
+        try:
+            return _Base.sendfile(self, file, offset, count)
+        except PeerLost:
+            raise
+        except OSError as error:
+            explained = self._keepalive_explain(error.errno, False) if error.errno else None
+            if isinstance(explained, OSError):
+                raise explained from None
+            raise
+
+    def _real_close(self, *args: Any) -> None:
+        watch = self._keepalive_watch
+        if watch is not None:
+            watch.stop()
+        _Base._real_close(self, *args)  # type: ignore[attr-defined]
+
+
+KeepaliveSocket.__module__ = "longconn"
