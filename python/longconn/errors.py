@@ -84,9 +84,11 @@ def peer_lost(
 ) -> PeerLost:
     """Make the `PeerLost` that fits *errno*, with a text for people."""
     # hosts of IPv6 carry colons of their own
-    who = "peer {}:{}".format(f"[{peer[0]}]" if ":" in str(peer[0]) else peer[0], peer[1]) if (
-        isinstance(peer, tuple) and len(peer) >= 2
-    ) else "peer"
+    who = (
+        "peer {}:{}".format(f"[{peer[0]}]" if ":" in str(peer[0]) else peer[0], peer[1])
+        if (isinstance(peer, tuple) and len(peer) >= 2)
+        else "peer"
+    )
     text = {
         Cause.UNREACHABLE: f"{who} is unreachable: nothing we sent was answered",
         Cause.DEAF: f"{who} is heard, but nothing we send arrives there",

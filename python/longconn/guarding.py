@@ -82,7 +82,7 @@ class Guard:
 
     def _choose_probes(self, fd: int, keepalive: Keepalive | bool | None) -> tuple[float, float, int] | None:
         enabled, idle, interval, count, _ = _longconn.keepalive_of(fd)
-        if keepalive is False or isinstance(keepalive, Keepalive) and not keepalive.probes:
+        if keepalive is False or (isinstance(keepalive, Keepalive) and not keepalive.probes):
             if not enabled:
                 self.notes += ("keepalive is left off: a dead path isn't seen while nothing is in flight",)
                 return None

@@ -38,9 +38,7 @@ _OPTIONS = {
 }
 #: What a program may set by itself: (level, option) -> our name for it.
 PROGRAM_OPTIONS: dict[tuple[int, int], str] = {
-    (level, getattr(socket, option)): name
-    for name, (level, option) in _OPTIONS.items()
-    if hasattr(socket, option)
+    (level, getattr(socket, option)): name for name, (level, option) in _OPTIONS.items() if hasattr(socket, option)
 }
 
 
@@ -85,9 +83,7 @@ def _whole_seconds(value: object, name: str) -> int:
     least, most = _longconn.KEEPALIVE_SECONDS
     # NaN is neither, infinity is over
     if not least <= seconds <= most or seconds != int(seconds):
-        raise ValueError(
-            f"{name}={seconds:g}: {_longconn.PLATFORM} takes whole seconds from {least} to {most}"
-        )
+        raise ValueError(f"{name}={seconds:g}: {_longconn.PLATFORM} takes whole seconds from {least} to {most}")
     return int(seconds)
 
 
@@ -130,8 +126,9 @@ class Keepalive:
         if self.user_timeout is not None:
             seconds = _seconds(self.user_timeout, "user_timeout")
             if not _USER_TIMEOUT[0] <= seconds <= _USER_TIMEOUT[1]:
-                raise ValueError("user_timeout={:g}: {} takes {} s to {:.0f} s".format(
-                    seconds, _longconn.PLATFORM, *_USER_TIMEOUT))
+                raise ValueError(
+                    "user_timeout={:g}: {} takes {} s to {:.0f} s".format(seconds, _longconn.PLATFORM, *_USER_TIMEOUT)
+                )
             set_(self, "user_timeout", seconds)
         if not isinstance(self.guard, bool):
             set_(self, "guard", check_limit(self.guard))
@@ -270,7 +267,7 @@ class Keepalive:
                 continue
             option = _OPTIONS[name][1]
             try:
-                _longconn.apply_keepalive(fd, **{name: value})
+                _longconn.apply_keepalive(fd, **{name: value})  # type: ignore[arg-type]
             except OSError as error:
                 done.refused[option] = error.strerror or str(error)
             else:
@@ -323,9 +320,11 @@ class Keepalive:
         return kwargs
 
     def __repr__(self) -> str:
-        changed = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self)[3:]
-                   if getattr(self, f.name) != f.default or isinstance(getattr(self, f.name), bool) != isinstance(f.default, bool)]
-        return f"Keepalive({', '.join([f'{self.idle}, {self.interval}, {self.count}', *changed])})"
+        # identity: a guard of 1 s equals True
+        more = [(field.name, getattr(self, field.name)) for field in fields(self)[3:]]
+        defaults = {field.name: field.default for field in fields(self)}
+        changed = [f", {name}={value!r}" for name, value in more if value is not defaults[name]]
+        return f"Keepalive({self.idle}, {self.interval}, {self.count}{''.join(changed)})"
 
 
 def check_limit(limit: object) -> float:
@@ -341,9 +340,14 @@ def check_tcp(fd: int) -> None:
     """Refuse what isn't TCP, by name."""
     family, kind, protocol = _longconn.socket_kind(fd)
     if not is_tcp(family, kind, protocol):
-        names = {socket.SOCK_DGRAM: "UDP" if family in (socket.AF_INET, socket.AF_INET6) else "datagram"}
-        what = "Unix" if family == getattr(socket, "AF_UNIX", None) else names.get(kind, f"{family!r} {kind!r}")
-        raise ValueError(f"keepalive and the guard apply to TCP; this is a {what} socket")
+        internet = family in (socket.AF_INET, socket.AF_INET6)
+        if family == getattr(socket, "AF_UNIX", None):
+            what = "Unix"
+        elif internet and kind == socket.SOCK_DGRAM:
+            what = "UDP"
+        else:
+            what = f"family {family}, type {kind}, protocol {protocol}"
+        raise ValueError(f"keepalive and the guard apply to TCP; this socket is {what}")
 
 
 def is_tcp(family: int, kind: int, protocol: int) -> bool:
@@ -378,7 +382,7 @@ def _sysctl(name: str, otherwise: int) -> int:
 
 
 def _doubling(first: float, times: int, most: float) -> float:
-    return sum(min(first * 2**n, most) for n in range(times))
+    return sum(min(first * 2.0**n, most) for n in range(times))
 
 
 def _connecting(user_timeout: float | None) -> float | None:
@@ -461,10 +465,7 @@ def set_default_keepalive(keepalive: Keepalive | bool | None) -> None:
             ``LONGCONN_KEEPALIVE`` (``IDLE,INTERVAL,COUNT[,GUARD]`` or ``off``), else ``Keepalive()``.
     """
     global _default
-    if keepalive is None or keepalive is True:
-        _default = _default_from_environment()
-    else:
-        _default = resolve(keepalive)
+    _default = _default_from_environment() if keepalive is None or keepalive is True else resolve(keepalive)
 
 
 def resolve(keepalive: Keepalive | bool | None) -> Keepalive | None:

@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import weakref
+from contextlib import suppress
 from typing import Any
 
 from . import _longconn
@@ -18,9 +19,9 @@ from .keepalive import PROGRAM_OPTIONS, Keepalive, is_tcp, resolve, with_program
 __all__ = ["KeepaliveSocket"]
 
 _Base = socket.socket  # the stdlib's, whatever takes its place later
-_family = _socket.socket.family.__get__  # type: ignore[attr-defined]
-_kind = _socket.socket.type.__get__  # type: ignore[attr-defined]
-_proto = _socket.socket.proto.__get__  # type: ignore[attr-defined]
+_family = _socket.socket.family.__get__
+_kind = _socket.socket.type.__get__
+_proto = _socket.socket.proto.__get__
 _fileno = _socket.socket.fileno
 _TIMED_OUT = frozenset((errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH))
 _IN_PROGRESS = frozenset((0, errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR))
@@ -147,11 +148,12 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
         error: PeerLost
         if watch is not None and conviction is not None:
             error = lost_by(watch, conviction)
-        elif code not in _TIMED_OUT and code != errno.ECONNRESET or not self._keepalive_is_tcp():
+        elif (code not in _TIMED_OUT and code != errno.ECONNRESET) or not self._keepalive_is_tcp():
             return None
         else:
-            error = peer_lost(code, Cause.RESET if code == errno.ECONNRESET else Cause.UNREACHABLE,
-                              **self._keepalive_last_heard(code))
+            error = peer_lost(
+                code, Cause.RESET if code == errno.ECONNRESET else Cause.UNREACHABLE, **self._keepalive_last_heard(code)
+            )
         self._keepalive_lost = error.cause
         if watch is not None:
             watch.stop()
@@ -209,8 +211,11 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
         if self._keepalive_watch is not None:
             self._keepalive_watch.stop(restore=True)
             self._keepalive_watch = None
-        if settings is not None and self._keepalive_lost is None and _longconn.HAS_GUARD and (
-            self.tcp_info().state in _OPEN
+        if (
+            settings is not None
+            and self._keepalive_lost is None
+            and _longconn.HAS_GUARD
+            and (self.tcp_info().state in _OPEN)
         ):
             self._keepalive_open()
 
@@ -243,9 +248,10 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
         elif settings is None:
             more = "keepalive=off"
         else:
-            more = f"keepalive={settings.idle}/{settings.interval}/{settings.count}" if settings.probes else "keepalive=off"
+            timings = f"{settings.idle}/{settings.interval}/{settings.count}"
             limit = settings.guard_limit
-            more += f", guard={limit:g} s" if limit is not None else ", guard=off"
+            more = f"keepalive={timings if settings.probes else 'off'}"
+            more += ", guard=off" if limit is None else f", guard={limit:g} s"
         return f"{text[:-1]}, {more}>"
 
     # ---- the stdlib's methods around which something has to be done
@@ -305,7 +311,7 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
             self._keepalive_open()
 
     def dup(self) -> KeepaliveSocket:
-        sock: KeepaliveSocket = _Base.dup(self)  # type: ignore[assignment]
+        sock: KeepaliveSocket = _Base.dup(self)
         sock._keepalive_take_over(self)
         return sock
 
@@ -328,11 +334,13 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
         if self._keepalive_watch is not None:
             self._keepalive_watch.disown()
             return
-        self._keepalive_apply()
         settings = self._keepalive_effective()
         limit = None if settings is None or not _longconn.HAS_GUARD else settings.guard_limit
-        if limit is not None and self._keepalive_lost is None and self.tcp_info().state != "LISTEN":
-            _longconn.watch(fd, limit, may_be_unconnected=True)
+        # the number may have been closed behind our back; detach() doesn't ask either
+        with suppress(OSError):
+            self._keepalive_apply()
+            if limit is not None and self._keepalive_lost is None and self.tcp_info().state != "LISTEN":
+                _longconn.watch(fd, limit, may_be_unconnected=True)
 
     def _keepalive_take_over(self, other: KeepaliveSocket) -> None:
         """Settings of another object for the same connection."""

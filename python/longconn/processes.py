@@ -26,7 +26,12 @@ def _reduce(sock: KeepaliveSocket) -> tuple[Any, tuple[Any, ...]]:
     from multiprocessing.reduction import DupFd
 
     return _rebuild, (
-        DupFd(sock.fileno()), sock.family, sock.type, sock.proto, sock._keepalive_settings, sock._keepalive_chosen
+        DupFd(sock.fileno()),
+        sock.family,
+        sock.type,
+        sock.proto,
+        sock._keepalive_settings,
+        sock._keepalive_chosen,
     )
 
 
@@ -59,4 +64,4 @@ def register() -> None:
     if _REDUCTION in sys.modules:
         _register()
     else:
-        sys.meta_path.insert(0, _WhenImported())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _WhenImported())

@@ -9,9 +9,9 @@ import types as _types
 
 from .keepalive_socket import KeepaliveSocket
 
-globals().update({
-    _name: _value for _name, _value in vars(_stdlib).items() if not (_name.startswith("__") and _name.endswith("__"))
-})
+globals().update(
+    {_name: _value for _name, _value in vars(_stdlib).items() if not (_name.startswith("__") and _name.endswith("__"))}
+)
 __all__ = [*_stdlib.__all__]
 
 socket = KeepaliveSocket

@@ -124,7 +124,10 @@ impl Watch {
 enum RtoMax {
     /// The connection isn't made yet: it would cut the attempts to connect short.
     NotYet,
-    Set { before: u32, now: u32 },
+    Set {
+        before: u32,
+        now: u32,
+    },
     /// The kernel has no such option, or the program has set a lower value itself.
     NotOurs,
 }
@@ -156,13 +159,8 @@ struct Registry {
     closed: bool,
 }
 
-static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
-    entries: Slab::new(),
-    due: BTreeSet::new(),
-    thread: None,
-    ending: false,
-    closed: false,
-});
+static REGISTRY: Mutex<Registry> =
+    Mutex::new(Registry { entries: Slab::new(), due: BTreeSet::new(), thread: None, ending: false, closed: false });
 static CHANGED: Condvar = Condvar::new();
 /// Sockets that were inherited over a fork and not used since; zero nearly always, so that a look at it is all
 /// that the hot paths pay.
@@ -446,11 +444,7 @@ impl Registry {
             && let Some(pinned) = pin(entry)
         {
             let now = rto_for_path(sample).min(before);
-            entry.rto = if set_rto_max(pinned.as_fd(), now) {
-                RtoMax::Set { before, now }
-            } else {
-                RtoMax::NotOurs
-            };
+            entry.rto = if set_rto_max(pinned.as_fd(), now) { RtoMax::Set { before, now } } else { RtoMax::NotOurs };
         }
     }
 
@@ -616,7 +610,7 @@ impl Held {
         let mut sleeping = 0;
         self.0.entries.retain(|_, entry| {
             entry.due = None;
-            entry.on_lost.take().map(std::mem::forget); // may hold objects of Python
+            std::mem::forget(entry.on_lost.take()); // may hold objects of Python
             if entry.is_owned {
                 sleeping += 1;
             } else {

@@ -197,7 +197,7 @@ impl Held {
     /// The parent delivers what waits; the child has no thread.
     pub fn release_in_child(mut self) {
         std::mem::forget(std::mem::take(&mut self.0.waiting)); // callbacks may hold objects of Python
-        self.0.thread.take().map(std::mem::forget);
+        std::mem::forget(self.0.thread.take());
         self.0.running = false;
         self.0.ending = false;
         self.0.dropped = 0;

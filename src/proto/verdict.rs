@@ -88,12 +88,7 @@ impl TcpState {
     pub fn is_judged(self) -> bool {
         matches!(
             self,
-            Self::Established
-                | Self::CloseWait
-                | Self::FinWait1
-                | Self::FinWait2
-                | Self::Closing
-                | Self::LastAck
+            Self::Established | Self::CloseWait | Self::FinWait1 | Self::FinWait2 | Self::Closing | Self::LastAck
         )
     }
 }
@@ -147,7 +142,10 @@ pub enum Verdict {
     Answered,
     /// Something of ours has been unanswered for so long.
     Unanswered(Duration),
-    Dead { cause: Cause, silence: Duration },
+    Dead {
+        cause: Cause,
+        silence: Duration,
+    },
     /// There is no connection to be judged, now or any more.
     NotJudged,
 }
@@ -271,9 +269,7 @@ impl Judge {
                 if sample.bytes_acked == outstanding.bytes_acked && sample.probes >= outstanding.probes =>
             {
                 outstanding.probes = sample.probes;
-                if outstanding.heard.is_none()
-                    && now.saturating_duration_since(outstanding.since) >= self.limit / 8
-                {
+                if outstanding.heard.is_none() && now.saturating_duration_since(outstanding.since) >= self.limit / 8 {
                     outstanding.heard = Some(sample.segments_in);
                 }
             }

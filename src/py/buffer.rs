@@ -34,9 +34,7 @@ impl<'py> Buffer<'py> {
     pub(super) fn writable(object: &Bound<'py, PyAny>, function: &str) -> PyResult<Self> {
         Self::lend(object, ffi::PyBUF_WRITABLE).map_err(|_| {
             let name = object.get_type().name().map(|name| name.to_string()).unwrap_or_default();
-            PyTypeError::new_err(format!(
-                "{function}() argument 1 must be read-write bytes-like object, not {name}"
-            ))
+            PyTypeError::new_err(format!("{function}() argument 1 must be read-write bytes-like object, not {name}"))
         })
     }
 

@@ -85,17 +85,13 @@ pub(super) fn watch(
     let limit = seconds(limit)?;
     let fd = borrow(fd)?;
     let keepalive = keepalive_options
-        .map(|(enabled, idle, interval, count)| {
-            keepalive(Some(enabled), Some(idle), Some(interval), Some(count), None)
-        })
+        .map(|(enabled, idle, interval, count)| keepalive(Some(enabled), Some(idle), Some(interval), Some(count), None))
         .transpose()?;
     let plan = Plan { keepalive, is_owned, may_be_unconnected, on_lost: on_lost.map(callback) };
-    py.detach(|| guard::start(fd, limit, plan))
-        .map(|inner| Watch { inner })
-        .map_err(|error| match error {
-            StartError::System(error) => os_error(&error),
-            error => PyValueError::new_err(error.to_string()),
-        })
+    py.detach(|| guard::start(fd, limit, plan)).map(|inner| Watch { inner }).map_err(|error| match error {
+        StartError::System(error) => os_error(&error),
+        error => PyValueError::new_err(error.to_string()),
+    })
 }
 
 /// Runs on the thread of the notices; what it raises has no caller to go to.

@@ -27,11 +27,7 @@ fn deliver(line: LogLine) {
         });
         match logger {
             Ok(logger) => logger.log(
-                &Record::builder()
-                    .level(line.level)
-                    .target(&line.target)
-                    .args(format_args!("{}", line.text))
-                    .build(),
+                &Record::builder().level(line.level).target(&line.target).args(format_args!("{}", line.text)).build(),
             ),
             Err(error) => error.write_unraisable(py, None),
         }

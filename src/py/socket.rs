@@ -142,9 +142,7 @@ impl<'a, 'py> Call<'a, 'py> {
             let result = if held { attempt() } else { self.py.detach(&mut attempt) };
             match result {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => self.py.check_signals()?,
-                Err(error)
-                    if error.kind() == io::ErrorKind::WouldBlock && matches!(self.mode, Mode::Until(_)) =>
-                {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && matches!(self.mode, Mode::Until(_)) => {
                     self.wait(way, deadline)?;
                 }
                 other => return Ok(other?),
@@ -193,8 +191,7 @@ impl<'a, 'py> Call<'a, 'py> {
             match SockRef::from(&socket).send_with_flags(data, libc::MSG_DONTWAIT) {
                 Ok(all) if all == data.len() => return Ok(all),
                 Ok(some) => sent = some,
-                Err(error)
-                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -238,12 +235,7 @@ impl<'a, 'py> Call<'a, 'py> {
 fn may_be_loss(code: i32) -> bool {
     matches!(
         code,
-        libc::ECONNRESET
-            | libc::EPIPE
-            | libc::ETIMEDOUT
-            | libc::EHOSTUNREACH
-            | libc::ENETUNREACH
-            | libc::ENOTCONN
+        libc::ECONNRESET | libc::EPIPE | libc::ETIMEDOUT | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::ENOTCONN
     )
 }
 
@@ -290,9 +282,7 @@ fn bytes_of<'py>(
 ) -> PyResult<Bound<'py, PyBytes>> {
     let length = ffi::Py_ssize_t::try_from(size)?;
     // SAFETY: attached; a new bytes object of `size` uninitialised bytes, or null with an exception set.
-    let object = unsafe {
-        Bound::from_owned_ptr_or_err(py, ffi::PyBytes_FromStringAndSize(std::ptr::null(), length))?
-    };
+    let object = unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyBytes_FromStringAndSize(std::ptr::null(), length))? };
     // SAFETY: the object has `size` bytes there, and nobody else knows of it yet (documented use of
     // PyBytes_FromStringAndSize with NULL); they count as uninitialised until the kernel has written them.
     let room = unsafe {

@@ -2,14 +2,15 @@
 
     python tests/conformance/runner.py [--quick] [--way late,early,script] [--modules ssl,asyncio] [--json FILE]
 
-Only tests that pass with the stdlib's class in the same environment count.  Of those, one that is failed, skipped, hung,
-crashed or not reached with the class is failed; so is one that makes sockets with the stdlib but passes without a single
-instance of the class: it *bypassed* it.  (Not in the way ``script``, where the libraries rightly keep the stdlib's class;
-there a whole module without an instance is one.)  Failing tests are run again with both classes: one that then passes
-twice is flaky, one that then fails with the stdlib too tells nothing.  A crash is never forgiven.
+Only tests that pass with the stdlib's class in the same environment count.  Of those, one that is failed, skipped,
+hung, crashed or not reached with the class is failed; so is one that makes sockets with the stdlib but passes without a
+single instance of the class: it *bypassed* it.  (Not in the way ``script``, where the libraries rightly keep the
+stdlib's class; there a module is bypassed when none of its tests makes an instance.)  Failing tests are run again with
+both classes: one that then passes twice is flaky, one that then fails with the stdlib too tells nothing.  A crash is
+never forgiven.
 
-The exit status is 0 when every one of the baseline's passes passes with the class, 1 when not, and 2 when a module
-could not be run with the stdlib, or none.  It uses the interpreter it is started with.  LONGCONN_TEST_SLACK multiplies the time limits.
+The exit status is 0 when every one of the baseline's passes passes with the class, 1 when not, and 2 when a module could
+not be run with the stdlib, or none.  It uses the interpreter it is started with.  LONGCONN_TEST_SLACK multiplies the time limits.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 WORKER = Path(__file__).resolve().with_name("worker.py")
 SLACK = float(os.environ.get("LONGCONN_TEST_SLACK", "1.0"))
@@ -38,10 +40,11 @@ RECHECK, RECHECK_HANGING = 40, 3  # where more tests of a module fail or hang, i
 SHOWN = 20  # tests by name of a module that failed; --json holds all
 WAYS = ("late", "early", "script")
 
-# Module under ``test``; the ways it is run in by default: (l)ate always, (e)arly where SSLSocket is made, (s)cript where
-# the tests make sockets themselves, capitals in the quick set too; pattern of the test ids of the full set, and of the
-# quick one (None: left out), which does without what waits for timeouts.
+# Module under ``test``; the ways it is run in by default: (l)ate always, (e)arly where SSLSocket is made, (s)cript
+# where the tests make sockets themselves, capitals in the quick set too; pattern of the test ids of the full set, and
+# of the quick one (None: left out), which does without what waits for timeouts.
 ALL = ""
+# fmt: off
 MODULES: list[tuple[str, str, str, str | None]] = [
     # never vsock: it goes by way of the hypervisor and knows no namespaces
     ("test_socket", "LS", "^(?!.*VSOCK)",
@@ -74,6 +77,7 @@ MODULES: list[tuple[str, str, str, str | None]] = [
     ("test_multiprocessing_fork", "Ls", "Listener|TestConnection|TestPickl|TestWait|RemoteManager|OtherTest",
      "WithProcessesTest(PicklingConnections|Listener)"),
 ]
+# fmt: on
 
 
 @dataclasses.dataclass
@@ -137,8 +141,10 @@ class Report:
     def line(self) -> str:
         if self.status != "ran":
             return f"{self.way:7} {self.module:34} {self.status}: {self.reason}"
-        return (f"{self.way:7} {self.module:34} {self.baseline:8} {self.passed:7} "
-                f"{self.through_class:8}/{self.made_sockets:<5} {self.seconds:7.0f}")
+        return (
+            f"{self.way:7} {self.module:34} {self.baseline:8} {self.passed:7} "
+            f"{self.through_class:8}/{self.made_sockets:<5} {self.seconds:7.0f}"
+        )
 
 
 HEAD = f"{'way':7} {'module':34} baseline  passed  through/sockets  seconds"
@@ -149,16 +155,19 @@ def hang_or_crash(log: str, status: int) -> tuple[str, str]:
     outcome, sign = ("timeout", "Timeout (") if "Timeout (" in log else ("crash", "Fatal Python error: ")
     if sign not in log:
         return outcome, f"status {status}, it wrote: {log.strip()[-200:]}"
+    what, *stacks = re.split(r"\n+(?=Thread|Current thread)", log.rpartition(sign)[2])
     places = []
-    for stack in log.rpartition(sign)[2].split("\n\n"):  # a thread each
-        frames = [f"{name} ({Path(file).name}:{line})" if "/test/" in file else name
-                  for file, line, name in re.findall(r'File "([^"]+)", line (\d+) in (\S+)', stack)]
+    for stack in stacks:
+        frames = [
+            f"{name} ({Path(file).name}:{line})"
+            for file, line, name in re.findall(r'File "([^"]+)", line (\d+) in (\S+)', stack)
+        ]
         in_test = next((place for place in frames if "(test_" in place), None)
         places += [" < ".join(dict.fromkeys([frames[0], in_test]))] if in_test else []
-    return outcome, f"{log.rpartition(sign)[2].partition(chr(10))[0].rstrip('!)')} in {'; '.join(places[:3]) or 'no test'}"
+    return outcome, f"{what.partition(chr(10))[0].rstrip('!)')} in {'; '.join(places[:3]) or 'no test'}"
 
 
-def run_worker(job: dict[str, object], wait: float) -> tuple[list[dict[str, str]], int | None, str]:
+def run_worker(job: dict[str, object], wait: float) -> tuple[list[dict[str, Any]], int | None, str]:
     """Starts one worker; returns its events, its exit status (None: out of time) and what it wrote."""
     with tempfile.TemporaryDirectory(prefix="conf-", ignore_cleanup_errors=True) as directory:
         here = Path(directory)
@@ -168,8 +177,13 @@ def run_worker(job: dict[str, object], wait: float) -> tuple[list[dict[str, str]
             process = subprocess.Popen(
                 # -P: the names in this directory are no modules for the tests; a session of its own: see killpg
                 [sys.executable, "-P", "-X", "faulthandler", str(WORKER)],
-                stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=here / "tmp", start_new_session=True,
-                env={**os.environ, "TMPDIR": str(here / "tmp")})
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                cwd=here / "tmp",
+                start_new_session=True,
+                env={**os.environ, "TMPDIR": str(here / "tmp")},
+            )
         status: int | None = None
         try:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -183,12 +197,25 @@ def run_worker(job: dict[str, object], wait: float) -> tuple[list[dict[str, str]
         return [json.loads(line) for line in lines], status, (here / "log").read_text(errors="replace")
 
 
-def run_module(task: Task, factory: str | None, limit: float, *, only: Iterable[str] | None = None,
-               limits: dict[str, float] | None = None) -> ModuleRun:
+def run_module(
+    task: Task,
+    factory: str | None,
+    limit: float,
+    *,
+    only: Iterable[str] | None = None,
+    limits: dict[str, float] | None = None,
+) -> ModuleRun:
     """Runs a module's tests within *limit* seconds; after a hang or a crash a new worker goes on with the next test."""
     run, deadline, finished = ModuleRun(), time.monotonic() + limit, False
-    job = {"way": task.way, "module": task.module, "select": task.select, "factory": factory,
-           "only": None if only is None else list(only), "limits": limits or {}, "limit": BASELINE_LIMIT}
+    job = {
+        "way": task.way,
+        "module": task.module,
+        "select": task.select,
+        "factory": factory,
+        "only": None if only is None else list(only),
+        "limits": limits or {},
+        "limit": BASELINE_LIMIT,
+    }
     while not finished:
         known, current = len(run.tests), None
         events, status, log = run_worker({**job, "done": list(run.tests)}, max(0.1, deadline - time.monotonic()))
@@ -239,13 +266,16 @@ def compare(task: Task, factory: str, base: ModuleRun, limit: float) -> Report:
         twice = [run_module(task, factory, limit, only=failing, limits=limits) for _ in range(2)]
         for name in failing:
             if all(again.outcome(name).outcome == "passed" for again in twice):
-                report.flaky[name] = outcomes[name].reason
+                report.flaky[name] = f"{outcomes[name].outcome}: {outcomes[name].reason}"
                 outcomes[name] = twice[0].tests[name]
         still = [name for name in failing if outcomes[name].outcome != "passed"]
         if still:
             check = run_module(task, None, limit, only=still)
-            report.excused = {name: check.tests[name].reason for name in still
-                              if name in check.tests and check.tests[name].outcome != "passed"}
+            report.excused = {
+                name: check.tests[name].reason
+                for name in still
+                if name in check.tests and check.tests[name].outcome != "passed"
+            }
             for name in report.excused:
                 del outcomes[name]
 
@@ -254,7 +284,9 @@ def compare(task: Task, factory: str, base: ModuleRun, limit: float) -> Report:
     if task.way != "script" or past == sockets:
         for name in past:
             outcomes[name] = Test("bypassed", "made sockets with the stdlib, none of the class")
-    report.failing = {name: f"{test.outcome}: {test.reason}" for name, test in outcomes.items() if test.outcome != "passed"}
+    report.failing = {
+        name: f"{test.outcome}: {test.reason}" for name, test in outcomes.items() if test.outcome != "passed"
+    }
     report.baseline, report.passed = len(outcomes), len(outcomes) - len(report.failing)
     report.made_sockets = len(sockets)
     report.through_class = sum(outcomes[name].outcome == "passed" and outcomes[name].ours > 0 for name in sockets)
@@ -276,7 +308,7 @@ def plan(ways: list[str], *, quick: bool, modules: list[str]) -> list[Task]:
 
 
 def run_all(tasks: list[Task], factory: str, jobs: int, limit: float) -> list[Report]:
-    """Runs the tasks, *jobs* at a time.  The baselines come first in the queue: who waits for one waits for a running one."""
+    """Runs the tasks, *jobs* at a time; the baselines come first in the queue, so who waits for one can't starve it."""
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         baselines: dict[Task, concurrent.futures.Future[ModuleRun]] = {}
 
@@ -287,8 +319,11 @@ def run_all(tasks: list[Task], factory: str, jobs: int, limit: float) -> list[Re
         for task in map(baseline_of, tasks):
             if task not in baselines:
                 baselines[task] = pool.submit(run_module, task, None, max(limit, 300 * SLACK))
-        waiting = [pool.submit(lambda task=task: compare(task, factory, baselines[baseline_of(task)].result(), limit))
-                   for task in tasks]
+
+        def compared(task: Task) -> Report:
+            return compare(task, factory, baselines[baseline_of(task)].result(), limit)
+
+        waiting = [pool.submit(compared, task) for task in tasks]
         try:
             for done in concurrent.futures.as_completed(waiting):
                 print(done.result().line(), file=sys.stderr, flush=True)
@@ -321,11 +356,13 @@ def show(reports: list[Report], ways: list[str]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--factory", default="longconn:KeepaliveSocket", metavar="MODULE:CLASS", help="the class to try")
+    parser.add_argument("--factory", default="longconn:KeepaliveSocket", metavar="MODULE:CLASS", help="the class")
     parser.add_argument("--quick", action="store_true", help="a subset for every day")
     parser.add_argument("--way", default=",".join(WAYS), help="late, early, script, or some of them with commas")
     parser.add_argument("--modules", default="", help="parts of module names, with commas: those, in all the ways")
-    parser.add_argument("--jobs", type=int, default=2 * (os.cpu_count() or 1), help="workers at a time: tests mostly sleep")
+    parser.add_argument(
+        "--jobs", type=int, default=2 * (os.cpu_count() or 1), help="workers at a time; most tests sleep"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the report there too")
     options = parser.parse_args()
     ways = options.way.split(",")
@@ -340,7 +377,7 @@ def main() -> int:
     show(reports, ways)
     if options.json:
         fields = {"python": sys.version.split()[0], "factory": options.factory, "quick": options.quick}
-        options.json.write_text(json.dumps({**fields, "reports": [vars(report) for report in reports]}, indent=1) + "\n")
+        options.json.write_text(json.dumps({**fields, "reports": list(map(vars, reports))}, indent=1) + "\n")
     baseline, passed = (sum(getattr(report, name) for report in reports) for name in ("baseline", "passed"))
     # Rounded down: 100.0 % is all of them.
     print(f"{passed} of {baseline} of the baseline's passes: {passed * 1000 // max(1, baseline) / 10} %")

@@ -2,7 +2,7 @@
 
 Started by runner.py, with a job as JSON on stdin; appends one JSON object a line to the file the job names.  Whoever
 reads that file can tell a crash from a hang and from an end: a test that started and has no end was running when the
-process died, and a hanging test is ended by faulthandler, which says so on stderr and needs neither the GIL nor a signal.
+process died, and a hanging test is ended by faulthandler, which says so on stderr and needs neither GIL nor signal.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import collections
 import faulthandler
 import functools
 import importlib
+import importlib.util
 import json
 import os
 import re
@@ -63,10 +64,9 @@ class Instances:
     It hooks ``__init__``; what is made without it, by C or Rust, is not seen, so both counts are lower bounds.
     """
 
-    def __init__(self, stdlib: type, ours: type | None) -> None:
+    def __init__(self, stdlib: Any, ours: Any) -> None:
         self.ours = self.stdlib = 0
         stdlib_init = stdlib.__init__
-        ours_init = ours.__init__ if ours else None
 
         @functools.wraps(stdlib_init)
         def count_stdlib(this: object, *args: Any, **kwargs: Any) -> None:
@@ -74,8 +74,8 @@ class Instances:
                 self.stdlib += 1
             stdlib_init(this, *args, **kwargs)
 
-        stdlib.__init__ = count_stdlib
         if ours is not None:
+            ours_init = ours.__init__
 
             @functools.wraps(ours_init)
             def count_ours(this: object, *args: Any, **kwargs: Any) -> None:
@@ -83,10 +83,11 @@ class Instances:
                 ours_init(this, *args, **kwargs)
 
             ours.__init__ = count_ours
+        stdlib.__init__ = count_stdlib
 
 
 def mirror_of(cls: type) -> types.ModuleType:
-    """A module like ``socket`` whose ``socket`` is *cls*: functions look names up in it, all else is the same object."""
+    """A module like ``socket`` whose ``socket`` is *cls*: its functions look names up in it, all else is the same."""
     import socket
 
     mirror = types.ModuleType("socket", socket.__doc__)
@@ -94,8 +95,9 @@ def mirror_of(cls: type) -> types.ModuleType:
         if isinstance(value, types.FunctionType) and value.__module__ == "socket":
             copy = types.FunctionType(value.__code__, vars(mirror), name, value.__defaults__, value.__closure__)
             copy.__kwdefaults__ = value.__kwdefaults__
-            value = copy
-        setattr(mirror, name, value)
+            setattr(mirror, name, copy)
+        else:
+            setattr(mirror, name, value)
     mirror.socket = cls  # type: ignore[attr-defined]
     return mirror
 
@@ -116,16 +118,17 @@ def put_in_place(way: str, factory: str | None) -> Instances:
             warnings.simplefilter("ignore", DeprecationWarning)
             for name in LIBRARIES:
                 importlib.import_module(name)
-    stdlib, package, ours = socket.socket, None, None
+    package: Any = None
+    ours: Any = None
     if factory is not None:
         package_name, _, class_name = factory.partition(":")
         package = importlib.import_module(package_name)
         ours = getattr(package, class_name)
-    instances = Instances(stdlib, ours)
+    instances = Instances(socket.socket, ours)
     if way == "script":
-        own_mirror = getattr(package, "socket", None)
-        sys.modules["socket"] = own_mirror if isinstance(own_mirror, types.ModuleType) and own_mirror is not socket \
-            else mirror_of(ours or stdlib)
+        own = importlib.util.find_spec(f"{package_name}.socket") if hasattr(package, "__path__") else None
+        mirror = importlib.import_module(own.name) if own else mirror_of(ours or socket.socket)
+        sys.modules["socket"] = mirror
     elif ours is not None:
         if way == "early" and not {"ssl", "asyncio"}.isdisjoint(sys.modules):
             raise RuntimeError(f"{factory} imports ssl or asyncio: it comes too late to be early")
@@ -164,7 +167,7 @@ def load_tests(name: str) -> list[Any]:
 
 
 def one_line(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> str:
-    """``Error: message @ file:line in function``."""
+    """As ``Error: message @ file:line in function``."""
     import traceback
 
     text = next(iter("".join(traceback.format_exception_only(kind, error)).strip().splitlines()), str(kind))
@@ -183,7 +186,7 @@ def main() -> None:
             events.write(json.dumps({"event": event, **fields}) + "\n")
 
     def watch(limit: float) -> None:
-        faulthandler.dump_traceback_later(limit, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(limit, exit=True, file=2)
 
     private = True
     try:
@@ -223,8 +226,15 @@ def main() -> None:
         def stopTest(self, test: Any) -> None:
             super().stopTest(test)
             ours, stdlib, begun = self.before
-            emit("end", id=test.conformance_id, outcome=self.outcome, reason=self.reason, ours=instances.ours - ours,
-                 stdlib=instances.stdlib - stdlib, seconds=round(time.monotonic() - begun, 2))
+            emit(
+                "end",
+                id=test.conformance_id,
+                outcome=self.outcome,
+                reason=self.reason,
+                ours=instances.ours - ours,
+                stdlib=instances.stdlib - stdlib,
+                seconds=round(time.monotonic() - begun, 2),
+            )
             watch(FIXTURE_LIMIT)
             self.begin()
 

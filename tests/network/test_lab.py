@@ -60,7 +60,7 @@ def test_a_closed_lab_leaves_no_process_no_descriptor_and_no_namespace(privilege
 def test_a_killed_owner_leaves_processes_that_clean_ends(privileged):
     owner_program = (
         "import os, sys; sys.path.insert(0, sys.argv[1]); from lab import Lab\n"
-        "lab = Lab().__enter__(); print(lab.popen('server', ['sleep', '1000']).pid, flush=True)\n"
+        "lab = Lab().__enter__(); print(lab.popen('server', ['sleep', '1000'], stdout=-3, stderr=-3).pid, flush=True)\n"  # -3: DEVNULL, or our pipe stays open
         "os.kill(os.getpid(), 9)"
     )
     argv = [*PYTHON, "-c", owner_program, os.path.dirname(lab_module.__file__)]

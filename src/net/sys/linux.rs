@@ -82,27 +82,16 @@ pub struct RawTcpInfo {
 ///
 /// It takes a bare number: to read from a descriptor that was closed, or is another's by now, harms nobody, and
 /// the guard tells by the cookie.
-fn get_option<T: Copy + Default>(
-    fd: RawFd,
-    level: libc::c_int,
-    name: libc::c_int,
-) -> io::Result<(T, usize)> {
+fn get_option<T: Copy + Default>(fd: RawFd, level: libc::c_int, name: libc::c_int) -> io::Result<(T, usize)> {
     let mut value = T::default();
     let mut length = size_of::<T>() as libc::socklen_t;
     // SAFETY: `value` is plain data of `length` bytes, every pattern of which is valid for the integer types
     // and structs of integers that this module asks for; the kernel writes at most `length` bytes.
-    let code = unsafe {
-        libc::getsockopt(fd, level, name, (&raw mut value).cast(), &raw mut length)
-    };
+    let code = unsafe { libc::getsockopt(fd, level, name, (&raw mut value).cast(), &raw mut length) };
     if code == 0 { Ok((value, length as usize)) } else { Err(io::Error::last_os_error()) }
 }
 
-fn set_option<T: Copy>(
-    fd: BorrowedFd<'_>,
-    level: libc::c_int,
-    name: libc::c_int,
-    value: &T,
-) -> io::Result<()> {
+fn set_option<T: Copy>(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
     // SAFETY: the pointer and the length describe `value`, which lives through the call.
     let code = unsafe {
         libc::setsockopt(
@@ -167,9 +156,8 @@ pub fn pin(fd: RawFd) -> io::Result<OwnedFd> {
 pub fn abort(fd: BorrowedFd<'_>) -> io::Result<()> {
     let nobody = libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: [0; 14] };
     // SAFETY: the address is a whole sockaddr that lives through the call.
-    let code = unsafe {
-        libc::connect(fd.as_raw_fd(), &raw const nobody, size_of::<libc::sockaddr>() as libc::socklen_t)
-    };
+    let code =
+        unsafe { libc::connect(fd.as_raw_fd(), &raw const nobody, size_of::<libc::sockaddr>() as libc::socklen_t) };
     if code == 0 {
         return Ok(());
     }

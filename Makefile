@@ -1,0 +1,81 @@
+# Every target does its own set-up, in .venv. `make help` lists them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+SOURCES := $(shell find src -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
+# A wheel's speed: benches and users see the same.
+MATURIN := $(BIN)/maturin develop --release --quiet
+
+.PHONY: help build demo test lint bench detect conformance wheel clean check-tools
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo         the tutorial: who is told, when and why, if the cable is pulled'
+	@echo 'make test         all tests; those on real networks need root'
+	@echo 'make lint         formatting, clippy, ruff, mypy, stubtest'
+	@echo 'make bench        speed against the stdlib, as the README shows it'
+	@echo 'make detect       how long detection takes, 10 runs a case; needs root'
+	@echo "make conformance  CPython's own tests with KeepaliveSocket in the place of socket.socket"
+	@echo 'make wheel        the abi3 wheel, into dist/'
+	@echo 'PYTHON=python3.13 make ...  with another interpreter'
+
+check-tools:
+	@command -v cargo >/dev/null || { echo 'longconn needs Rust 1.95 or later (cargo): https://rustup.rs' >&2; exit 1; }
+	@command -v cc >/dev/null || { echo 'longconn needs a C compiler (cc): on Debian, apt install build-essential' >&2; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo 'longconn needs Python 3.11 or later; $(PYTHON) was not found' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'longconn needs Python 3.11 or later; $(PYTHON) is older. Say PYTHON=python3.12 make ...' >&2; exit 1; }
+
+# Another interpreter, another environment: the old one is thrown away.
+$(STAMPS)/venv: | check-tools
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+		{ echo 'longconn needs the module venv: on Debian, apt install python3-venv' >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	mkdir -p $(STAMPS)
+	touch $@
+
+$(STAMPS)/%: $(STAMPS)/venv pyproject.toml
+	$(BIN)/python -m pip install --quiet --group $*
+	touch $@
+
+$(STAMPS)/built: $(STAMPS)/build $(SOURCES)
+	$(MATURIN)
+	touch $@
+
+build: $(STAMPS)/built
+
+demo: build $(STAMPS)/demo
+	$(BIN)/python examples/demo.py
+
+test: build $(STAMPS)/test
+	cargo test --quiet --no-default-features
+	$(BIN)/python -m pytest
+
+lint: build $(STAMPS)/lint $(STAMPS)/test
+	cargo fmt --check
+	cargo clippy --quiet --all-targets -- -D warnings
+	cargo clippy --quiet --all-targets --no-default-features -- -D warnings
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest longconn --allowlist tests/stubtest-allowlist.txt
+
+bench: build
+	$(BIN)/python benches/bench.py
+
+detect: build $(STAMPS)/test
+	$(BIN)/python benches/detect.py
+
+conformance: build $(STAMPS)/test
+	$(BIN)/python tests/conformance/runner.py
+
+wheel: $(STAMPS)/build $(STAMPS)/wheel
+	rm -rf dist
+	$(BIN)/maturin build --release --out dist
+	$(BIN)/abi3audit --strict dist/*.whl
+
+clean:
+	rm -rf $(VENV) target dist

@@ -1,0 +1,188 @@
+"""The command line: `longconn run` and `longconn explain`, on the bare install."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import types
+from collections.abc import Sequence
+from typing import NoReturn
+
+from . import _longconn
+from .installing import install
+from .keepalive import Keepalive, check_limit, default_keepalive, has_rto_max, set_default_keepalive
+
+__all__ = ["main"]
+
+SUMMARY = "Long-lived TCP connections that know when the other side is gone."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="longconn", description=SUMMARY)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser(
+        "run",
+        help="run a script, or a module with -m, with KeepaliveSocket in the place of socket.socket",
+        usage="longconn run [--keepalive IDLE,INTERVAL,COUNT] [--guard SECONDS] (SCRIPT | -m MODULE) [ARGUMENT ...]",
+        description="Runs an unmodified Python script whose sockets notice a dead peer. A child process that was "
+        "forked has them too; one that multiprocessing has spawned has not, unless the script calls "
+        "longconn.install().",
+    )
+    run.add_argument("--keepalive", metavar="IDLE,INTERVAL,COUNT", help="seconds, seconds and probes, or 'off'")
+    run.add_argument("--guard", metavar="SECONDS", help="the guard's limit, or 'off'; default: idle + interval * count")
+    run.add_argument("-m", dest="module", action="store_true", help="SCRIPT is the name of a module")
+    run.add_argument("script", metavar="SCRIPT")
+    run.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT")
+    run.set_defaults(command=_run)
+
+    explain = commands.add_parser("explain", help="say when a dead peer is noticed, and what isn't seen")
+    explain.add_argument(
+        "settings",
+        metavar="IDLE,INTERVAL,COUNT[,GUARD]",
+        nargs="?",
+        help="as in 60,10,6 or 60,10,6,30; left out: what sockets get if nothing is said",
+    )
+    explain.set_defaults(command=_explain)
+
+    options = parser.parse_args(arguments)
+    status: int = options.command(parser, options)
+    return status
+
+
+# ---- run ------------------------------------------------------------------------------------------------------
+
+
+def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Keepalive | None:
+    try:
+        settings = default_keepalive() if options.keepalive is None else Keepalive.parse(options.keepalive)
+        if options.guard is not None:
+            guard = False if options.guard == "off" else check_limit(float(options.guard))
+            # no kernel probes without keepalive: what is in flight is guarded all the same
+            base = settings or Keepalive(probes=False)
+            settings = Keepalive(base.idle, base.interval, base.count, base.user_timeout, guard, base.probes)
+    except ValueError as error:
+        parser.error(str(error))
+    return settings
+
+
+def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    set_default_keepalive(_settings(parser, options) or False)
+    late = install().too_late_for
+    if late:
+        print(
+            f"longconn run: too late for {', '.join(late)}, imported before the script by something that runs at "
+            "Python's start: their own classes of sockets stay the stdlib's",
+            file=sys.stderr,
+        )
+    sys.argv = [options.script, *options.arguments]
+    if options.module:
+        return _run_module(options.script)
+    return _run_script(options.script)
+
+
+def _run_module(name: str) -> int:
+    import runpy
+
+    sys.path[0] = os.getcwd()
+    try:
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    except SystemExit:
+        raise
+    except BaseException as error:
+        return _died(error, lambda path: path == "<frozen runpy>" or path == __file__)
+    return 0
+
+
+def _run_script(path: str) -> int:
+    """What `python script.py` does: the same names, the same traceback, the same exit status."""
+    try:
+        with open(path, "rb") as file:
+            source = file.read()
+    except OSError as error:
+        print(f"longconn run: can't open file {path!r}: [Errno {error.errno}] {error.strerror}", file=sys.stderr)
+        return 2
+    # multiprocessing's spawned children look the script up in this module
+    main_module = types.ModuleType("__main__")
+    main_module.__file__ = path
+    main_module.__builtins__ = __builtins__  # type: ignore[attr-defined]
+    sys.modules["__main__"] = main_module
+    sys.path[0] = os.path.dirname(os.path.abspath(path))
+    try:
+        exec(compile(source, path, "exec"), main_module.__dict__)
+    except SystemExit:
+        raise
+    except BaseException as error:
+        return _died(error, lambda path: path == __file__)
+    return 0
+
+
+def _died(error: BaseException, is_ours: object) -> int:
+    """Report as the interpreter does, without our frames."""
+    trace = error.__traceback__
+    while trace is not None and is_ours(trace.tb_frame.f_code.co_filename):  # type: ignore[operator]
+        trace = trace.tb_next
+    sys.excepthook(type(error), error.with_traceback(trace), trace)
+    if isinstance(error, KeyboardInterrupt):
+        _interrupted()
+    return 1
+
+
+def _interrupted() -> NoReturn:
+    """End as a program does that Ctrl-C has ended, so that the shell knows."""
+    import atexit
+
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)
+    raise SystemExit(130)
+
+
+# ---- explain ----------------------------------------------------------------------------------------------------
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "never"
+    return f"within {seconds:.1f} s" if seconds < 120 else f"within {seconds / 60:.1f} minutes"
+
+
+def _explain(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    try:
+        settings = default_keepalive() if options.settings is None else Keepalive.parse(options.settings)
+    except ValueError as error:
+        parser.error(str(error))
+    if settings is None:
+        print("keepalive off: a peer that is cut off is never noticed while this side only waits")
+        return 0
+    with_guard, without = settings.detection_time(), _without_guard(settings).detection_time()
+    print(f"{settings!r} on {_longconn.PLATFORM}\n")
+    probes = f"after {settings.idle} s of silence, every {settings.interval} s, {settings.count} times"
+    print(f"  the kernel probes {probes}")
+    limit = settings.guard_limit
+    print("  the guard is off\n" if limit is None else f"  the guard convicts after {limit:g} s without an answer\n")
+    cases = {
+        "idle": "nothing in flight, then the cable is pulled",
+        "in_flight": "data in flight",
+        "slow_reader": "a slow reader, then the cable",
+        "connecting": "connecting to somebody who doesn't answer",
+    }
+    print(f"  {'A dead peer is noticed':<44}{'here':<22}by the kernel alone")
+    for case, text in cases.items():
+        print(f"  {text:<44}{_time(getattr(with_guard, case)):<22}{_time(getattr(without, case))}")
+    print("\n  A living peer that reads slowly is " + ("killed" if settings.user_timeout else "never reported") + ".")
+    print("  A peer whose program hangs isn't seen, for its kernel answers: that takes a heartbeat of the program's.")
+    if limit is not None and _longconn.HAS_GUARD:
+        print(f"  TCP_RTO_MAX_MS (Linux 6.15): {'yes' if has_rto_max() else 'no'}")
+    for warning in settings.warnings():
+        print(f"\n  Note: {warning}.")
+    return 0
+
+
+def _without_guard(settings: Keepalive) -> Keepalive:
+    return Keepalive(settings.idle, settings.interval, settings.count, settings.user_timeout, False, settings.probes)
