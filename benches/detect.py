@@ -1,4 +1,4 @@
-"""Owns the table of `make detect`: how long each kind of death takes to be told, and how often a living peer is accused.
+"""Owns the table of `make detect`: how soon each kind of death is told, and how often a living peer is accused.
 
 The cases are those of tests/network/cases.py; here each runs several times, with the faults spread over the keepalive's
 period. Exit status 1 when a bound is broken, a cause is wrong or a living peer is accused.
@@ -35,9 +35,7 @@ def main() -> int:
     if reason := reason_unavailable():
         print(f"no network lab can be made here: {reason}", file=sys.stderr)
         return 2
-    held, contrast = (
-        [each for each in wanted if arguments.only in " ".join(each)] for wanted in (HELD, CONTRAST)
-    )
+    held, contrast = ([each for each in wanted if arguments.only in " ".join(each)] for wanted in (HELD, CONTRAST))
     campaign = Campaign(arguments.jobs)
     campaign.start(held + contrast, runs=arguments.runs)
     try:
@@ -48,7 +46,7 @@ def main() -> int:
     print(_report(held, contrast, outcomes, arguments.runs))
     print("\n".join(complaints) or "Every bound held.", file=sys.stderr)
     if arguments.json:
-        every = [{"case": name, "protection": protection, "runs": runs} for (name, protection), runs in outcomes.items()]
+        every = [{"case": name, "protection": way, "runs": runs} for (name, way), runs in outcomes.items()]
         Path(arguments.json).write_text(json.dumps({"where": _where(), "outcomes": every}, indent=1) + "\n")
     return min(len(complaints), 1)
 

@@ -421,6 +421,7 @@ impl Registry {
         if entry.was_open {
             match entry.rto {
                 RtoMax::NotYet => self.connection_made(id, &sample),
+                RtoMax::Set { before, .. } if sample.window_is_taken_back() => self.lift_rto(id, before),
                 RtoMax::Set { now, .. } if rto_for_path(&sample) > now => self.raise_rto(id, &sample),
                 RtoMax::Set { .. } | RtoMax::NotOurs => {}
             }
@@ -434,6 +435,16 @@ impl Registry {
         if let Some(pinned) = pin(entry) {
             entry.watch.note_peer(pinned.as_fd());
             entry.rto = bound_rto(pinned.as_fd(), sample, entry.watch.limit);
+        }
+    }
+
+    /// With segments in flight and the window closed over them, Linux gives up after twice `TCP_RTO_MAX_MS` without
+    /// an ACK (`tcp_rtx_probe0_timed_out`), which may be less than the limit: no bound then, for good.
+    fn lift_rto(&mut self, id: usize, before: u32) {
+        let entry = &mut self.entries[id];
+        if let Some(pinned) = pin(entry) {
+            set_rto_max(pinned.as_fd(), before);
+            entry.rto = RtoMax::NotOurs;
         }
     }
 

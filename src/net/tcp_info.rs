@@ -22,6 +22,7 @@ pub fn sample(fd: RawFd) -> io::Result<Sample> {
         segments_in: info.segs_in,
         data_segments_in: info.data_segs_in,
         out_of_order_in: info.rcv_ooopack,
+        send_window: (length >= offset_of!(RawTcpInfo, snd_wnd) + 4).then_some(info.snd_wnd),
         receive_window: (length >= offset_of!(RawTcpInfo, rcv_wnd) + 4).then_some(info.rcv_wnd),
         since_data_sent: ms(info.last_data_sent),
         since_data_received: ms(info.last_data_recv),

@@ -7,6 +7,8 @@
 //! * probes without an answer (`probes`): the kernel's keepalive probes on an idle connection, its window
 //!   probes when the peer's window is closed. A peer that merely reads slowly answers each of them, so it is
 //!   never convicted, which no socket option can promise.
+//!   Nor is one that takes its window back under segments in flight, when it runs out of memory: it drops them, but
+//!   answers each with an ACK that says so.
 //! * The peer repeats segments that we have acknowledged, and our own probes aren't answered in between: what
 //!   we send doesn't arrive, though we hear the peer. Its repeats keep every clock of the kernel fresh.
 //!
@@ -108,6 +110,8 @@ pub struct Sample {
     pub segments_in: u32,
     pub data_segments_in: u32,
     pub out_of_order_in: u32,
+    /// What the peer lets us send; `None` where the kernel doesn't tell (before Linux 5.4).
+    pub send_window: Option<u32>,
     /// What we let the peer send; `None` where the kernel doesn't tell (before Linux 6.2).
     pub receive_window: Option<u32>,
     pub since_data_sent: Duration,
@@ -119,6 +123,18 @@ pub struct Sample {
 impl Sample {
     fn is_outstanding(&self) -> bool {
         self.unacked > 0 || self.probes > 0
+    }
+
+    /// The peer has run out of memory: its window is closed over segments that it had allowed and now drops. It
+    /// answers each of them, and acknowledges none.
+    #[must_use]
+    pub fn window_is_taken_back(&self) -> bool {
+        self.unacked > 0 && self.send_window == Some(0)
+    }
+
+    /// Segments in that carried no data: an ACK and nothing else.
+    fn bare_acks_in(&self) -> u32 {
+        self.segments_in.wrapping_sub(self.data_segments_in)
     }
 
     /// How long nothing at all has been heard.
@@ -182,6 +198,7 @@ struct Look {
     probes: u32,
     total_retrans: u32,
     bytes_received: u64,
+    bare_acks_in: u32,
     data_segments_in: u32,
     out_of_order_in: u32,
 }
@@ -247,6 +264,7 @@ impl Judge {
             probes: sample.probes,
             total_retrans: sample.total_retrans,
             bytes_received: sample.bytes_received,
+            bare_acks_in: sample.bare_acks_in(),
             data_segments_in: sample.data_segments_in,
             out_of_order_in: sample.out_of_order_in,
         });
@@ -263,10 +281,14 @@ impl Judge {
             self.outstanding = None;
             return;
         }
+        let taken_back =
+            sample.window_is_taken_back() && last.is_some_and(|last| sample.bare_acks_in() != last.bare_acks_in);
         match &mut self.outstanding {
             // A count of probes that falls has met an answer between two looks.
             Some(outstanding)
-                if sample.bytes_acked == outstanding.bytes_acked && sample.probes >= outstanding.probes =>
+                if sample.bytes_acked == outstanding.bytes_acked
+                    && sample.probes >= outstanding.probes
+                    && !taken_back =>
             {
                 outstanding.probes = sample.probes;
                 if outstanding.heard.is_none() && now.saturating_duration_since(outstanding.since) >= self.limit / 8 {
@@ -282,17 +304,19 @@ impl Judge {
                         .min(now.saturating_duration_since(last.at)),
                     _ => Duration::ZERO,
                 };
-                let before = last.map_or((sample.total_retrans, sample.probes), |last| {
-                    // probes that were answered meanwhile count from zero
-                    (last.total_retrans, if sample.probes >= last.probes { last.probes } else { 0 })
-                });
+                // What was sent again before an answer is no attempt after it.
+                let (total_retrans, probes_before) = match last {
+                    Some(last) if self.outstanding.is_none() => (last.total_retrans, last.probes),
+                    Some(last) if sample.probes < last.probes => (sample.total_retrans, 0),
+                    _ => (sample.total_retrans, sample.probes),
+                };
                 let since = now.checked_sub(age).unwrap_or(now);
                 self.outstanding = Some(Outstanding {
                     since,
                     bytes_acked: sample.bytes_acked,
                     probes: sample.probes,
-                    total_retrans: before.0,
-                    probes_before: before.1,
+                    total_retrans,
+                    probes_before,
                     heard: None,
                 });
             }
@@ -329,7 +353,8 @@ impl Judge {
             // The retransmission timer doubles; a peer that is silent for longer has got our ACK.
             Some(repeats) => {
                 let quiet = now.saturating_duration_since(repeats.last);
-                if quiet > (repeats.gap * 5 / 2).max(2 * self.period()) {
+                let next = if repeats.gap.is_zero() { self.limit } else { repeats.gap * 5 / 2 };
+                if quiet > next.max(2 * self.period()) {
                     self.repeats = None;
                 }
             }

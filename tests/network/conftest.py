@@ -1,16 +1,18 @@
-"""Owns how the network tests run: all cases at once in the background, each test waits for its own; or why none runs."""
+"""Owns how the network tests run: all cases at once, each test waits for its own; or why none runs."""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from cases import Campaign
-from lab import reason_unavailable
-
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # lab, cases and programs are imported by name, as the processes they start do
+
+from cases import Campaign  # noqa: E402
+from lab import reason_unavailable  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -29,8 +31,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def campaign(request: pytest.FixtureRequest):
     """Runs the cases of all selected tests at once; they wait, mostly, so a CPU carries a dozen."""
-    selected = [getattr(item, "callspec", None) for item in request.session.items]
-    wanted = {(call.params["name"], call.params["protection"]) for call in selected if call and "protection" in call.params}
+    parameters = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    wanted = {(each["name"], each["protection"]) for each in parameters if "protection" in each}
     campaign = Campaign(jobs=12 * (os.cpu_count() or 1))
     campaign.start(wanted, trace=True)
     yield campaign

@@ -229,6 +229,8 @@ class Lab:
     def loss(self, percent: float, *senders: str) -> None:
         """Each packet of these hosts (by default of both) is lost with this probability; 0 ends it."""
         rule = f"numgen random mod 100000 < {round(percent * 1000)} drop" if percent else None
+        if percent == 100:
+            rule = "drop"  # nft refuses a comparison that is always true
         self._set_rule("loss", rule, senders)
 
     def rate(self, kilobits: int, *senders: str) -> None:

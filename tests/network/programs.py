@@ -5,6 +5,7 @@ Each function here runs in a process of its own, in a host of the lab, with a pi
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import queue
@@ -78,6 +79,18 @@ class Ours:
         return sock.lost and str(sock.lost)
 
 
+class OursByKernel(Ours):
+    """longconn's class without the guard: whatever the kernel concludes has to reach the program as PeerLost."""
+
+    title = "KeepaliveSocket, guard=False, user_timeout=3"
+
+    def make(self) -> socket.socket:
+        import longconn
+
+        keepalive = longconn.Keepalive(IDLE, INTERVAL, COUNT, user_timeout=LIMIT, guard=False)
+        return longconn.KeepaliveSocket(keepalive=keepalive)
+
+
 class Guarded:
     """The stdlib's socket, watched by `longconn.guard` from outside."""
 
@@ -124,7 +137,7 @@ class Redis(Guarded):
         return redis.Redis(
             host=address,
             port=PORT,
-            redis_connect_func=greet,
+            redis_connect_func=greet,  # type: ignore[arg-type]  # it is called with the connection
             socket_timeout=None,
             retry=Retry(NoBackoff(), 0),
         )
@@ -132,6 +145,7 @@ class Redis(Guarded):
 
 PROTECTIONS: dict[str, type[Stdlib | Ours | Guarded]] = {
     "socket": Ours,
+    "kernel": OursByKernel,
     "guard": Guarded,
     "redis": Redis,
     "stdlib": Stdlib,
@@ -282,8 +296,9 @@ def be_told(link: Connection, host: str, address: str, protection_name: str, pro
     report["lost"] = protection.lost(sock)
     report["cause"] = report["cause"] or report["lost"]
     if isinstance(protection, Redis):
-        link.send("told")
-        link.recv()  # the director has repaired the path
+        link.send(None)
+        while link.recv() != "repaired":  # "broken" may still be unread
+            pass
         report["afterwards"] = [_outcome(end.ping)]
     else:
         sock.settimeout(5)
@@ -374,10 +389,8 @@ def be_peer(link: Connection, host: str, address: str, program: str) -> None:
 
 
 def _run_peer(program: str, sock: socket.socket, link: Connection) -> None:
-    try:
+    with contextlib.suppress(OSError):
         PEERS[program](sock, link)
-    except OSError:
-        pass
 
 
 # ---- two protected ends that talk while something is wrong, but nobody is dead
@@ -445,10 +458,8 @@ def be_alive(link: Connection, host: str, address: str, protection_name: str, ta
 # ---- plumbing
 
 
-def _connection(
-    link: Connection, host: str, address: str, make: Callable[[], socket.socket]
-) -> socket.socket:
-    """The connection of this end: the server accepts it (its socket inherits from the listener), the client opens it."""
+def _connection(link: Connection, host: str, address: str, make: Callable[[], socket.socket]) -> socket.socket:
+    """The connection of this end: the server accepts it (and inherits from its listener), the client opens it."""
     sock = make()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
     if host == "server":

@@ -1,0 +1,58 @@
+"""Owns what holds for every test here: nothing is left behind, and nothing of the process is changed."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.pop("LONGCONN_KEEPALIVE", None)  # before longconn is imported: it is the default's
+sys.path.insert(0, str(Path(__file__).parent))  # peers
+
+import longconn  # noqa: E402
+from peers import STDLIB, native_threads, open_descriptors, wait_until  # noqa: E402
+
+if not sys.platform.startswith("linux"):
+    collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture(autouse=True)
+def _the_process_stays_as_it_was() -> Iterator[None]:
+    before = longconn.default_keepalive(), sys.unraisablehook, threading.excepthook, socket.getdefaulttimeout()
+    yield
+    assert before == (
+        longconn.default_keepalive(),
+        sys.unraisablehook,
+        threading.excepthook,
+        socket.getdefaulttimeout(),
+    )
+    assert socket.socket is STDLIB
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_is_left_behind() -> Iterator[None]:
+    """Threads, descriptors, and sockets that nobody has closed."""
+    gc.collect()
+    threads, descriptors = set(threading.enumerate()), open_descriptors()
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)  # pytest's unraisable hook makes a failure of it
+        gc.collect()
+    wait_until(lambda: set(threading.enumerate()) <= threads, "threads end")
+    wait_until(lambda: open_descriptors() <= descriptors, "descriptors are closed")
+    ours = [name for name in native_threads() if name.startswith("longconn")]
+    assert len(ours) == len(set(ours)), f"a native thread of each kind at most: {ours}"
+
+
+@pytest.fixture
+def default() -> Iterator[None]:
+    """For tests that set the process's default."""
+    yield
+    longconn.set_default_keepalive(None)

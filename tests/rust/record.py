@@ -1,0 +1,179 @@
+"""Records TCP_INFO while real cables are pulled, for the tests of src/proto/verdict.rs.
+
+    .venv/bin/python tests/rust/record.py [NAME ...]        (root; writes tests/rust/recorded/NAME.csv)
+
+The client's socket is sampled every 100 ms; `at_ms` counts from the cut, or from the start where nothing is cut.
+Keepalive is 1/1/127, so that the kernel doesn't end the connection before the judge would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "network"))
+from lab import Lab
+
+from longconn import KeepaliveSocket
+
+FIELDS = (
+    "state unacked_segments probes retransmitted_segments bytes_acked bytes_received segments_in data_segments_in "
+    "out_of_order_segments send_window_bytes receive_window_bytes last_data_sent_ms last_data_received_ms "
+    "last_ack_received_ms round_trip_us"
+).split()
+TCP_RTO_MAX_MS = 44
+FOLDER = Path(__file__).parent / "recorded"
+
+
+class Ends:
+    """Both ends of a connection, and what they do meanwhile, in threads."""
+
+    def __init__(self, lab: Lab, *, bounded: bool, room: int = 0) -> None:
+        self.lab = lab
+        self.over = threading.Event()
+        with lab.inside("server"), socket.socket() as listener:
+            # roomy at first, for the recordings in which it is taken back
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room or 128 << 10)
+            listener.bind((lab.address("server"), 0))
+            listener.listen()
+            with lab.inside("client"):
+                self.client = KeepaliveSocket(keepalive=False)
+            for option, value in ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 127)):
+                self.client.setsockopt(socket.IPPROTO_TCP, option, value)
+            self.client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            self.client.connect(listener.getsockname())
+            self.server, _ = listener.accept()
+        if bounded:
+            self.client.setsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS, 1000)
+
+    @contextlib.contextmanager
+    def doing(self, *deeds: Callable[[], object]) -> Iterator[None]:
+        def again(deed: Callable[[], object]) -> None:
+            with contextlib.suppress(OSError):
+                while not self.over.is_set():
+                    deed()
+
+        threads = [threading.Thread(target=again, args=(deed,), daemon=True) for deed in deeds]
+        for thread in threads:
+            thread.start()
+        yield
+        self.over.set()
+        for end in (self.client, self.server):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+        for thread in threads:
+            thread.join(5)
+
+    def fill(self) -> None:
+        """Send until the peer's window is closed and stays so."""
+        self.client.setblocking(False)
+        stuck = 0
+        while stuck < 10:
+            try:
+                self.client.send(b"x" * 65536)
+                stuck = 0
+            except BlockingIOError:
+                stuck += 1
+                self.over.wait(0.05)
+        self.client.setblocking(True)
+
+
+def record(
+    name: str, seconds: float, *, cut: Callable[[Lab], None] | None, bounded: bool = True, loss: float = 0
+) -> None:
+    with Lab() as lab:
+        ends = Ends(lab, bounded=bounded, room=4 << 20 if "taken_back" in name else 0)
+        client, server, wait = ends.client, ends.server, ends.over.wait
+        deeds: list[Callable[[], object]] = []
+        if "slow_reader" in name:
+            ends.fill()
+        if "window_taken_back" in name:
+            # Small pieces leave the window open, then there is no memory for what comes within it.
+            for _ in range(50):
+                client.send(b"x" * 10)
+                wait(0.002)
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2304)
+            for _ in range(4):
+                client.send(b"y" * 5000)
+                wait(0.1)
+        if name == "slow_reader_alive_reading":
+            deeds.append(lambda: (server.recv(400), wait(0.1)))
+        if "sending" in name:
+            deeds += [lambda: (client.send(b"x" * 100), wait(0.02)), lambda: server.recv(65536)]
+        if "receiving" in name:
+            deeds += [lambda: (server.send(b"y" * 1000), wait(0.01)), lambda: client.recv(65536)]
+        if name == "peer_fills_our_window":
+            deeds.append(lambda: server.send(b"y" * 65536))
+        if loss:
+            lab.loss(loss)
+        with ends.doing(*deeds):
+            wait(1.5)
+            start = time.monotonic()
+            rows = []
+            while (at := time.monotonic() - start) < seconds:
+                if cut is not None and at >= 1:
+                    cut(lab)
+                    if "flight" in name:
+                        client.send(b"x" * 1000)
+                    cut, start = None, time.monotonic()
+                    rows = [(before - 1000, row) for before, row in rows]
+                    continue
+                info = client.tcp_info()
+                rows.append((round(at * 1000), [getattr(info, field) for field in FIELDS]))
+                wait(0.1)
+    with open(FOLDER / f"{name}.csv", "w", encoding="ascii") as file:
+        print(f"# {name}, recorded on Linux {platform.release()} by tests/rust/record.py", file=file)
+        print(",".join(["at_ms", *FIELDS]), file=file)
+        for at_ms, row in rows:
+            print(",".join(map(str, [at_ms, *row])), file=file)
+    print(f"{name}: {len(rows)} samples", flush=True)
+
+
+def pull(lab: Lab) -> None:
+    lab.pull("server")
+
+
+def drop_ours(lab: Lab) -> None:
+    lab.drop("client")
+
+
+RECORDINGS: dict[str, Callable[[str], None]] = {
+    "idle_alive": lambda name: record(name, 10, cut=None),
+    "idle_cut": lambda name: record(name, 8, cut=pull),
+    "flight_cut": lambda name: record(name, 8, cut=pull),
+    "flight_cut_no_rto_max": lambda name: record(name, 8, cut=pull, bounded=False),
+    "sending_cut": lambda name: record(name, 8, cut=pull),
+    "sending_receiving_alive": lambda name: record(name, 8, cut=None),
+    "sending_receiving_loss_2": lambda name: record(name, 20, cut=None, loss=2),
+    "slow_reader_alive": lambda name: record(name, 30, cut=None),
+    "slow_reader_alive_reading": lambda name: record(name, 20, cut=None),
+    "slow_reader_alive_no_rto_max": lambda name: record(name, 40, cut=None, bounded=False),
+    "slow_reader_cut": lambda name: record(name, 8, cut=pull),
+    "slow_reader_cut_no_rto_max": lambda name: record(name, 30, cut=pull, bounded=False),
+    "window_taken_back": lambda name: record(name, 20, cut=None),
+    "window_taken_back_cut": lambda name: record(name, 30, cut=pull, bounded=False),
+    "one_way_cut_sending_receiving": lambda name: record(name, 8, cut=drop_ours),
+    "one_way_cut_receiving": lambda name: record(name, 10, cut=drop_ours),
+    "one_way_cut_receiving_no_rto_max": lambda name: record(name, 10, cut=drop_ours, bounded=False),
+    "peer_fills_our_window": lambda name: record(name, 15, cut=None),
+}
+
+
+def main() -> None:
+    names = sys.argv[1:] or list(RECORDINGS)
+    threads = [threading.Thread(target=RECORDINGS[name], args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+if __name__ == "__main__":
+    main()
