@@ -1,4 +1,4 @@
-"""Owns `make demo`: the tutorial's server and client, with the stdlib and with longconn, while the path breaks for real.
+"""Owns `make demo`: the tutorial's server and client, with the stdlib and with longconn, while the path really breaks.
 
 Both pairs talk over the same network of namespaces (tests/network/lab.py): a client, a router, a server. Then
 something breaks there that no program is told of, and we watch for ten seconds which of the four notices, and why.
@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import ctypes
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -43,10 +44,10 @@ WIDTH = 100  # of the plain lines, as README shows them
 RUN = ["-m", "longconn", "run", "--keepalive", "1,1,3", "--guard", "3"]
 # The two ways to run the same scripts, and the port for each.
 WAYS = {"stdlib": (8083, []), "longconn": (8084, RUN)}
-DOES = {"server": "only waits in recv()", "client": "sends each second"}
-# What becomes of the stdlib's programs later. The server's script has no keepalive; for what is in flight Linux tries
-# tcp_retries2 = 15 times (ip-sysctl: at least 924.6 s).
-LATER = {"server": "and never will be", "client": "Linux gives up after 15 minutes"}
+DOES = {"server": "only waits", "client": "sends each second"}
+# When the stdlib's programs will be told. The server's script has no keepalive; what is in flight Linux repeats
+# tcp_retries2 = 15 times (ip-sysctl.rst: 924.6 s at least).
+LATER = {"server": "never will be", "client": "after 15 minutes"}
 
 
 # ---- the programs
@@ -81,11 +82,10 @@ class Program:
 
     @property
     def why(self) -> str:
-        """The last thing that it said: an exception without the name of its module, or a line of its own."""
+        """The last thing that it said: its exception, without module and number, or a line of its own."""
         if not self.complaint:
             return self.lines[-1] if self.lines else "nothing"
-        kind, colon, text = self.complaint[-1].partition(": ")
-        return kind.rpartition(".")[2] + colon + text
+        return re.sub(r"^(?:\w+\.)*(\w+: )(?:\[Errno \d+\] )?", r"\1", self.complaint[-1])
 
 
 class Stage:
@@ -247,19 +247,19 @@ def play(number: int, act: Act, place: Lab | Loopback, screen: Screen, seconds: 
         act.break_it(stage)
         screen.cut_at = cut_at = time.monotonic()
         screen.say(f"\n{screen.title}")
-        while time.monotonic() < cut_at + seconds:
+        while time.monotonic() < cut_at + seconds and not all(program.is_over for program in stage.programs):
             for program in stage.pump(cut_at + seconds):
                 if program.role == act.victim:
                     continue
                 assert program.told_at
                 told[program.way, program.role] = program.told_at - cut_at
                 screen.say_event(program.told_at - cut_at, program, f"told: {program.why}")
-        for program in stage.programs:
-            if not program.is_over:
-                told[program.way, program.role] = None
-                more = len(program.lines) - messages[program]
-                still = "still waits in recv()" if program.role == "server" else f'still says "send data", {more} times'
-                screen.say_event(seconds, program, f"told nothing; {still}")
+        waiting = [program for program in stage.programs if not program.is_over]
+        for program in waiting:
+            told[program.way, program.role] = None
+            more = len(program.lines) - messages[program]
+            still = "still waits" if program.role == "server" else f'still says "send data", {more} times by now'
+            screen.say_event(seconds, program, f"told nothing; {still}")
         screen.close()
     return told
 
@@ -291,11 +291,11 @@ class Screen:
         """Draws the live display anew."""
         if self._console is None:
             return
-        if self._live is None:  # drawn by us and not by a thread: with one, no user namespace could be entered later
+        if self._live is None:  # drawn by us and not by rich's thread: we fork, and move between namespaces
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
             self._live.start()
         table = Table.grid(expand=True, padding=0)
-        for way in WAYS:
+        for _ in WAYS:
             table.add_column(ratio=1)
         for role in DOES:
             table.add_row(
@@ -327,6 +327,11 @@ class Screen:
         title = f"{program.way}: long_{program.role}.py"
         return Panel(Text(body, overflow="fold"), title=title, subtitle=state, border_style=style, height=5)
 
+    def fail(self, text: str, status: int) -> int:
+        self.close()
+        print(text, file=sys.stderr)
+        return status
+
     def close(self) -> None:
         """Ends the live display; the lines stay."""
         self.cut_at = None
@@ -337,21 +342,17 @@ class Screen:
 
 def say_summary(screen: Screen, acts: Sequence[Act], told: dict[str, Told], seconds: float) -> None:
     """Who was told, in a table."""
-    width = max(20, *(len(act.name) + 2 for act in acts))
-    screen.say("\n" + " " * 36 + "".join(f"{act.name:{width}}" for act in acts).rstrip(), "bold")
+    screen.say("\n" + " " * 37 + "".join(f"{act.name:21}" for act in acts).rstrip(), "bold")
     for way in WAYS:
         for role, does in DOES.items():
-            cells = []
-            for act in acts:
-                after = told[act.name].get((way, role))
-                cells.append(f"not told in {seconds:g} s" if after is None else f"told after {after:.1f} s")
-                if role == act.victim:
-                    cells[-1] = "killed"
-            is_told = not any(cell.startswith("not") for cell in cells)
-            line = f"{way:10}{role}, {does:26}"[:36] + "".join(f"{cell:{width}}" for cell in cells)
-            if not is_told and way == "stdlib":
+            if all(role == act.victim for act in acts):
+                continue
+            times = [told[act.name][way, role] for act in acts]
+            cells = [f"not told in {seconds:g} s" if each is None else f"told after {each:.1f} s" for each in times]
+            line = f"  {way:10}{role}, {does:17}" + "".join(f"{cell:21}" for cell in cells)
+            if None in times and way == "stdlib":
                 line += LATER[role]
-            screen.say(line.rstrip(), "green" if is_told else "yellow")
+            screen.say(line.rstrip(), "yellow" if None in times else "green")
 
 
 # ---- everything together
@@ -383,42 +384,36 @@ def main() -> int:
         with ended_by_signals():
             return show_all(options, screen)
     except KeyboardInterrupt:
-        screen.close()
-        print("\nstopped; nothing is left running", file=sys.stderr)
-        return 130
+        return screen.fail("\nstopped, and nothing is left running", 130)
     except (LabError, OSError, RuntimeError) as error:
+        return screen.fail(f"demo: {error}", 1)
+    finally:
         screen.close()
-        print(f"demo: {error}", file=sys.stderr)
-        return 1
 
 
 def show_all(options: argparse.Namespace, screen: Screen) -> int:
     reason = "--loopback was asked for" if options.loopback else reason_unavailable()
-    acts = ACTS
+    acts, where = ACTS, "client -- router -- server (network namespaces)"
     if reason is None:
-        enter_unprivileged()  # before anything here starts a thread
-        where = "over one real network (namespaces of this machine): client -- router -- server"
+        enter_unprivileged()
     else:
-        acts = LOOPBACK_ACTS
-        where = "over loopback"
-    screen.say(f"The tutorial's two scripts, unchanged, in two ways at once, {where}\n")
+        acts, where = LOOPBACK_ACTS, "client -- server (loopback)"
+    screen.say(f"The tutorial's server and client, unchanged, in two ways over one network: {where}")
     for way, (_, arguments) in WAYS.items():
-        screen.say(f"  {way:10}" + " ".join(["python", *arguments, "long_server.py"]) + ", and long_client.py alike")
+        screen.say(f"  {way:10}" + " ".join(["python", *arguments, "long_server.py"]) + "   and long_client.py")
     if reason is not None:
-        screen.say(f"\nThis can't show a pulled cable or a NAT that forgets: {reason}.", "yellow")
-        screen.say("On loopback a peer can only die, and then its kernel tells everybody, the stdlib's program too:")
+        screen.say(f"\nA pulled cable or a NAT that forgets can't be shown here: {reason}.", "yellow")
+        screen.say("On loopback a peer can only die. Then its kernel speaks for it, and the stdlib is told as well:")
     told: dict[str, Told] = {}
     for number, act in enumerate(acts, 1):
         place = Loopback() if reason is not None else Lab(nat=act.nat)
         told[act.name] = play(number, act, place, screen, options.seconds)
     say_summary(screen, acts, told, options.seconds)
-    screen.say("\nNext: run a script of yours with `python -m longconn run script.py`, or change its one line to")
     screen.say(
-        "`from longconn import socket`. `python -m longconn explain 60,10,6` says what other settings notice, and when."
+        "\nNext: `python -m longconn run SCRIPT`, or in the script `from longconn import socket` for `import socket`;"
     )
-    missed = [
-        name for name, each in told.items() for (way, _), after in each.items() if way == "longconn" and after is None
-    ]
+    screen.say("`python -m longconn explain 60,10,6` says what is noticed when, with any settings.")
+    missed = any(after is None for each in told.values() for (way, _), after in each.items() if way == "longconn")
     return 1 if missed else 0
 
 

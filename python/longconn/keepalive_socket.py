@@ -110,6 +110,13 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
             _fileno(self), **{name: value for name, value in wanted.items() if name not in chosen}
         )
 
+    def _keepalive_prepare(self) -> None:
+        """Before `connect` and `listen`: a system that refuses an option must not keep a program from them."""
+        try:
+            self._keepalive_apply()
+        except OSError as error:
+            _longconn.warn(f"fd {_fileno(self)}: keepalive could not be set: {error}")
+
     def _keepalive_open(self) -> None:
         """A connection is made or being made: it is guarded from now on."""
         old = self._keepalive_watch
@@ -121,8 +128,12 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
         if settings is None or not self._keepalive_is_tcp():
             return
         limit = settings.guard_limit
-        if limit is not None and _longconn.HAS_GUARD:
+        if limit is None or not _longconn.HAS_GUARD:
+            return
+        try:
             self._keepalive_watch = _longconn.watch(_fileno(self), limit, is_owned=True, may_be_unconnected=True)
+        except OSError as error:  # a sandbox without TCP_INFO, for one
+            _longconn.warn(f"fd {_fileno(self)}: can't be guarded: {error}")
 
     def _keepalive_adopt(self) -> None:
         """Made of a descriptor: what it is already counts at once."""
@@ -131,7 +142,7 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
             return
         state = self.tcp_info().state if _longconn.HAS_GUARD else "ESTABLISHED"
         if state in _OPEN or state == "LISTEN":
-            self._keepalive_apply()
+            self._keepalive_prepare()
         if state in _OPEN:
             self._keepalive_open()
 
@@ -257,7 +268,7 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
     # ---- the stdlib's methods around which something has to be done
 
     def connect(self, address: Any, /) -> None:
-        self._keepalive_apply()
+        self._keepalive_prepare()
         try:
             _Base.connect(self, address)
         except BlockingIOError:
@@ -266,14 +277,14 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
         self._keepalive_open()
 
     def connect_ex(self, address: Any, /) -> int:
-        self._keepalive_apply()
+        self._keepalive_prepare()
         code = _Base.connect_ex(self, address)
         if code in _IN_PROGRESS:
             self._keepalive_open()
         return code
 
     def listen(self, *backlog: int) -> None:
-        self._keepalive_apply()
+        self._keepalive_prepare()
         _Base.listen(self, *backlog)
 
     def accept(self) -> tuple[KeepaliveSocket, Any]:
@@ -285,7 +296,7 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
             sock._keepalive_chosen = dict(self._keepalive_chosen)
         # Elsewhere than on Linux not all options are inherited from the listener.
         if sys.platform != "linux":
-            sock._keepalive_apply()
+            sock._keepalive_prepare()
         sock._keepalive_open()
         # as the stdlib: a listener's timeout must not leave the new socket non-blocking (bpo-7995)
         if socket.getdefaulttimeout() is None and self.gettimeout():

@@ -24,6 +24,8 @@ mod _longconn {
     #[pymodule_export]
     use super::keepalive::{apply_keepalive, keepalive_of, socket_kind};
     #[pymodule_export]
+    use super::notices::warn;
+    #[pymodule_export]
     use super::socket::SocketMixin;
     #[pymodule_export]
     use super::tcp_info::{TcpInfo, tcp_info};

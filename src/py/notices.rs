@@ -13,6 +13,12 @@ pub(super) fn collect() {
     notices::collect_log(deliver);
 }
 
+/// A warning from the Python side, which doesn't import `logging` for it.
+#[pyfunction]
+pub(super) fn warn(text: &str) {
+    log::warn!(target: "longconn", "{text}");
+}
+
 /// Nothing is cached, so that a level set by the program counts at once; records are few.
 fn deliver(line: LogLine) {
     // None: the interpreter is going, and nobody reads this any more

@@ -16,8 +16,8 @@ import pytest
 os.environ.pop("LONGCONN_KEEPALIVE", None)  # before longconn is imported: it is the default's
 sys.path.insert(0, str(Path(__file__).parent))  # peers
 
-import longconn  # noqa: E402
-from peers import STDLIB, native_threads, open_descriptors, wait_until  # noqa: E402
+import longconn
+from peers import STDLIB, native_threads, open_descriptors, wait_until
 
 if not sys.platform.startswith("linux"):
     collect_ignore_glob = ["test_*.py"]
