@@ -104,12 +104,14 @@ class Guard:
     @property
     def lost(self) -> Cause | None:
         """Why the path was convicted; None while it wasn't."""
-        conviction = self._watch.conviction
-        return None if conviction is None else Cause(conviction[0])
+        error = self.error
+        return None if error is None else error.cause
 
     @property
     def error(self) -> PeerLost | None:
         """What `lost` says, as an exception with all details; None while the path wasn't convicted."""
+        if self._watch.conviction is None:
+            self._watch.look()  # the kernel may have given up since the last look, and the caller knows
         conviction = self._watch.conviction
         return None if conviction is None else lost_by(self._watch, conviction)
 

@@ -292,6 +292,16 @@ pub fn stop(watch: &Arc<Watch>, restore: bool) {
     }
 }
 
+/// Looks at one socket now, before the next look is due: somebody has just seen an error on it.
+pub fn look_now(watch: &Arc<Watch>) {
+    let mut registry = lock();
+    if let Some(id) = registry.find(watch)
+        && registry.entries[id].due.is_some()
+    {
+        registry.look(id);
+    }
+}
+
 /// The socket's object no longer closes the descriptor: whoever has it now does.
 pub fn disown(watch: &Arc<Watch>) {
     let mut registry = lock();

@@ -39,6 +39,11 @@ impl Watch {
         self.inner.conviction().map(told)
     }
 
+    /// Looks now, before the next look is due.
+    fn look(&self, py: Python<'_>) {
+        py.detach(|| guard::look_now(&self.inner));
+    }
+
     #[getter]
     fn looks(&self) -> u64 {
         self.inner.looks()

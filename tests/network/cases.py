@@ -236,8 +236,12 @@ BROKEN = [
            "fills", "reads-nothing", _pull("server"), SLOW_BOUND),
     Broken("unheard-receiving", "ours to the peer cut, it streams, we only read",
            "receives", "streams", _drop("client"), SLOW_BOUND, cause="deaf"),
+    Broken("unheard-receiving-ticks", "the same, 100 bytes twenty times a second",
+           "receives", "ticks", _drop("client"), SLOW_BOUND, cause="deaf"),
     Broken("unheard-sending", "ours to the peer cut, it streams, we send too",
            "receives-and-sends", "streams", _drop("client"), SLOW_BOUND, cause="deaf"),
+    Broken("unheard-sending-ticks", "the same, 100 bytes twenty times a second",
+           "receives-and-sends", "ticks", _drop("client"), SLOW_BOUND, cause="deaf"),
     # And where nobody has to wait.
     Broken("reset", "peer killed with unread data (RST)",
            "fills", "reads-nothing", _kill_peer, 0.5, cause="reset", earliest=0),
@@ -283,6 +287,7 @@ CONTRAST: list[tuple[str, str]] = [
     ("cable-slow-reader", "stdlib"),
     ("nat-asking", "stdlib"),
     ("unheard-receiving", "stdlib"),
+    ("unheard-receiving-ticks", "stdlib"),
     ("unheard-sending", "stdlib"),
     ("reads-nothing", "stdlib"),
     ("cable-sending", "user-timeout"),
@@ -314,6 +319,8 @@ class Sampler:
         "segs_in": (140, "I"),
         "notsent": (144, "I"),
         "data_segs_in": (152, "I"),
+        "rcv_ooopack": (224, "I"),
+        "rcv_wnd": (232, "I"),
     }
 
     def __init__(self, pid: int | None, descriptor: int | None) -> None:

@@ -348,6 +348,17 @@ def streams(sock: socket.socket, link: Connection) -> None:
         time.sleep(0.01)
 
 
+def ticks(sock: socket.socket, link: Connection) -> None:
+    """Sends 100 bytes twenty times a second, as a feed of prices or positions does, and reads what comes.
+
+    Its repeats, unlike those of a full stream, carry new bytes too: they refresh the clocks of our kernel's keepalive.
+    """
+    threading.Thread(target=reads, args=(sock, link), daemon=True).start()
+    while True:
+        sock.sendall(bytes(100))
+        time.sleep(0.05)
+
+
 def pretends_to_be_redis(sock: socket.socket, link: Connection) -> None:
     """As much of redis as one client needs for these cases. BLPOP is never answered: there is no job."""
     answers = {
@@ -371,6 +382,7 @@ PEERS: dict[str, Callable[[socket.socket, Connection], None]] = {
     "reads": reads,
     "reads-nothing": reads_nothing,
     "streams": streams,
+    "ticks": ticks,
     "redis": pretends_to_be_redis,
 }
 
