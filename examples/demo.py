@@ -1,4 +1,4 @@
-"""Owns `make demo`: the tutorial's server and client, with the stdlib and with longconn, while the path really breaks.
+"""Owns `make demo`: the tutorial's server and client, with the stdlib and with longconn, when the path really breaks.
 
 Both pairs talk over the same network of namespaces (tests/network/lab.py): a client, a router, a server. Then
 something breaks there that no program is told of, and we watch for ten seconds which of the four notices, and why.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import importlib.util
 import os
 import re
 import selectors
@@ -232,7 +233,7 @@ def play(number: int, act: Act, place: Lab | Loopback, screen: Screen, seconds: 
     """Runs one act; returns for each program that could be told after how many seconds it was, or None."""
     told: Told = {}
     with place, Stage(place, screen) as stage:
-        screen.title = f"{number}. {act.title}"
+        screen.act = number
         stage.start_all()
         stage.wait(lambda: all(len(program.lines) > 3 for program in stage.programs), "some messages")
         # Just before the next message, so that something is in flight soon after the cut.
@@ -246,7 +247,7 @@ def play(number: int, act: Act, place: Lab | Loopback, screen: Screen, seconds: 
         messages = {program: len(program.lines) for program in stage.programs}
         act.break_it(stage)
         screen.cut_at = cut_at = time.monotonic()
-        screen.say(f"\n{screen.title}")
+        screen.say(f"\n{number}. {act.title}", "bold")
         while time.monotonic() < cut_at + seconds and not all(program.is_over for program in stage.programs):
             for program in stage.pump(cut_at + seconds):
                 if program.role == act.victim:
@@ -271,7 +272,7 @@ class Screen:
     """Plain lines, and a live display below them where stdout is a terminal and rich is installed."""
 
     def __init__(self, *, is_plain: bool) -> None:
-        self.title = ""
+        self.act = 0
         self.cut_at: float | None = None
         self._console = None if is_plain or Console is None else Console(highlight=False)
         self._live: Live | None = None
@@ -306,11 +307,10 @@ class Screen:
                     if (program.way, program.role) == (way, role)
                 )
             )
-        since = "" if self.cut_at is None else f"  {time.monotonic() - self.cut_at:.1f} s since then"
         if self.cut_at is None:
-            head = Text(f"{self.title.partition(' ')[0]} All is well: four programs, one network.", "bold")
+            head = Text(f"\nBefore act {self.act}: all is well", "bold")
         else:
-            head = Text(self.title, "bold") + Text(since, "bold yellow")
+            head = Text(f"{time.monotonic() - self.cut_at:6.1f} s since then", "bold yellow")
         self._live.update(Group(head, table), refresh=True)
 
     def _panel(self, program: Program) -> Panel:
@@ -342,14 +342,14 @@ class Screen:
 
 def say_summary(screen: Screen, acts: Sequence[Act], told: dict[str, Told], seconds: float) -> None:
     """Who was told, in a table."""
-    screen.say("\n" + " " * 37 + "".join(f"{act.name:21}" for act in acts).rstrip(), "bold")
+    screen.say("\n" + " " * 39 + "".join(f"{act.name:21}" for act in acts).rstrip(), "bold")
     for way in WAYS:
         for role, does in DOES.items():
             if all(role == act.victim for act in acts):
                 continue
             times = [told[act.name][way, role] for act in acts]
             cells = [f"not told in {seconds:g} s" if each is None else f"told after {each:.1f} s" for each in times]
-            line = f"  {way:10}{role}, {does:17}" + "".join(f"{cell:21}" for cell in cells)
+            line = f"  {way:10}{role}, {does:19}" + "".join(f"{cell:21}" for cell in cells)
             if None in times and way == "stdlib":
                 line += LATER[role]
             screen.say(line.rstrip(), "yellow" if None in times else "green")
@@ -379,6 +379,8 @@ def main() -> int:
     parser.add_argument("--loopback", action="store_true", help="as where no network namespaces can be made")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long to watch after something broke")
     options = parser.parse_args()
+    if importlib.util.find_spec("longconn") is None:
+        parser.error("longconn isn't installed for this Python; `make demo` builds it and runs this")
     screen = Screen(is_plain=options.plain or not sys.stdout.isatty())
     try:
         with ended_by_signals():
@@ -393,14 +395,14 @@ def main() -> int:
 
 def show_all(options: argparse.Namespace, screen: Screen) -> int:
     reason = "--loopback was asked for" if options.loopback else reason_unavailable()
-    acts, where = ACTS, "client -- router -- server (network namespaces)"
+    acts, where = ACTS, "over a network (namespaces): client -- router -- server"
     if reason is None:
         enter_unprivileged()
     else:
-        acts, where = LOOPBACK_ACTS, "client -- server (loopback)"
-    screen.say(f"The tutorial's server and client, unchanged, in two ways over one network: {where}")
+        acts, where = LOOPBACK_ACTS, "over loopback"
+    screen.say(f"The tutorial's two scripts, unchanged, {where}")
     for way, (_, arguments) in WAYS.items():
-        screen.say(f"  {way:10}" + " ".join(["python", *arguments, "long_server.py"]) + "   and long_client.py")
+        screen.say(f"  {way:10}" + " ".join(["python", *arguments, "long_server.py"]) + "  (and long_client.py)")
     if reason is not None:
         screen.say(f"\nA pulled cable or a NAT that forgets can't be shown here: {reason}.", "yellow")
         screen.say("On loopback a peer can only die. Then its kernel speaks for it, and the stdlib is told as well:")
@@ -409,10 +411,8 @@ def show_all(options: argparse.Namespace, screen: Screen) -> int:
         place = Loopback() if reason is not None else Lab(nat=act.nat)
         told[act.name] = play(number, act, place, screen, options.seconds)
     say_summary(screen, acts, told, options.seconds)
-    screen.say(
-        "\nNext: `python -m longconn run SCRIPT`, or in the script `from longconn import socket` for `import socket`;"
-    )
-    screen.say("`python -m longconn explain 60,10,6` says what is noticed when, with any settings.")
+    screen.say("\nNext: `python -m longconn run SCRIPT`, or in it make `import socket` `from longconn import socket`.")
+    screen.say("`python -m longconn explain 60,10,6` says what is noticed when, with any other settings.")
     missed = any(after is None for each in told.values() for (way, _), after in each.items() if way == "longconn")
     return 1 if missed else 0
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import longconn
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from longconn import Applied, DetectionTime, Keepalive, KeepaliveSocket
 from longconn.keepalive import has_rto_max
@@ -98,39 +98,46 @@ def test_its_parameters_are_the_documented_ones_in_their_order():
 
 # ---- refusals
 
-OUT_OF_RANGE = [0.2, 0, 0.0, -1, -0.5, 1.5, math.nan, math.inf, -math.inf, 1e9, 32768, timedelta(seconds=0.5), 10**400]
+
+def name_of(value: object) -> str:
+    return "huge" if value == HUGE else repr(value)
 
 
-@pytest.mark.parametrize("value", OUT_OF_RANGE, ids=repr)
+#: No float holds it.
+HUGE = 10**400
+OUT_OF_RANGE = [0.2, 0, 0.0, -1, -0.5, 1.5, math.nan, math.inf, -math.inf, 1e9, 32768, timedelta(seconds=0.5), HUGE]
+
+
+@pytest.mark.parametrize("value", OUT_OF_RANGE, ids=name_of)
 @pytest.mark.parametrize("name", ["idle", "interval"])
 def test_seconds_out_of_range_are_refused_by_name_range_and_platform(name, value):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=name) as caught:
         Keepalive(**{name: value})
-    for part in (name, "1", "32767", "Linux"):
+    for part in ("1", "32767", "Linux"):
         assert part in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [0, -1, 128, 200, 10**9])
 def test_counts_out_of_range_are_refused_by_name_range_and_platform(value):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="count") as caught:
         Keepalive(count=value)
-    for part in ("count", str(value), "1", "127", "Linux"):
+    for part in (str(value), "1", "127", "Linux"):
         assert part in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [0, -1, 0.0005, math.nan, math.inf, 1e9, timedelta(0)], ids=repr)
 def test_a_user_timeout_out_of_range_is_refused_by_name_range_and_platform(value):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="user_timeout") as caught:
         Keepalive(user_timeout=value)
-    for part in ("user_timeout", "0.001", "Linux"):
+    for part in ("0.001", "Linux"):
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("value", [0, 0.4, -1, math.nan, math.inf, 1e9, timedelta(0), 10**400], ids=repr)
+@pytest.mark.parametrize("value", [0, 0.4, -1, math.nan, math.inf, 1e9, timedelta(0), HUGE], ids=name_of)
 def test_a_guard_out_of_range_is_refused_by_name_and_range(value):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="guard") as caught:
         Keepalive(guard=value)
-    for part in ("guard", "0.5", "604800"):
+    for part in ("0.5", "604800"):
         assert part in str(caught.value)
 
 
@@ -162,7 +169,7 @@ def test_a_user_timeout_is_no_bool():
         Keepalive(user_timeout=True)
 
 
-@pytest.mark.parametrize("value", [0, 1, None, "no"])
+@pytest.mark.parametrize("value", [None, "no", 3.5])
 def test_probes_is_a_bool(value):
     with pytest.raises(TypeError):
         Keepalive(probes=value)
@@ -182,7 +189,6 @@ def test_the_ends_of_the_ranges_are_taken_by_the_kernel_too(name, value):
 @given(idle=st.integers(1, 32767), interval=st.integers(1, 32767), count=st.integers(1, 127))
 def test_what_is_in_range_makes_sense_of_itself(idle, interval, count):
     settings = Keepalive(idle, interval, count)
-    assume(settings.guard_limit is not None)
     assert settings.guard_limit == idle + interval * count
     assert Keepalive.parse(f"{idle},{interval},{count}") == settings
     times = settings.detection_time()
@@ -257,11 +263,11 @@ def test_settings_can_be_written_as_text(text, settings):
         "nan,1,1",
         "0,1,1",
         "60,10,200",
-    ]
-    + ["1,1,1,0", "1,1,1,nan", "1,1,1,on", "60;10;6", "1e9,1,1", "inf,1,1", "0.2,1,1", "-1,1,1"],
+        *("1,1,1,0", "1,1,1,nan", "1,1,1,on", "60;10;6", "1e9,1,1", "inf,1,1", "0.2,1,1", "-1,1,1"),
+    ],
 )
 def test_other_text_is_a_value_error(text):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="expected|takes|a limit from"):
         Keepalive.parse(text)
 
 
@@ -534,10 +540,9 @@ def test_what_is_not_tcp_is_refused_by_name_and_left_untouched(name, cls):
         pytest.skip(f"this machine can't: {error}")
     with sock:
         before = sock.getsockopt(*OPTIONS["SO_KEEPALIVE"])
-        with pytest.raises(ValueError) as caught:
+        with pytest.raises(ValueError, match="TCP") as caught:
             Keepalive().apply(sock)
         assert name.split()[0].removesuffix("6") in str(caught.value)
-        assert "TCP" in str(caught.value)
         assert sock.getsockopt(*OPTIONS["SO_KEEPALIVE"]) == before
 
 
