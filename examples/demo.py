@@ -404,14 +404,17 @@ def show_all(options: argparse.Namespace, screen: Screen) -> int:
     for way, (_, arguments) in WAYS.items():
         screen.say(f"  {way:10}" + " ".join(["python", *arguments, "long_server.py"]) + "  (and long_client.py)")
     if reason is not None:
-        screen.say(f"\nA pulled cable or a NAT that forgets can't be shown here: {reason}.", "yellow")
+        sorry = f"A pulled cable or a NAT that forgets can't be shown here: {reason}."
+        screen.say("\n" + textwrap.fill(sorry, WIDTH), "yellow")
         screen.say("On loopback a peer can only die. Then its kernel speaks for it, and the stdlib is told as well:")
     told: dict[str, Told] = {}
     for number, act in enumerate(acts, 1):
         place = Loopback() if reason is not None else Lab(nat=act.nat)
         told[act.name] = play(number, act, place, screen, options.seconds)
     say_summary(screen, acts, told, options.seconds)
-    screen.say("\nNext: `python -m longconn run SCRIPT`, or in it make `import socket` `from longconn import socket`.")
+    screen.say(
+        "\nNext: `python -m longconn run SCRIPT`, or replace its `import socket` by `from longconn import socket`."
+    )
     screen.say("`python -m longconn explain 60,10,6` says what is noticed when, with any other settings.")
     missed = any(after is None for each in told.values() for (way, _), after in each.items() if way == "longconn")
     return 1 if missed else 0

@@ -75,7 +75,10 @@ def _seconds(value: object, name: str) -> float:
         return value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}: seconds as int, float or timedelta, not {type(value).__name__}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf  # out of every range
 
 
 def _whole_seconds(value: object, name: str) -> int:
@@ -87,7 +90,7 @@ def _whole_seconds(value: object, name: str) -> int:
     return int(seconds)
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Keepalive:
     """How soon a dead peer is noticed: the kernel's keepalive, and the guard that sees what it can't.
 
@@ -130,8 +133,20 @@ class Keepalive:
                     "user_timeout={:g}: {} takes {} s to {:.0f} s".format(seconds, _longconn.PLATFORM, *_USER_TIMEOUT)
                 )
             set_(self, "user_timeout", seconds)
+        if not isinstance(self.probes, bool):
+            raise TypeError(f"probes: True or False, not {type(self.probes).__name__}")
         if not isinstance(self.guard, bool):
             set_(self, "guard", check_limit(self.guard))
+
+    def _key(self) -> tuple[object, ...]:
+        # True equals 1.0, and isn't a limit of one second
+        return *(getattr(self, field.name) for field in fields(self)), self.guard is True
+
+    def __eq__(self, other: object) -> bool:
+        return self._key() == other._key() if isinstance(other, Keepalive) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key())
 
     @classmethod
     def parse(cls, text: str) -> Keepalive | None:

@@ -26,7 +26,8 @@ _fileno = _socket.socket.fileno
 _TIMED_OUT = frozenset((errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH))
 _IN_PROGRESS = frozenset((0, errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR))
 _OPEN = frozenset(("ESTABLISHED", "CLOSE_WAIT", "FIN_WAIT1", "FIN_WAIT2", "CLOSING", "LAST_ACK", "SYN_SENT"))
-_ACCEPTED: Any = object()
+#: Descriptors out of which a socket is about to be made, and whose settings it is to have: accepted, duplicated.
+_parents: dict[int, KeepaliveSocket] = {}
 #: Made of a descriptor that another object may be about to detach: ssl wraps sockets in this way.
 _adopted: weakref.WeakValueDictionary[int, KeepaliveSocket] = weakref.WeakValueDictionary()
 
@@ -66,9 +67,13 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
         *,
         keepalive: Keepalive | bool | None = None,
     ) -> None:
-        if keepalive is not _ACCEPTED:
+        parent = None if fileno is None else _parents.pop(fileno, None)
+        if parent is None:
             self._keepalive_settings = resolve(keepalive)
-        self._keepalive_chosen = None
+            self._keepalive_chosen = None
+        else:
+            self._keepalive_settings = parent._keepalive_settings
+            self._keepalive_chosen = parent._keepalive_chosen
         self._keepalive_watch = None
         self._keepalive_lost = None
         _Base.__init__(self, family, type, proto, fileno)
@@ -76,7 +81,9 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
             # the descriptor, if it was given, is its owner's again
             _Base.close(self) if fileno is None else _Base.detach(self)
             raise ValueError(f"keepalive applies to TCP, not to family {family!r}, type {type!r}")
-        if fileno is not None and keepalive is not _ACCEPTED:
+        if parent is not None:
+            self._keepalive_open()
+        elif fileno is not None:
             self._keepalive_adopt()
 
     # ---- what is to be done, and when
@@ -94,7 +101,7 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
     def _keepalive_apply(self) -> None:
         """Sets the kernel's options, except those that the program has set itself."""
         settings = self._keepalive_settings
-        if settings is None or not self._keepalive_is_tcp():
+        if settings is None or _fileno(self) < 0 or not self._keepalive_is_tcp():
             return
         chosen = self._keepalive_chosen or {}
         wanted: dict[str, Any] = {
@@ -132,6 +139,8 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
             return
         try:
             self._keepalive_watch = _longconn.watch(_fileno(self), limit, is_owned=True, may_be_unconnected=True)
+        except ValueError:  # a duplicate of a listener
+            pass
         except OSError as error:  # a sandbox without TCP_INFO, for one
             _longconn.warn(f"fd {_fileno(self)}: can't be guarded: {error}")
 
@@ -195,7 +204,7 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
         """
         if not self._keepalive_is_tcp():
             return None
-        if self._keepalive_settings is None and (self._keepalive_chosen or {}).get("enabled"):
+        if self._keepalive_settings is None and (self._keepalive_chosen or {}).get("enabled") and _fileno(self) >= 0:
             # off as far as we go, but the program has switched the kernel's on
             _, idle, interval, count, user_timeout = _longconn.keepalive_of(_fileno(self))
             return Keepalive(int(idle), int(interval), count, user_timeout or None, guard=False)
@@ -212,12 +221,14 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
         fd = _fileno(self)
         if fd < 0:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        was_on = self._keepalive_settings is not None
+        before = self._keepalive_effective()
         self._keepalive_settings = settings
         self._keepalive_chosen = None
+        if before is not None and before.user_timeout and (settings is None or not settings.user_timeout):
+            _longconn.apply_keepalive(fd, user_timeout=0)  # the system's own again
         if settings is not None:
             self._keepalive_apply()
-        elif was_on:
+        elif before is not None:
             _longconn.apply_keepalive(fd, enabled=False)
         if self._keepalive_watch is not None:
             self._keepalive_watch.stop(restore=True)
@@ -290,14 +301,11 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
     def accept(self) -> tuple[KeepaliveSocket, Any]:
         """As `socket.socket.accept`; the connection is a KeepaliveSocket with this one's settings."""
         fd, address = self._accept()  # type: ignore[attr-defined]
-        sock = KeepaliveSocket(_family(self), _kind(self), _proto(self), fd, keepalive=_ACCEPTED)
-        sock._keepalive_settings = self._keepalive_settings
-        if self._keepalive_chosen:
-            sock._keepalive_chosen = dict(self._keepalive_chosen)
+        _parents[fd] = self
+        sock = KeepaliveSocket(_family(self), _kind(self), _proto(self), fd)
         # Elsewhere than on Linux not all options are inherited from the listener.
         if sys.platform != "linux":
             sock._keepalive_prepare()
-        sock._keepalive_open()
         # as the stdlib: a listener's timeout must not leave the new socket non-blocking (bpo-7995)
         if socket.getdefaulttimeout() is None and self.gettimeout():
             sock.setblocking(True)
@@ -322,8 +330,15 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
             self._keepalive_open()
 
     def dup(self) -> KeepaliveSocket:
-        sock: KeepaliveSocket = _Base.dup(self)
-        sock._keepalive_take_over(self)
+        """As `socket.socket.dup`; it is the same connection, with the same settings."""
+        fd = _socket.dup(_fileno(self))
+        _parents[fd] = self
+        try:
+            sock = self.__class__(_family(self), _kind(self), _proto(self), fileno=fd)
+        except BaseException:
+            _parents.pop(fd, None)
+            raise
+        sock.settimeout(self.gettimeout())
         return sock
 
     def detach(self) -> int:
@@ -358,7 +373,7 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
         if self._keepalive_settings == other._keepalive_settings and not other._keepalive_chosen:
             return
         self._keepalive_settings = other._keepalive_settings
-        self._keepalive_chosen = dict(other._keepalive_chosen) if other._keepalive_chosen else None
+        self._keepalive_chosen = other._keepalive_chosen
         self._keepalive_apply()
         if self._keepalive_watch is not None:
             self._keepalive_open()

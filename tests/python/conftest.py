@@ -36,16 +36,21 @@ def _the_process_stays_as_it_was() -> Iterator[None]:
     assert socket.socket is STDLIB
 
 
+def running() -> set[threading.Thread]:
+    """Python's threads, without the stand-ins that it makes for native threads which run Python code, as ours does."""
+    return {thread for thread in threading.enumerate() if not isinstance(thread, threading._DummyThread)}
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _nothing_is_left_behind() -> Iterator[None]:
     """Threads, descriptors, and sockets that nobody has closed."""
     gc.collect()
-    threads, descriptors = set(threading.enumerate()), open_descriptors()
+    threads, descriptors = running(), open_descriptors()
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("error", ResourceWarning)  # pytest's unraisable hook makes a failure of it
         gc.collect()
-    wait_until(lambda: set(threading.enumerate()) <= threads, "threads end")
+    wait_until(lambda: running() <= threads, "threads end")
     wait_until(lambda: open_descriptors() <= descriptors, "descriptors are closed")
     ours = [name for name in native_threads() if name.startswith("longconn")]
     assert len(ours) == len(set(ours)), f"a native thread of each kind at most: {ours}"

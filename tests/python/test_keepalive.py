@@ -267,7 +267,7 @@ def test_settings_can_be_written_as_text(text, settings):
     ],
 )
 def test_other_text_is_a_value_error(text):
-    with pytest.raises(ValueError, match="expected|takes|a limit from"):
+    with pytest.raises(ValueError, match=r"expected|takes|a limit from"):
         Keepalive.parse(text)
 
 

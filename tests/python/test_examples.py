@@ -1,0 +1,232 @@
+"""Owns the proof that examples/ works: each script in the three ways the README promises, and the demo."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+SLACK = float(os.environ.get("LONGCONN_TEST_SLACK", "1"))
+PATIENCE = 20 * SLACK
+WAYS = ("stdlib", "import", "run")
+# As in a job of a shell's background: what we start would inherit that.
+needs_ctrl_c = pytest.mark.skipif(signal.getsignal(signal.SIGINT) is signal.SIG_IGN, reason="SIGINT is ignored here")
+
+
+class Script:
+    """An example at work. `line()` is what it prints next, with a deadline, so nothing may be held back in a buffer."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self._lines.put(line.rstrip("\n"))
+        self._lines.put("")  # the end; none of the scripts prints an empty line
+
+    def line(self) -> str:
+        return self._lines.get(timeout=PATIENCE)
+
+    def rest(self) -> list[str]:
+        """Everything that it still prints until it ends."""
+        return list(iter(self.line, ""))
+
+    def status(self) -> int:
+        return self.process.wait(PATIENCE)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._reader.join(PATIENCE)
+        assert self.process.stdout
+        self.process.stdout.close()
+
+
+class Starter:
+    """Starts examples in one of the three ways."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.scripts: list[Script] = []
+
+    def __call__(self, way: str, name: str, *arguments: object) -> Script:
+        path = EXAMPLES / name
+        argv = [sys.executable]
+        if way == "import":
+            source = path.read_text(encoding="utf-8")
+            assert source.count("import socket\n") == 1, "one line is to be changed, and it is easy to find"
+            path = self._directory / name
+            path.write_text(source.replace("import socket\n", "from longconn import socket\n"), encoding="utf-8")
+        elif way == "run":
+            argv += ["-m", "longconn", "run", "--keepalive", "1,1,3", "--guard", "3"]
+        argv += [str(path), *map(str, arguments)]
+        # Errors among the lines: a traceback or a warning is never what a test expects.
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8")
+        self.scripts.append(Script(process))
+        return self.scripts[-1]
+
+    def pair(self, way: str, kind: str, *client_arguments: object) -> tuple[Script, Script]:
+        """A server on a free port, and its client."""
+        server = self(way, f"{kind}_server.py", "127.0.0.1", 0)
+        words = server.line().split()
+        assert words[:-1] == ["listening", "on", "127.0.0.1"]
+        return server, self(way, f"{kind}_client.py", "127.0.0.1", words[-1], *client_arguments)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Starter]:
+    starter = Starter(tmp_path)
+    yield starter
+    for script in starter.scripts:
+        script.end()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_long_connection_carries_message_after_message_until_the_client_closes(start: Starter, way: str) -> None:
+    server, client = start.pair(way, "long", 2)
+    assert server.line().startswith("connected from 127.0.0.1 ")
+    assert client.line() == "send data"
+    assert server.line() == r"received b'hello world\r\n'"  # at once, and not when the client ends
+    assert client.process.poll() is None
+    assert client.rest() == ["send data"]
+    assert server.rest() == [r"received b'hello world\r\n'", "closed by the client"]
+    assert (client.status(), server.status()) == (0, 0)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_short_connections_come_one_after_the_other(start: Starter, way: str) -> None:
+    server, client = start.pair(way, "short", 2)
+    assert client.rest() == [r"received b'got hello world\r\n'"] * 2
+    assert [server.line(), server.line()] == [r"received b'hello world\r\n'"] * 2
+    assert client.status() == 0
+    assert server.process.poll() is None  # waits for the next one
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_heartbeats_go_both_ways_and_silence_is_noticed_by_both(start: Starter, way: str) -> None:
+    """One pair loses its client, one its server: stopped, so that their kernels go on answering for them."""
+    first, second = start.pair(way, "heartbeat"), start.pair(way, "heartbeat")
+    for script in (*first, *second):
+        while script.line() != r"received b'heartbeat\r\n'":
+            assert script.process.poll() is None
+    silent, survivors = (first[1], second[0]), (first[0], second[1])
+    for script in silent:
+        script.process.send_signal(signal.SIGSTOP)
+    stopped_at = time.monotonic()
+    last_words = [script.rest()[-1] for script in survivors]
+    assert last_words == ["lost: the client has been silent for 3 s", "lost: the server has been silent for 3 s"]
+    assert 1.9 < time.monotonic() - stopped_at < 2 * (3 + 1) * SLACK
+    assert [script.status() for script in survivors] == [0, 0]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_heartbeat_pair_ends_in_good_order(start: Starter, way: str) -> None:
+    server, client = start.pair(way, "heartbeat", 1)
+    assert r"received b'heartbeat\r\n'" in client.rest()
+    assert server.rest()[-1] == "closed by the client"
+    assert (client.status(), server.status()) == (0, 0)
+
+
+@needs_ctrl_c
+@pytest.mark.parametrize("way", WAYS)
+def test_ctrl_c_ends_a_script_at_once(start: Starter, way: str) -> None:
+    server, client = start.pair(way, "long")
+    assert client.line() == "send data"
+    assert server.line().startswith("connected from")
+    for script in (server, client):  # the server first: it would notice that the client has closed
+        script.process.send_signal(signal.SIGINT)
+    for script in (server, client):
+        assert script.rest()[-1] == "KeyboardInterrupt"
+        assert script.status() == -signal.SIGINT
+
+
+# ---- the demo
+
+
+def run_demo(*arguments: str) -> tuple[int, list[str]]:
+    argv = [sys.executable, str(EXAMPLES / "demo.py"), *arguments]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=100 * SLACK)
+    assert done.stderr == ""
+    return done.returncode, done.stdout.splitlines()
+
+
+def reason_for_no_lab() -> str | None:
+    spec = importlib.util.spec_from_file_location("lab_for_examples", ROOT / "tests" / "network" / "lab.py")
+    assert spec
+    assert spec.loader
+    lab = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(lab)
+    reason: str | None = lab.reason_unavailable()
+    return reason
+
+
+def table(lines: list[str]) -> dict[tuple[str, str], str]:
+    """The demo's last table: what became of whom."""
+    cells = [
+        line.split(None, 2) for line in lines if line.startswith(("  stdlib ", "  longconn ")) and "," in line[:20]
+    ]
+    return {(way, role.rstrip(",")): rest for way, role, rest in cells}
+
+
+def test_demo_tells_who_was_told_of_a_cut() -> None:
+    if reason := reason_for_no_lab():
+        pytest.skip(f"no network lab: {reason}")
+    seconds = f"{8 * SLACK:g}"
+    status, lines = run_demo("--seconds", seconds)
+    assert status == 0
+    assert sum("told: PeerTimedOut: peer 10.88." in line for line in lines) == 4
+    outcome = table(lines)
+    for role in ("server", "client"):
+        assert outcome["stdlib", role].count(f"not told in {seconds} s") == 2
+        assert outcome["longconn", role].count("told after") == 2
+    assert max(map(len, lines)) <= 105
+
+
+def test_demo_shows_on_loopback_what_it_can_and_says_why() -> None:
+    status, lines = run_demo("--loopback")
+    assert status == 0
+    assert any("can't be shown here" in line for line in lines)
+    assert {way: text.count("told after") for (way, _), text in table(lines).items()} == {"stdlib": 1, "longconn": 1}
+
+
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=needs_ctrl_c), signal.SIGTERM])
+def test_demo_leaves_nothing_behind_when_it_is_ended(number: signal.Signals) -> None:
+    mark = f"{os.getpid()}-{number}"
+    argv = [sys.executable, str(EXAMPLES / "demo.py"), "--loopback"]
+    environment = {**os.environ, "LONGCONN_TEST_DEMO": mark}
+    demo = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    with demo:
+        deadline = time.monotonic() + PATIENCE
+        while len(marked(mark)) < 5:  # itself and the four scripts
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        demo.send_signal(number)
+        demo.communicate(timeout=PATIENCE)
+    assert demo.returncode == 128 + number
+    assert marked(mark) == []
+
+
+def marked(mark: str) -> list[str]:
+    """The processes that have inherited the mark."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"LONGCONN_TEST_DEMO={mark}".encode() in (place / "environ").read_bytes().split(b"\0"):
+                found.append(place.name)
+    return found
