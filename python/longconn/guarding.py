@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from . import _longconn
 from .errors import Cause, PeerLost, peer_lost
@@ -58,7 +58,7 @@ class Guard:
         self,
         fd: int,
         limit: float,
-        keepalive: Keepalive | bool | None,
+        keepalive: Keepalive | Literal[False] | None,
         on_lost: Callable[[PeerLost], object] | None,
     ) -> None:
         self.limit = limit
@@ -80,7 +80,7 @@ class Guard:
         if not has_rto_max():
             self.notes += ("this kernel has no TCP_RTO_MAX_MS: a dead path behind a slow reader is seen late",)
 
-    def _choose_probes(self, fd: int, keepalive: Keepalive | bool | None) -> tuple[float, float, int] | None:
+    def _choose_probes(self, fd: int, keepalive: Keepalive | Literal[False] | None) -> tuple[float, float, int] | None:
         enabled, idle, interval, count, _ = _longconn.keepalive_of(fd)
         if keepalive is False or (isinstance(keepalive, Keepalive) and not keepalive.probes):
             if not enabled:
@@ -159,7 +159,7 @@ def guard(
     sock_or_fd: Any,
     *,
     limit: float | None = None,
-    keepalive: Keepalive | bool | None = None,
+    keepalive: Keepalive | Literal[False] | None = None,
     on_lost: Callable[[PeerLost], object] | None = None,
 ) -> Guard:
     """Watch any connected TCP socket natively, and abort its connection when the path is dead.
@@ -188,6 +188,10 @@ def guard(
     """
     if not _longconn.HAS_GUARD:
         raise NotImplementedError(f"the guard isn't available on {_longconn.PLATFORM}")
+    if keepalive is not None and keepalive is not False and not isinstance(keepalive, Keepalive):
+        raise TypeError(f"keepalive: a Keepalive, None (as needed) or False, not {type(keepalive).__name__}")
+    if on_lost is not None and not callable(on_lost):
+        raise TypeError(f"on_lost: a callable, not {type(on_lost).__name__}")
     fd = descriptor(sock_or_fd)
     check_tcp(fd)
     if limit is None:

@@ -43,6 +43,8 @@ from peers import (
 )
 
 LIMIT = 0.5
+#: What a stdlib socket raises whose connection the guard has aborted: the kernel chooses.
+ABORTED = (ConnectionResetError, BrokenPipeError)
 
 
 def guarded_and_cut_off(stack: ExitStack, **kwargs: Any) -> tuple[socket.socket, socket.socket, Guard]:
@@ -99,8 +101,16 @@ def test_probes_are_as_frequent_as_the_limit_needs(limit):
         assert idle + interval * count >= min(seconds, 3), "the kernel isn't to give up before the guard does"
         times = guard.detection_time()
         assert times.idle is not None
-        assert seconds <= times.in_flight <= 1.5 * seconds + 1
+        assert times.in_flight <= 1.5 * seconds + 1
         assert times.idle <= 2.5 * seconds + 4
+
+
+@pytest.mark.parametrize("limit", [8, 30, 120, 300, 350, 600, 3600])
+def test_what_it_sets_does_not_make_the_kernel_give_up_before_the_limit(limit):
+    """TCP_RTO_MAX_MS shortens the retransmissions that the kernel will try (tcp_retries2), and so its patience."""
+    patience = Keepalive(guard=False).detection_time().in_flight
+    with connected(STDLIB) as (ours, _), longconn.guard(ours, limit=limit) as guard:
+        assert guard.detection_time().in_flight >= min(limit, patience)
 
 
 def test_stopping_puts_back_what_was():
@@ -338,7 +348,7 @@ def test_a_path_that_is_dead_with_data_in_flight_is_convicted_in_time():
     with ExitStack() as stack:
         began = time.monotonic()
         ours, _, guard = guarded_and_cut_off(stack)
-        with pytest.raises(ConnectionResetError):
+        with pytest.raises(ABORTED):
             ours.recv(1)
         assert LIMIT <= time.monotonic() - began <= LIMIT + 0.5 + SLACK
         assert guard.lost is Cause.UNREACHABLE
@@ -424,7 +434,7 @@ def test_who_is_blocked_in_another_thread_is_woken():
         cut_off(peer)
         ours.send(b"into the void")
         thread.join(PATIENCE)
-        assert isinstance(raised[0], ConnectionResetError)
+        assert isinstance(raised[0], ABORTED)
         assert guard.lost is Cause.UNREACHABLE
 
 
@@ -476,7 +486,7 @@ def test_a_callback_that_raises_goes_to_the_hook_for_that_and_others_are_called(
 
 
 def test_a_callback_may_use_all_of_longconn():
-    """It stops the guard, closes the socket, begins another guard: nothing that the guard's thread holds is waited for."""
+    """It stops the guard, closes the socket, begins another: it waits for nothing that the guard's thread holds."""
     done: list[object] = []
     with ExitStack() as stack:
         other, _ = stack.enter_context(connected(STDLIB))
@@ -512,7 +522,7 @@ def test_it_goes_on_without_its_handle():
         ours, _, guard = guarded_and_cut_off(stack)
         del guard
         gc.collect()
-        with pytest.raises(ConnectionResetError):
+        with pytest.raises(ABORTED):
             ours.recv(1)
 
 
@@ -522,7 +532,7 @@ def test_a_kernel_without_a_bound_for_retransmissions_convicts_as_rightly():
         with ExitStack() as stack:
             ours, _, guard = guarded_and_cut_off(stack)
             assert "TCP_RTO_MAX_MS" not in guard.applied
-            with pytest.raises(ConnectionResetError):
+            with pytest.raises(ABORTED):
                 ours.recv(1)
     finally:
         longconn._longconn.pretend_no_rto_max(False)
@@ -553,24 +563,23 @@ def test_it_ends_when_the_socket_is_closed():
         guard.stop()
 
 
-def test_it_lets_go_of_the_callback_when_it_ends():
+@pytest.mark.parametrize("end", ["close", "stop"])
+def test_it_lets_go_of_the_callback_when_it_ends(end):
     class Callback:
         def __call__(self, error: PeerLost) -> None:
             raise AssertionError
 
-    for end in ("close", "stop"):
-        callback = Callback()
-        reference = weakref.ref(callback)
-        with connected(STDLIB) as (ours, _):
-            guard = longconn.guard(ours, limit=LIMIT, on_lost=callback)
-            del callback
-            if end == "stop":
-                guard.stop()
-            else:
-                ours.close()
-            wait_until(lambda: not guard.active)  # noqa: B023
-            del guard
-            wait_until(lambda: gc.collect() >= 0 and reference() is None, f"let go after {end}")  # noqa: B023
+    callback = Callback()
+    reference = weakref.ref(callback)
+    with connected(STDLIB) as (ours, _):
+        guard = longconn.guard(ours, limit=LIMIT, on_lost=callback)
+        del callback
+        if end == "stop":
+            guard.stop()
+        else:
+            ours.close()
+        wait_until(lambda: not guard.active)
+        wait_until(lambda: gc.collect() >= 0 and reference() is None, "it lets go")
 
 
 def test_a_guard_on_a_duplicate_survives_the_original():
