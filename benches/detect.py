@@ -24,6 +24,9 @@ from programs import COUNT, IDLE, INTERVAL, LIMIT, PROTECTIONS
 
 Outcome = dict[str, Any]
 
+DEAD = ["connection", "case", "seen by the program", "cause", "median", "worst", "bound"]
+LIVING = ["connection", "case", "false alarms", "everything arrived"]
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure how long a dead peer takes to be told.")
@@ -88,23 +91,21 @@ def _report(
     outcomes: dict[tuple[str, str], list[Outcome]],
     runs: int,
 ) -> str:
-    def rows(wanted: list[tuple[str, str]], *, dead: bool) -> list[list[str]]:
-        row = _row_dead if dead else _row_living
-        return [row(*each, outcomes[each]) for each in wanted if isinstance(CASES[each[0]], Broken) == dead]
+    def tables(title: str, wanted: list[tuple[str, str]]) -> list[str]:
+        dead = [_row_dead(*each, outcomes[each]) for each in wanted if isinstance(CASES[each[0]], Broken)]
+        living = [_row_living(*each, outcomes[each]) for each in wanted if not isinstance(CASES[each[0]], Broken)]
+        return [
+            *([f"{title}, a peer that dies:", _table(DEAD, dead)] if dead else []),
+            *([f"{title}, a peer that lives:", _table(LIVING, living)] if living else []),
+        ]
 
-    dead = ["connection", "case", "seen by the program", "cause", "median", "worst", "bound"]
-    living = ["connection", "case", "false alarms", "everything arrived"]
+    settings = f"Keepalive({IDLE}, {INTERVAL}, {COUNT}, guard={LIMIT}), {runs} runs of each case."
     return "\n\n".join(
         [
             _where(),
-            f"Keepalive({IDLE}, {INTERVAL}, {COUNT}, guard={LIMIT}), {runs} runs of each case. "
-            "Seconds from the fault to the exception.",
-            _table(dead, rows(held, dead=True)),
-            "With a peer that lives:",
-            _table(living, rows(held, dead=False)),
-            "For contrast, the same without longconn:",
-            _table(dead[:-1], [row[:-1] for row in rows(contrast, dead=True)]),
-            _table(living, rows(contrast, dead=False)),
+            f"{settings} Seconds from the fault to the exception.",
+            *tables("With longconn", held),
+            *tables("For contrast, without longconn", contrast),
         ]
     )
 

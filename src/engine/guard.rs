@@ -9,7 +9,8 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::SocketAddr;
+use std::net::IpAddr;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -56,7 +57,7 @@ pub struct Plan {
     pub is_owned: bool,
     /// Takes connections that aren't made yet, and waits for them.
     pub may_be_unconnected: bool,
-    pub on_lost: Option<Box<dyn FnOnce(Conviction) + Send>>,
+    pub on_lost: Option<OnLost>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -73,21 +74,22 @@ pub enum StartError {
 /// One guarded socket, as its owner sees it.
 #[derive(Debug)]
 pub struct Watch {
-    id: AtomicUsize,
-    limit: Duration,
     looks: AtomicU64,
-    is_active: AtomicBool,
-    conviction: OnceLock<Conviction>,
-    /// The retransmission limit that was set at the start, if the kernel has one, in milliseconds.
-    rto_max: Option<u32>,
+    /// Rare, hence apart.
+    conviction: OnceLock<Box<Conviction>>,
     /// Kept, for a dead socket no longer knows it.
-    peer: OnceLock<SocketAddr>,
+    peer: OnceLock<(IpAddr, u16)>,
+    id: AtomicUsize,
+    /// The bound of retransmissions that was set at the start, in milliseconds.
+    rto_max: Option<u32>,
+    is_owned: AtomicBool,
+    is_active: AtomicBool,
 }
 
 impl Watch {
     #[must_use]
     pub fn conviction(&self) -> Option<Conviction> {
-        self.conviction.get().copied()
+        self.conviction.get().map(|conviction| **conviction)
     }
 
     /// Looks taken so far.
@@ -108,13 +110,13 @@ impl Watch {
     }
 
     #[must_use]
-    pub fn peer(&self) -> Option<SocketAddr> {
+    pub fn peer(&self) -> Option<(IpAddr, u16)> {
         self.peer.get().copied()
     }
 
     fn note_peer(&self, fd: BorrowedFd<'_>) {
         if let Some(peer) = SockRef::from(&fd).peer_addr().ok().and_then(|peer| peer.as_socket()) {
-            let _ = self.peer.set(peer);
+            let _ = self.peer.set((peer.ip(), peer.port()));
         }
     }
 }
@@ -138,21 +140,41 @@ struct Entry {
     judge: Judge,
     watch: Arc<Watch>,
     /// When the next look is due; `None` after a fork, until the child uses the socket.
-    due: Option<Instant>,
+    due: Option<Tick>,
     /// It has been a connection.
     was_open: bool,
-    is_owned: bool,
     is_suspect: bool,
-    segments_in: u32,
     rto: RtoMax,
+    extras: Option<Box<Extras>>,
+}
+
+/// What most guarded sockets don't have.
+#[derive(Default)]
+struct Extras {
     /// Keepalive options before and after our change.
-    keepalive: Option<Box<(Keepalive, Keepalive)>>,
-    on_lost: Option<Box<dyn FnOnce(Conviction) + Send>>,
+    keepalive: Option<(Keepalive, Keepalive)>,
+    on_lost: Option<OnLost>,
+}
+
+type OnLost = Box<dyn FnOnce(Conviction) + Send>;
+
+/// Microseconds since the first that was asked for, plus one: half the size of an `Instant`.
+type Tick = NonZeroU64;
+
+fn tick(at: Instant) -> Tick {
+    let micros = u64::try_from(at.saturating_duration_since(origin()).as_micros()).unwrap_or(u64::MAX - 1);
+    NonZeroU64::MIN.saturating_add(micros)
+}
+
+/// Some instant; ticks are counted from it.
+fn origin() -> Instant {
+    static ORIGIN: OnceLock<Instant> = OnceLock::new();
+    *ORIGIN.get_or_init(clock::now)
 }
 
 struct Registry {
     entries: Slab<Entry>,
-    due: BTreeSet<(Instant, usize)>,
+    due: BTreeSet<(Tick, u32)>,
     thread: Option<JoinHandle<()>>,
     ending: bool,
     /// No thread is started any more: the interpreter is on its way out.
@@ -221,7 +243,7 @@ pub fn start(fd: BorrowedFd<'_>, limit: Duration, plan: Plan) -> Result<Arc<Watc
         Some(wanted) => {
             let before = Keepalive::of(fd)?;
             wanted.apply(fd)?;
-            Some(Box::new((before, wanted)))
+            Some((before, wanted))
         }
         None => None,
     };
@@ -231,7 +253,7 @@ pub fn start(fd: BorrowedFd<'_>, limit: Duration, plan: Plan) -> Result<Arc<Watc
     judge.observe(now, &sample);
     let watch = Arc::new(Watch {
         id: AtomicUsize::new(usize::MAX),
-        limit,
+        is_owned: AtomicBool::new(plan.is_owned),
         looks: AtomicU64::new(0),
         is_active: AtomicBool::new(true),
         conviction: OnceLock::new(),
@@ -251,12 +273,10 @@ pub fn start(fd: BorrowedFd<'_>, limit: Duration, plan: Plan) -> Result<Arc<Watc
         watch: watch.clone(),
         due: None,
         was_open: is_open,
-        is_owned: plan.is_owned,
         is_suspect: false,
-        segments_in: sample.segments_in,
         rto,
-        keepalive,
-        on_lost: plan.on_lost,
+        extras: (keepalive.is_some() || plan.on_lost.is_some())
+            .then(|| Box::new(Extras { keepalive, on_lost: plan.on_lost })),
     };
     let mut registry = lock();
     let id = registry.entries.insert(entry);
@@ -308,16 +328,24 @@ pub fn look_now(watch: &Arc<Watch>) {
 
 /// The socket's object no longer closes the descriptor: whoever has it now does.
 pub fn disown(watch: &Arc<Watch>) {
-    let mut registry = lock();
-    if let Some(id) = registry.find(watch) {
-        registry.entries[id].is_owned = false;
+    watch.is_owned.store(false, Ordering::Relaxed);
+}
+
+/// The owner is gone, and the descriptor with it or soon: ends the guard at once if nobody has the lock, else at its
+/// next look. Never waits, for the caller is attached to Python.
+pub fn owner_dropped(watch: &Arc<Watch>) {
+    if watch.is_owned.load(Ordering::Relaxed)
+        && watch.is_active()
+        && let Ok(mut registry) = REGISTRY.try_lock()
+        && let Some(id) = registry.find(watch)
+    {
+        registry.remove(id);
     }
 }
 
 impl Entry {
     fn put_back(&self, fd: BorrowedFd<'_>) {
-        if let Some(changed) = &self.keepalive {
-            let (before, wanted) = **changed;
+        if let Some((before, wanted)) = self.extras.as_ref().and_then(|extras| extras.keepalive) {
             let done = Keepalive::of(fd).and_then(|now| now.undoing(wanted, before).apply(fd));
             if let Err(error) = done {
                 log::warn!(target: "longconn.guard", "keepalive options could not be put back: {error}");
@@ -347,7 +375,7 @@ impl Registry {
         let entry = self.entries.remove(id);
         match entry.due {
             Some(due) => {
-                self.due.remove(&(due, id));
+                self.due.remove(&(due, small(id)));
             }
             None => {
                 DORMANT.fetch_sub(1, Ordering::Relaxed);
@@ -359,24 +387,22 @@ impl Registry {
 
     /// Looks at healthy connections fall on a grid of a quarter of their period, so that thousands of them cost
     /// a few wake-ups.
-    fn due_after(&self, id: usize, now: Instant) -> Instant {
+    fn due_after(&self, id: usize, now: Instant) -> Tick {
         let judge = &self.entries[id].judge;
-        let due = judge.next_look(now);
+        let due = tick(judge.next_look(now));
         if self.entries[id].is_suspect {
             return due;
         }
-        let grid = (judge.period() / 4).as_micros().max(1);
-        let since_origin = due.saturating_duration_since(origin()).as_micros();
-        let early = u64::try_from(since_origin % grid).unwrap_or(0);
-        due - Duration::from_micros(early)
+        let grid = u64::try_from((judge.period() / 4).as_micros()).unwrap_or(u64::MAX).max(1);
+        NonZeroU64::new(due.get() - due.get() % grid).unwrap_or(due)
     }
 
-    fn schedule(&mut self, id: usize, due: Instant) {
+    fn schedule(&mut self, id: usize, due: Tick) {
         let is_first = self.due.first().is_none_or(|&(first, _)| due < first);
         if let Some(old) = self.entries[id].due.replace(due) {
-            self.due.remove(&(old, id));
+            self.due.remove(&(old, small(id)));
         }
-        self.due.insert((due, id));
+        self.due.insert((due, small(id)));
         if is_first {
             CHANGED.notify_all();
         }
@@ -405,16 +431,17 @@ impl Registry {
         }
         entry.watch.looks.fetch_add(1, Ordering::Relaxed);
         let was_suspect = std::mem::replace(&mut entry.is_suspect, false);
+        let has_heard = entry.judge.has_heard(&sample);
         match entry.judge.observe(now, &sample) {
             Verdict::Answered => entry.was_open = true,
             Verdict::Unanswered(since) => {
                 entry.was_open = true;
                 entry.is_suspect = true;
-                if since >= entry.watch.limit / 2 && since < entry.watch.limit / 2 + entry.judge.period() / 2 {
+                if since >= entry.judge.limit() / 2 && since < entry.judge.limit() / 2 + entry.judge.period() / 2 {
                     log::debug!(
                         target: "longconn.guard",
                         "fd {}: nothing of ours answered for {:.1} s, limit {:.1} s",
-                        entry.fd, since.as_secs_f64(), entry.watch.limit.as_secs_f64(),
+                        entry.fd, since.as_secs_f64(), entry.judge.limit().as_secs_f64(),
                     );
                 }
             }
@@ -425,13 +452,12 @@ impl Registry {
                 }
             }
             Verdict::NotJudged => {
-                if self.is_over(id, &sample, was_suspect) {
+                if self.is_over(id, &sample, was_suspect && !has_heard) {
                     return;
                 }
             }
         }
         let entry = &mut self.entries[id];
-        entry.segments_in = sample.segments_in;
         if entry.was_open {
             match entry.rto {
                 RtoMax::NotYet => self.connection_made(id, &sample),
@@ -448,7 +474,7 @@ impl Registry {
         let entry = &mut self.entries[id];
         if let Some(pinned) = pin(entry) {
             entry.watch.note_peer(pinned.as_fd());
-            entry.rto = bound_rto(pinned.as_fd(), sample, entry.watch.limit);
+            entry.rto = bound_rto(pinned.as_fd(), sample, entry.judge.limit());
         }
     }
 
@@ -474,14 +500,14 @@ impl Registry {
     }
 
     /// Not a connection (yet, or any more): true if the guard has ended.
-    fn is_over(&mut self, id: usize, sample: &Sample, was_suspect: bool) -> bool {
+    fn is_over(&mut self, id: usize, sample: &Sample, given_up: bool) -> bool {
         let entry = &self.entries[id];
         if !entry.was_open && sample.state != TcpState::Listen {
             // a failed attempt to connect stays here too: the program may try again
             return false;
         }
         // The kernel gave up by itself while we were counting; a reset that arrived would have been counted in.
-        if sample.state == TcpState::Close && was_suspect && sample.segments_in == entry.segments_in {
+        if sample.state == TcpState::Close && given_up {
             let silence = sample.since_ack_received.min(sample.since_data_received);
             self.pronounce(id, Cause::Unreachable, silence, Judged::ByKernel);
         } else {
@@ -525,38 +551,38 @@ impl Registry {
             self.entries.iter().filter(|(_, entry)| entry.cookie == cookie).map(|(id, _)| id).collect();
         for id in concerned {
             let entry = self.remove(id);
-            let conviction = Conviction { cause, silence, limit: entry.watch.limit, judged };
-            let _ = entry.watch.conviction.set(conviction);
+            let conviction = Conviction { cause, silence, limit: entry.judge.limit(), judged };
+            let _ = entry.watch.conviction.set(Box::new(conviction));
             log::warn!(
                 target: "longconn.guard",
                 "fd {}: peer lost ({cause:?}): nothing of ours answered for {:.1} s, limit {:.1} s",
-                entry.fd, silence.as_secs_f64(), entry.watch.limit.as_secs_f64(),
+                entry.fd, silence.as_secs_f64(), entry.judge.limit().as_secs_f64(),
             );
-            if let Some(on_lost) = entry.on_lost {
+            if let Some(on_lost) = entry.extras.and_then(|extras| extras.on_lost) {
                 notices::call(Box::new(move || on_lost(conviction)));
             }
         }
     }
 }
 
-/// Some instant; grids are counted from it.
-fn origin() -> Instant {
-    static ORIGIN: OnceLock<Instant> = OnceLock::new();
-    *ORIGIN.get_or_init(clock::now)
+/// Descriptors are ints, so there are fewer sockets than a u32 counts.
+fn small(id: usize) -> u32 {
+    u32::try_from(id).unwrap_or(u32::MAX)
 }
 
 fn run() {
     sys::block_signals();
     let mut registry = lock();
     while !registry.ending {
-        let now = clock::now();
+        let now = tick(clock::now());
         for _ in 0..BATCH {
             match registry.due.first() {
-                Some(&(due, id)) if due <= now => registry.look(id),
+                Some(&(due, id)) if due <= now => registry.look(id as usize),
                 _ => break,
             }
         }
-        let wait = registry.due.first().map(|&(due, _)| due.saturating_duration_since(clock::now()));
+        let now = tick(clock::now());
+        let wait = registry.due.first().map(|&(due, _)| Duration::from_micros(due.get().saturating_sub(now.get())));
         registry = match wait {
             Some(Duration::ZERO) => {
                 drop(registry);
@@ -601,8 +627,9 @@ pub fn wake(watch: &Arc<Watch>) {
     {
         DORMANT.fetch_sub(1, Ordering::Relaxed);
         // What was counted before the fork was counted by another process.
-        registry.entries[id].judge = Judge::new(watch.limit);
-        registry.schedule(id, clock::now());
+        let limit = registry.entries[id].judge.limit();
+        registry.entries[id].judge = Judge::new(limit);
+        registry.schedule(id, tick(clock::now()));
         registry.start_thread_if_needed();
     }
 }
@@ -635,13 +662,14 @@ impl Held {
         let mut sleeping = 0;
         self.0.entries.retain(|_, entry| {
             entry.due = None;
-            std::mem::forget(entry.on_lost.take()); // may hold objects of Python
-            if entry.is_owned {
+            std::mem::forget(entry.extras.take()); // a callback may hold objects of Python
+            let is_owned = entry.watch.is_owned.load(Ordering::Relaxed);
+            if is_owned {
                 sleeping += 1;
             } else {
                 entry.watch.is_active.store(false, Ordering::Relaxed);
             }
-            entry.is_owned
+            is_owned
         });
         DORMANT.store(sleeping, Ordering::Relaxed);
     }

@@ -203,21 +203,28 @@ struct Look {
     out_of_order_in: u32,
 }
 
-/// Judges one connection.
-#[derive(Debug)]
-pub struct Judge {
-    limit: Duration,
-    last: Option<Look>,
+/// What speaks against a path. Most connections have nothing of the kind at most looks, and there may be many
+/// thousands of them, so it is kept apart.
+#[derive(Debug, Default)]
+struct Suspicion {
     outstanding: Option<Outstanding>,
     repeats: Option<Repeats>,
     /// Since when `probes` has been above zero at every look.
     probing_since: Option<Instant>,
 }
 
+/// Judges one connection.
+#[derive(Debug)]
+pub struct Judge {
+    limit: Duration,
+    last: Option<Look>,
+    suspicion: Option<Box<Suspicion>>,
+}
+
 impl Judge {
     #[must_use]
     pub fn new(limit: Duration) -> Self {
-        Self { limit, last: None, outstanding: None, repeats: None, probing_since: None }
+        Self { limit, last: None, suspicion: None }
     }
 
     #[must_use]
@@ -228,18 +235,18 @@ impl Judge {
     /// How often a healthy connection is looked at; a suspicious one twice as often.
     #[must_use]
     pub fn period(&self) -> Duration {
-        self.limit / 8
+        period(self.limit)
     }
 
     /// When the next look is due, `now` being the time of the last one.
     #[must_use]
     pub fn next_look(&self, now: Instant) -> Instant {
-        let Some(outstanding) = self.outstanding else {
-            return now + if self.repeats.is_some() { self.period() / 2 } else { self.period() };
-        };
-        let verdict_due = outstanding.since + self.limit;
+        let Some(suspicion) = &self.suspicion else { return now + self.period() };
         let regular = now + self.period() / 2;
-        if verdict_due > now { regular.min(verdict_due) } else { regular }
+        match suspicion.outstanding.map(|outstanding| outstanding.since + self.limit) {
+            Some(verdict_due) if verdict_due > now => regular.min(verdict_due),
+            _ => regular,
+        }
     }
 
     /// Takes one sample, looked at `now`.
@@ -251,14 +258,15 @@ impl Judge {
         // Samples that weren't taken prove nothing: after a gap (we were stopped, or the machine was) the
         // count starts anew, and wants something sent after it.
         if self.last.is_some_and(|last| now.saturating_duration_since(last.at) > 2 * self.period()) {
-            self.outstanding = None;
-            self.repeats = None;
-            self.probing_since = None;
-            self.last = None;
+            *self = Self::new(self.limit);
         }
-        let last = self.last;
-        self.note_outstanding(now, sample, last);
-        self.note_repeats(now, sample, last);
+        let mut suspicion = self.suspicion.take().unwrap_or_default();
+        suspicion.note_outstanding(now, sample, self.last, self.limit);
+        suspicion.note_repeats(now, sample, self.last, self.limit);
+        let verdict = suspicion.verdict(now, sample, self.limit);
+        if !suspicion.is_empty() {
+            self.suspicion = Some(suspicion);
+        }
         self.last = Some(Look {
             at: now,
             probes: sample.probes,
@@ -268,10 +276,29 @@ impl Judge {
             data_segments_in: sample.data_segments_in,
             out_of_order_in: sample.out_of_order_in,
         });
-        self.verdict(now, sample)
+        verdict
     }
 
-    fn note_outstanding(&mut self, now: Instant, sample: &Sample, last: Option<Look>) {
+    /// Whether anything has come in since the last look.
+    #[must_use]
+    pub fn has_heard(&self, sample: &Sample) -> bool {
+        self.last.is_some_and(|last| {
+            sample.bare_acks_in() != last.bare_acks_in || sample.data_segments_in != last.data_segments_in
+        })
+    }
+}
+
+/// How often a connection is looked at, at least.
+fn period(limit: Duration) -> Duration {
+    limit / 8
+}
+
+impl Suspicion {
+    fn is_empty(&self) -> bool {
+        self.outstanding.is_none() && self.repeats.is_none() && self.probing_since.is_none()
+    }
+
+    fn note_outstanding(&mut self, now: Instant, sample: &Sample, last: Option<Look>, limit: Duration) {
         self.probing_since = match self.probing_since {
             _ if sample.probes == 0 => None,
             Some(since) if last.is_some_and(|last| sample.probes >= last.probes) => Some(since),
@@ -291,7 +318,7 @@ impl Judge {
                     && !taken_back =>
             {
                 outstanding.probes = sample.probes;
-                if outstanding.heard.is_none() && now.saturating_duration_since(outstanding.since) >= self.limit / 8 {
+                if outstanding.heard.is_none() && now.saturating_duration_since(outstanding.since) >= limit / 8 {
                     outstanding.heard = Some(sample.segments_in);
                 }
             }
@@ -323,7 +350,7 @@ impl Judge {
         }
     }
 
-    fn note_repeats(&mut self, now: Instant, sample: &Sample, last: Option<Look>) {
+    fn note_repeats(&mut self, now: Instant, sample: &Sample, last: Option<Look>, limit: Duration) {
         let Some(last) = last else { return };
         // With our window closed some systems probe it with a byte of data: a repeat that means nothing.
         let progress = sample.bytes_received != last.bytes_received;
@@ -353,8 +380,8 @@ impl Judge {
             // The retransmission timer doubles; a peer that is silent for longer has got our ACK.
             Some(repeats) => {
                 let quiet = now.saturating_duration_since(repeats.last);
-                let next = if repeats.gap.is_zero() { self.limit } else { repeats.gap * 5 / 2 };
-                if quiet > next.max(2 * self.period()) {
+                let next = if repeats.gap.is_zero() { limit } else { repeats.gap * 5 / 2 };
+                if quiet > next.max(2 * period(limit)) {
                     self.repeats = None;
                 }
             }
@@ -368,10 +395,10 @@ impl Judge {
         }
     }
 
-    fn verdict(&self, now: Instant, sample: &Sample) -> Verdict {
+    fn verdict(&self, now: Instant, sample: &Sample, limit: Duration) -> Verdict {
         if let Some(repeats) = self.repeats {
             let silence = now.saturating_duration_since(repeats.since);
-            if silence >= self.limit && repeats.count >= REPEATS && repeats.probe_unanswered {
+            if silence >= limit && repeats.count >= REPEATS && repeats.probe_unanswered {
                 return Verdict::Dead { cause: Cause::Deaf, silence };
             }
         }
@@ -381,7 +408,7 @@ impl Judge {
         let repeated = sample.total_retrans.wrapping_sub(outstanding.total_retrans);
         let probed = sample.probes.saturating_sub(outstanding.probes_before);
         let attempts = probed.max(if sample.unacked > 0 { repeated.saturating_add(1) } else { 0 });
-        if unanswered < self.limit || attempts < ATTEMPTS {
+        if unanswered < limit || attempts < ATTEMPTS {
             return Verdict::Unanswered(unanswered);
         }
         let deaf = outstanding.heard.is_some_and(|heard| sample.segments_in != heard);

@@ -17,6 +17,12 @@ pub(super) struct Watch {
     pub(super) inner: Arc<guard::Watch>,
 }
 
+impl Drop for Watch {
+    fn drop(&mut self) {
+        guard::owner_dropped(&self.inner);
+    }
+}
+
 /// (cause, silence and limit in seconds, judged by)
 type Told = (&'static str, f64, f64, &'static str);
 
@@ -62,7 +68,7 @@ impl Watch {
     /// (host, port) of the other side, once the connection was made.
     #[getter]
     fn peer(&self) -> Option<(String, u16)> {
-        self.inner.peer().map(|peer| (peer.ip().to_string(), peer.port()))
+        self.inner.peer().map(|(host, port)| (host.to_string(), port))
     }
 
     #[pyo3(signature = (*, restore = false))]

@@ -30,7 +30,7 @@ class Script:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
-        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -38,14 +38,16 @@ class Script:
         assert self.process.stdout
         for line in self.process.stdout:
             self._lines.put(line.rstrip("\n"))
-        self._lines.put("")  # the end; none of the scripts prints an empty line
+        self._lines.put(None)
 
     def line(self) -> str:
-        return self._lines.get(timeout=PATIENCE)
+        line = self._lines.get(timeout=PATIENCE)
+        assert line is not None, "it ended before it printed what was expected"
+        return line
 
     def rest(self) -> list[str]:
         """Everything that it still prints until it ends."""
-        return list(iter(self.line, ""))
+        return list(iter(lambda: self._lines.get(timeout=PATIENCE), None))  # type: ignore[arg-type]
 
     def status(self) -> int:
         return self.process.wait(PATIENCE)
@@ -70,9 +72,9 @@ class Starter:
         argv = [sys.executable]
         if way == "import":
             source = path.read_text(encoding="utf-8")
-            assert source.count("import socket\n") == 1, "one line is to be changed, and it is easy to find"
+            assert source.count("\nimport socket\n") == 1, "one line is to be changed, and it is easy to find"
             path = self._directory / name
-            path.write_text(source.replace("import socket\n", "from longconn import socket\n"), encoding="utf-8")
+            path.write_text(source.replace("\nimport socket\n", "\nfrom longconn import socket\n"), encoding="utf-8")
         elif way == "run":
             argv += ["-m", "longconn", "run", "--keepalive", "1,1,3", "--guard", "3"]
         argv += [str(path), *map(str, arguments)]
