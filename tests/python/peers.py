@@ -46,6 +46,8 @@ OPTIONS = {
 @contextmanager
 def listening(cls: type[socket.socket] = STDLIB, **kwargs: Any) -> Iterator[socket.socket]:
     with cls(socket.AF_INET, socket.SOCK_STREAM, **kwargs) as listener:
+        # ports of past connections are as good as new ones
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", 0))
         listener.listen(128)
         yield listener

@@ -314,7 +314,7 @@ def next_owner_of_its_number(cls: type[socket.socket], call: Callable[[Any], Any
                 strangers_peer.send(b"private")
                 assert stranger.recv(7, socket.MSG_PEEK | socket.MSG_WAITALL) == b"private"
                 wake(peer)  # the thread polls the old connection all the time
-                thread.join(PATIENCE)
+                thread.join(5 * SLACK)
                 return outcomes, is_there(stranger), is_there(strangers_peer)
 
 
