@@ -70,6 +70,10 @@ class MessageTooLarge(LongConnError, ValueError):
     """More was received than the caller allows."""
 
 
+for _error in (LongConnError, PeerLost, PeerTimedOut, PeerReset, MessageTooLarge, Cause):
+    _error.__module__ = "longconn"  # where users find them, and what tracebacks say
+
+
 def _seconds(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0") + " s"
 

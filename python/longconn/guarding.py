@@ -40,9 +40,14 @@ def descriptor(sock_or_fd: Any) -> int:
 
 
 def keepalive_for(limit: float) -> tuple[int, int, int]:
-    """Idle, interval and count with which an idle path is convicted about `limit` after the first probe."""
+    """Idle and interval with which an idle path is convicted `limit` after the first probe; and count."""
     quarter = max(1, min(int(limit / 4), _longconn.KEEPALIVE_SECONDS[1]))
-    return quarter, quarter, max(3, min(-int(-limit // quarter), _longconn.KEEPALIVE_COUNT[1]))
+    return quarter, quarter, count_for(limit, quarter)
+
+
+def count_for(limit: float, interval: float) -> int:
+    """A count with which the guard comes before the kernel: it can say why, and call `on_lost`."""
+    return min(-int(-limit // interval) + 1, _longconn.KEEPALIVE_COUNT[1])
 
 
 class Guard:
@@ -88,7 +93,7 @@ class Guard:
                 return None
             return idle, interval, count
         if isinstance(keepalive, Keepalive):
-            return keepalive.idle, keepalive.interval, keepalive.count
+            return keepalive.idle, keepalive.interval, max(keepalive.count, count_for(self.limit, keepalive.interval))
         wanted = keepalive_for(self.limit)
         # the program's own timings stay where they are quick enough
         if enabled and idle <= wanted[0] and interval <= wanted[1]:
@@ -149,10 +154,10 @@ class Guard:
         return f"<longconn.Guard fd={self._fd}, limit={self.limit:g} s, {state}>"
 
 
-def lost_by(watch: _longconn.Watch, conviction: tuple[str, float, float, str]) -> PeerLost:
+def lost_by(watch: _longconn.Watch, conviction: tuple[str, float, float, str], code: int = errno.ETIMEDOUT) -> PeerLost:
     """A conviction as an exception."""
     cause, silence, limit, _ = conviction
-    return peer_lost(errno.ETIMEDOUT, Cause(cause), silence=silence, limit=limit, peer=watch.peer)
+    return peer_lost(code, Cause(cause), silence=silence, limit=limit, peer=watch.peer)
 
 
 def guard(
@@ -174,8 +179,8 @@ def guard(
         limit: Seconds without an answer, 0.5 to 604800. Default: the guard's limit of *keepalive*, or of the
             process's default.
         keepalive: With nothing in flight only the kernel's probes can be answered or not. None: they are
-            switched on as *limit* needs, unless the socket has quicker ones. A Keepalive: its timings. False:
-            left alone; if they are off, an idle path isn't seen.
+            switched on as *limit* needs, unless the socket has quicker ones. A Keepalive: its timings, with a
+            count that lets the guard come before the kernel, for it can say why. False: left alone; if they are off, an idle path isn't seen.
         on_lost: Called with the `PeerLost`, on a thread of longconn's own.
 
     Returns:

@@ -164,10 +164,12 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
             # told already: as after the kernel's ETIMEDOUT
             return 0 if reading else BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         watch = self._keepalive_watch
+        if watch is not None and code in _TIMED_OUT:
+            watch.look()  # the kernel was first; the guard has seen why
         conviction = None if watch is None else watch.conviction
         error: PeerLost
         if watch is not None and conviction is not None:
-            error = lost_by(watch, conviction)
+            error = lost_by(watch, conviction, code if code in _TIMED_OUT else errno.ETIMEDOUT)
         elif (code not in _TIMED_OUT and code != errno.ECONNRESET) or not self._keepalive_is_tcp():
             return None
         else:

@@ -249,7 +249,7 @@ pub fn start(fd: BorrowedFd<'_>, limit: Duration, plan: Plan) -> Result<Arc<Watc
     };
     let rto = if is_open { bound_rto(fd, &sample, limit) } else { RtoMax::NotYet };
     let now = clock::now();
-    let mut judge = Judge::new(limit);
+    let mut judge = Judge::new(limit).with_keepalive_idle(Keepalive::idle_of(fd));
     judge.observe(now, &sample);
     let watch = Arc::new(Watch {
         id: AtomicUsize::new(usize::MAX),
@@ -430,8 +430,8 @@ impl Registry {
             return;
         }
         entry.watch.looks.fetch_add(1, Ordering::Relaxed);
-        let was_suspect = std::mem::replace(&mut entry.is_suspect, false);
-        let has_heard = entry.judge.has_heard(&sample);
+        entry.is_suspect = false;
+        let suspected = if entry.judge.has_heard(&sample) { None } else { entry.judge.suspected() };
         match entry.judge.observe(now, &sample) {
             Verdict::Answered => entry.was_open = true,
             Verdict::Unanswered(since) => {
@@ -452,7 +452,7 @@ impl Registry {
                 }
             }
             Verdict::NotJudged => {
-                if self.is_over(id, &sample, was_suspect && !has_heard) {
+                if self.is_over(id, &sample, suspected) {
                     return;
                 }
             }
@@ -500,18 +500,20 @@ impl Registry {
     }
 
     /// Not a connection (yet, or any more): true if the guard has ended.
-    fn is_over(&mut self, id: usize, sample: &Sample, given_up: bool) -> bool {
+    fn is_over(&mut self, id: usize, sample: &Sample, suspected: Option<Cause>) -> bool {
         let entry = &self.entries[id];
         if !entry.was_open && sample.state != TcpState::Listen {
             // a failed attempt to connect stays here too: the program may try again
             return false;
         }
         // The kernel gave up by itself while we were counting; a reset that arrived would have been counted in.
-        if sample.state == TcpState::Close && given_up {
-            let silence = sample.since_ack_received.min(sample.since_data_received);
-            self.pronounce(id, Cause::Unreachable, silence, Judged::ByKernel);
-        } else {
-            self.remove(id);
+        match suspected {
+            Some(cause) if sample.state == TcpState::Close => {
+                self.pronounce(id, cause, sample.silence(), Judged::ByKernel);
+            }
+            _ => {
+                self.remove(id);
+            }
         }
         true
     }
@@ -627,8 +629,7 @@ pub fn wake(watch: &Arc<Watch>) {
     {
         DORMANT.fetch_sub(1, Ordering::Relaxed);
         // What was counted before the fork was counted by another process.
-        let limit = registry.entries[id].judge.limit();
-        registry.entries[id].judge = Judge::new(limit);
+        registry.entries[id].judge.start_anew();
         registry.schedule(id, tick(clock::now()));
         registry.start_thread_if_needed();
     }

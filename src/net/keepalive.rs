@@ -37,6 +37,12 @@ impl Keepalive {
         })
     }
 
+    /// Quiet time before the kernel's first probe, if it sends any.
+    pub fn idle_of(fd: BorrowedFd<'_>) -> Option<Duration> {
+        let socket = SockRef::from(&fd);
+        socket.keepalive().ok()?.then(|| socket.tcp_keepalive_time().ok())?
+    }
+
     /// Sets what isn't `None`, at once, on a live connection too.
     pub fn apply(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
         let socket = SockRef::from(&fd);

@@ -17,6 +17,8 @@ pub fn sample(fd: RawFd) -> io::Result<Sample> {
         unacked: info.unacked,
         probes: info.probes.into(),
         total_retrans: info.total_retrans,
+        timeouts: info.retransmits.into(),
+        unsent: info.notsent_bytes,
         bytes_acked: info.bytes_acked,
         bytes_received: info.bytes_received,
         segments_in: info.segs_in,

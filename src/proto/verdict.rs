@@ -14,15 +14,16 @@
 //!
 //! `last_ack_received` is no judge by itself: with one direction cut, the peer's retransmissions carry ACKs.
 
+use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 /// Transmissions (an original and its repeats, or probes) that must all stay without an answer before anyone
 /// is convicted. One or two get lost on any path; the number is the usual keepalive count.
 const ATTEMPTS: u32 = 3;
 
-/// Repeated segments that tell that our acknowledgements are lost: each one but the first says that one more
-/// ACK didn't arrive.
-const REPEATS: u32 = 4;
+/// Repeated segments that tell that our acknowledgements are lost; the first of them may hide among new data.
+/// Together with a probe of ours they are as many attempts as elsewhere.
+const REPEATS: u32 = 2;
 
 /// States of a TCP connection, numbered as in Linux's `include/net/tcp_states.h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +106,10 @@ pub struct Sample {
     pub probes: u32,
     /// Segments sent again, in all.
     pub total_retrans: u32,
+    /// Retransmission timeouts of this flight; they go on where our own machine can't send (`total_retrans` doesn't).
+    pub timeouts: u32,
+    /// Bytes accepted from the program and not sent yet: the window is closed, or nearly.
+    pub unsent: u32,
     pub bytes_acked: u64,
     pub bytes_received: u64,
     pub segments_in: u32,
@@ -138,7 +143,8 @@ impl Sample {
     }
 
     /// How long nothing at all has been heard.
-    fn silence(&self) -> Duration {
+    #[must_use]
+    pub fn silence(&self) -> Duration {
         self.since_ack_received.min(self.since_data_received)
     }
 }
@@ -174,6 +180,7 @@ struct Outstanding {
     probes: u32,
     /// Counted from here, for [`ATTEMPTS`].
     total_retrans: u32,
+    timeouts: u32,
     probes_before: u32,
     /// `segments_in` an eighth of the limit later: what comes after that is heard in spite of the cut, what
     /// came before may have been under way.
@@ -217,6 +224,8 @@ struct Suspicion {
 #[derive(Debug)]
 pub struct Judge {
     limit: Duration,
+    /// The kernel's first keepalive probe comes after so much silence; `None` if it sends none.
+    keepalive_idle: Option<NonZeroU32>,
     last: Option<Look>,
     suspicion: Option<Box<Suspicion>>,
 }
@@ -224,7 +233,28 @@ pub struct Judge {
 impl Judge {
     #[must_use]
     pub fn new(limit: Duration) -> Self {
-        Self { limit, last: None, suspicion: None }
+        Self { limit, keepalive_idle: None, last: None, suspicion: None }
+    }
+
+    /// Tells when the kernel's first keepalive probe is due, so that its time needn't be guessed from the looks.
+    #[must_use]
+    pub fn with_keepalive_idle(mut self, idle: Option<Duration>) -> Self {
+        self.keepalive_idle = idle.and_then(|idle| NonZeroU32::new(u32::try_from(idle.as_secs()).ok()?));
+        self
+    }
+
+    /// Forgets what was counted.
+    pub fn start_anew(&mut self) {
+        self.last = None;
+        self.suspicion = None;
+    }
+
+    /// What the path suffers from, if it is dead: for when the kernel gives up before us.
+    #[must_use]
+    pub fn suspected(&self) -> Option<Cause> {
+        let suspicion = self.suspicion.as_ref()?;
+        let deaf = suspicion.repeats.is_some_and(|repeats| repeats.count >= REPEATS);
+        Some(if deaf { Cause::Deaf } else { Cause::Unreachable })
     }
 
     #[must_use]
@@ -252,16 +282,16 @@ impl Judge {
     /// Takes one sample, looked at `now`.
     pub fn observe(&mut self, now: Instant, sample: &Sample) -> Verdict {
         if !sample.state.is_judged() {
-            *self = Self::new(self.limit);
+            self.start_anew();
             return Verdict::NotJudged;
         }
         // Samples that weren't taken prove nothing: after a gap (we were stopped, or the machine was) the
         // count starts anew, and wants something sent after it.
         if self.last.is_some_and(|last| now.saturating_duration_since(last.at) > 2 * self.period()) {
-            *self = Self::new(self.limit);
+            self.start_anew();
         }
         let mut suspicion = self.suspicion.take().unwrap_or_default();
-        suspicion.note_outstanding(now, sample, self.last, self.limit);
+        suspicion.note_outstanding(now, sample, self.last, self);
         suspicion.note_repeats(now, sample, self.last, self.limit);
         let verdict = suspicion.verdict(now, sample, self.limit);
         if !suspicion.is_empty() {
@@ -277,6 +307,20 @@ impl Judge {
             out_of_order_in: sample.out_of_order_in,
         });
         verdict
+    }
+
+    /// For how long, at least, what is outstanding has been so.
+    fn age(&self, sample: &Sample) -> Duration {
+        if sample.unacked > 0 {
+            // The flight began after the last ACK, and not after the last segment was sent.
+            sample.since_data_sent.min(sample.since_ack_received)
+        } else if sample.unsent == 0
+            && let Some(idle) = self.keepalive_idle
+        {
+            sample.silence().saturating_sub(Duration::from_secs(idle.get().into()))
+        } else {
+            Duration::ZERO
+        }
     }
 
     /// Whether anything has come in since the last look.
@@ -298,7 +342,8 @@ impl Suspicion {
         self.outstanding.is_none() && self.repeats.is_none() && self.probing_since.is_none()
     }
 
-    fn note_outstanding(&mut self, now: Instant, sample: &Sample, last: Option<Look>, limit: Duration) {
+    fn note_outstanding(&mut self, now: Instant, sample: &Sample, last: Option<Look>, judge: &Judge) {
+        let limit = judge.limit;
         self.probing_since = match self.probing_since {
             _ if sample.probes == 0 => None,
             Some(since) if last.is_some_and(|last| sample.probes >= last.probes) => Some(since),
@@ -323,19 +368,15 @@ impl Suspicion {
                 }
             }
             _ => {
-                // The flight began after the last ACK, and not after the last segment was sent.
                 let age = match last {
-                    Some(last) if sample.unacked > 0 => sample
-                        .since_data_sent
-                        .min(sample.since_ack_received)
-                        .min(now.saturating_duration_since(last.at)),
-                    _ => Duration::ZERO,
+                    None => Duration::ZERO,
+                    Some(last) => judge.age(sample).min(now.saturating_duration_since(last.at)),
                 };
                 // What was sent again before an answer is no attempt after it.
-                let (total_retrans, probes_before) = match last {
-                    Some(last) if self.outstanding.is_none() => (last.total_retrans, last.probes),
-                    Some(last) if sample.probes < last.probes => (sample.total_retrans, 0),
-                    _ => (sample.total_retrans, sample.probes),
+                let (total_retrans, timeouts, probes_before) = match last {
+                    Some(last) if self.outstanding.is_none() => (last.total_retrans, 0, last.probes),
+                    Some(last) if sample.probes < last.probes => (sample.total_retrans, sample.timeouts, 0),
+                    _ => (sample.total_retrans, sample.timeouts, sample.probes),
                 };
                 let since = now.checked_sub(age).unwrap_or(now);
                 self.outstanding = Some(Outstanding {
@@ -343,6 +384,7 @@ impl Suspicion {
                     bytes_acked: sample.bytes_acked,
                     probes: sample.probes,
                     total_retrans,
+                    timeouts,
                     probes_before,
                     heard: None,
                 });
@@ -354,7 +396,9 @@ impl Suspicion {
         let Some(last) = last else { return };
         // With our window closed some systems probe it with a byte of data: a repeat that means nothing.
         let progress = sample.bytes_received != last.bytes_received;
-        if progress || sample.receive_window.is_none_or(|window| window == 0) {
+        // Nor is a peer deaf that answers: a repeat carries data, the answer to a probe doesn't.
+        let answered = sample.bare_acks_in() != last.bare_acks_in;
+        if progress || answered || sample.receive_window.is_none_or(|window| window == 0) {
             self.repeats = None;
             return;
         }
@@ -405,7 +449,10 @@ impl Suspicion {
         let Some(outstanding) = self.outstanding else { return Verdict::Answered };
         let unanswered = now.saturating_duration_since(outstanding.since);
         // A flight's first transmission is an attempt that no counter shows.
-        let repeated = sample.total_retrans.wrapping_sub(outstanding.total_retrans);
+        let repeated = sample
+            .total_retrans
+            .wrapping_sub(outstanding.total_retrans)
+            .max(sample.timeouts.saturating_sub(outstanding.timeouts));
         let probed = sample.probes.saturating_sub(outstanding.probes_before);
         let attempts = probed.max(if sample.unacked > 0 { repeated.saturating_add(1) } else { 0 });
         if unanswered < limit || attempts < ATTEMPTS {

@@ -23,8 +23,8 @@ from lab import Lab
 from longconn import KeepaliveSocket
 
 FIELDS = (
-    "state unacked_segments probes retransmitted_segments bytes_acked bytes_received segments_in data_segments_in "
-    "out_of_order_segments send_window_bytes receive_window_bytes last_data_sent_ms last_data_received_ms "
+    "state unacked_segments probes retransmitted_segments retransmits unsent_bytes bytes_acked bytes_received "
+    "segments_in data_segments_in out_of_order_segments send_window_bytes receive_window_bytes last_data_sent_ms last_data_received_ms "
     "last_ack_received_ms round_trip_us"
 ).split()
 TCP_RTO_MAX_MS = 44
@@ -107,7 +107,9 @@ def record(
             deeds.append(lambda: (server.recv(400), wait(0.1)))
         if "sending" in name:
             deeds += [lambda: (client.send(b"x" * 100), wait(0.02)), lambda: server.recv(65536)]
-        if "receiving" in name:
+        if "slow_feed" in name:
+            deeds += [lambda: (server.send(b"y" * 100), wait(0.05)), lambda: client.recv(65536)]
+        elif "receiving" in name:
             deeds += [lambda: (server.send(b"y" * 1000), wait(0.01)), lambda: client.recv(65536)]
         if name == "peer_fills_our_window":
             deeds.append(lambda: server.send(b"y" * 65536))
@@ -140,6 +142,10 @@ def pull(lab: Lab) -> None:
     lab.pull("server")
 
 
+def pull_ours(lab: Lab) -> None:
+    lab.pull("client")
+
+
 def drop_ours(lab: Lab) -> None:
     lab.drop("client")
 
@@ -162,6 +168,10 @@ RECORDINGS: dict[str, Callable[[str], None]] = {
     "one_way_cut_sending_receiving": lambda name: record(name, 8, cut=drop_ours),
     "one_way_cut_receiving": lambda name: record(name, 10, cut=drop_ours),
     "one_way_cut_receiving_no_rto_max": lambda name: record(name, 10, cut=drop_ours, bounded=False),
+    "one_way_cut_receiving_slow_feed": lambda name: record(name, 12, cut=drop_ours),
+    "sending_own_cable_cut": lambda name: record(name, 8, cut=pull_ours),
+    "receiving_slow_feed_alive": lambda name: record(name, 10, cut=None),
+    "receiving_slow_feed_loss_5": lambda name: record(name, 20, cut=None, loss=5),
     "peer_fills_our_window": lambda name: record(name, 15, cut=None),
 }
 

@@ -31,6 +31,8 @@ fn recording(name: &str) -> Vec<(i64, Sample)> {
                 unacked: small("unacked_segments"),
                 probes: small("probes"),
                 total_retrans: small("retransmitted_segments"),
+                timeouts: small("retransmits"),
+                unsent: small("unsent_bytes"),
                 bytes_acked: number("bytes_acked"),
                 bytes_received: number("bytes_received"),
                 segments_in: small("segments_in"),
@@ -54,7 +56,7 @@ fn judge(name: &str, limit: Duration) -> Option<(i64, Verdict)> {
     let origin = Instant::now();
     let first = rows[0].0;
     let at = |ms: i64| origin + Duration::from_millis(u64::try_from(ms - first).unwrap());
-    let mut judge = Judge::new(limit);
+    let mut judge = Judge::new(limit).with_keepalive_idle(Some(ms(1000)));
     let mut due = origin;
     for (row_ms, sample) in rows {
         let now = at(row_ms);
@@ -92,6 +94,8 @@ fn living_peers_are_never_convicted() {
         "slow_reader_alive_no_rto_max",
         "window_taken_back",
         "peer_fills_our_window",
+        "receiving_slow_feed_alive",
+        "receiving_slow_feed_loss_5",
     ] {
         for limit in [ms(1000), ms(2000), ms(3000), ms(5000), ms(10_000)] {
             assert_eq!(judge(name, limit), None, "{name} with a limit of {limit:?}");
@@ -105,14 +109,16 @@ fn data_in_flight_is_told_at_the_limit() {
         assert_dead("flight_cut", limit, Cause::Unreachable, limit + ms(500));
         assert_dead("flight_cut_no_rto_max", limit, Cause::Unreachable, limit + ms(500));
         assert_dead("sending_cut", limit, Cause::Unreachable, limit + ms(500));
+        // where our own machine can't send, fewer counters go on
+        assert_dead("sending_own_cable_cut", limit, Cause::Unreachable, limit + ms(700));
     }
 }
 
 #[test]
 fn an_idle_path_is_told_a_limit_after_the_first_probe() {
-    // keepalive's idle time was 1 s, and the kernel was told not to give up
-    assert_dead("idle_cut", ms(3000), Cause::Unreachable, ms(4500));
-    assert_dead("idle_cut", ms(5000), Cause::Unreachable, ms(6700));
+    // keepalive's idle time was 1 s, and the kernel was told not to give up; rows are 100 ms apart
+    assert_dead("idle_cut", ms(3000), Cause::Unreachable, ms(4150));
+    assert_dead("idle_cut", ms(5000), Cause::Unreachable, ms(6150));
 }
 
 #[test]
@@ -133,6 +139,7 @@ fn a_peer_that_is_heard_and_does_not_hear_us_is_deaf() {
     assert_dead("one_way_cut_sending_receiving", ms(3000), Cause::Deaf, ms(4500));
     assert_dead("one_way_cut_receiving", ms(3000), Cause::Deaf, ms(4500));
     assert_dead("one_way_cut_receiving_no_rto_max", ms(3000), Cause::Deaf, ms(4500));
+    assert_dead("one_way_cut_receiving_slow_feed", ms(3000), Cause::Deaf, ms(4500));
 }
 
 // ---- single rules ------------------------------------------------------------------------------------------------
@@ -143,6 +150,8 @@ fn quiet() -> Sample {
         unacked: 0,
         probes: 0,
         total_retrans: 0,
+        timeouts: 0,
+        unsent: 0,
         bytes_acked: 1000,
         bytes_received: 1000,
         segments_in: 50,
@@ -222,6 +231,9 @@ fn repeats_of_the_peer_convict_only_if_our_probes_stay_unanswered() {
     };
     assert_eq!(look(&mut Judge::new(ms(3000)), origin, 0, 60_000, 200, probing_peer), Verdict::Answered);
     let deaf = |at: u64| Sample { probes: u32::from(at % 1000 > 300), ..probing_peer(at) };
+    // the answer to a probe carries no data, and ends the suspicion
+    let answering = |at: u64| Sample { segments_in: 50 + u32::try_from(at / 1000 + at / 1400).unwrap(), ..deaf(at) };
+    assert!(!matches!(look(&mut Judge::new(ms(3000)), origin, 0, 60_000, 200, answering), Verdict::Dead { .. }));
     assert!(matches!(
         look(&mut Judge::new(ms(3000)), origin, 0, 60_000, 200, deaf),
         Verdict::Dead { cause: Cause::Deaf, .. }
@@ -439,6 +451,8 @@ proptest! {
                 unacked,
                 probes,
                 total_retrans: retrans,
+                timeouts: odd,
+                unsent: segments,
                 bytes_acked: acked,
                 bytes_received: received,
                 segments_in: segments,
