@@ -386,7 +386,10 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
         except PeerLost:
             raise
         except OSError as error:
-            explained = self._keepalive_explain(error.errno, False) if error.errno else None
+            # where os.sendfile failed first, the stdlib has tried send() after it, whose error says less
+            given_up = getattr(error.__context__, "args", ())
+            first = given_up[0] if given_up and isinstance(given_up[0], OSError) else error
+            explained = self._keepalive_explain(first.errno, False) if first.errno else None
             if isinstance(explained, OSError):
                 raise explained from None
             raise

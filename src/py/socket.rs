@@ -115,6 +115,19 @@ impl<'a, 'py> Call<'a, 'py> {
         Ok(Self { object, py, fd, mode })
     }
 
+    /// While we waited another thread, or a signal's handler, may have closed the socket, and somebody else may
+    /// have got its number: CPython asks anew before each attempt (`sock_recv_impl`), and so do we.
+    fn still_open(&self) -> Result<(), Trouble> {
+        let fd: RawFd = base(self.py)?.fileno.bind(self.py).call1((self.object,))?.extract()?;
+        if fd == self.fd { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EBADF).into()) }
+    }
+
+    /// Runs the handlers of signals that have come.
+    fn interrupted(&self) -> Result<(), Trouble> {
+        self.py.check_signals()?;
+        self.still_open()
+    }
+
     fn deadline(&self) -> Option<Instant> {
         match self.mode {
             Mode::Until(timeout) => clock::now().checked_add(timeout),
@@ -123,8 +136,9 @@ impl<'a, 'py> Call<'a, 'py> {
     }
 
     fn socket(&self) -> BorrowedFd<'a> {
-        // SAFETY: not -1 (see `new`). The object that owns it is borrowed; should another thread close it, the
-        // kernel says so or the number is another's, exactly as with the stdlib, which copies the number too.
+        // SAFETY: not -1 (see `new`). The object that owns it is borrowed, and was open when this was asked or when
+        // it was last waited for; should another thread close it in the middle of a system call that runs without
+        // the GIL, the number is another's, exactly as with the stdlib, which copies it for the call too.
         unsafe { BorrowedFd::borrow_raw(self.fd) }
     }
 
@@ -141,7 +155,7 @@ impl<'a, 'py> Call<'a, 'py> {
         loop {
             let result = if held { attempt() } else { self.py.detach(&mut attempt) };
             match result {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => self.py.check_signals()?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => self.interrupted()?,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && matches!(self.mode, Mode::Until(_)) => {
                     self.wait(way, deadline)?;
                 }
@@ -160,9 +174,9 @@ impl<'a, 'py> Call<'a, 'py> {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(clock::now()));
             let fd = self.fd;
             match self.py.detach(|| sys::wait_ready(fd, events, left)) {
-                Ok(true) => return Ok(()),
+                Ok(true) => return self.still_open(),
                 Ok(false) => return Err(PyTimeoutError::new_err("timed out").into()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => self.py.check_signals()?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => self.interrupted()?,
                 Err(error) => return Err(error.into()),
             }
         }
@@ -201,7 +215,7 @@ impl<'a, 'py> Call<'a, 'py> {
                 Ok(more) => return Ok(sent + more),
                 // as the kernel does for a send that a signal has cut short; the handler runs after us
                 Err(_) if sent > 0 => return Ok(sent),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => self.py.check_signals()?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => self.interrupted()?,
                 Err(error) => return Err(error.into()),
             }
         }
@@ -447,6 +461,7 @@ impl SocketMixin {
             if rest.is_empty() {
                 return Ok(py.None().into_bound(py));
             }
+            call.still_open().or_else(|trouble| call.raised(trouble, Way::Out).map(drop))?;
         }
     }
 

@@ -9,7 +9,8 @@ import socket
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver, resource_sharer, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ HERE = Path(__file__).parent
 SETTINGS = Keepalive(60, 10, 6, guard=12.5)
 
 
-def forked(child: Callable[[], Any]) -> str:
+def forked(child: Callable[[], Any], in_parent: Callable[[], Any] = lambda: None) -> str:
     """Runs *child* in a forked process, at once as fork leaves it; returns what it returns, as text."""
     readable, writable = os.pipe()
     process = os.fork()
@@ -52,10 +53,19 @@ def forked(child: Callable[[], Any]) -> str:
             os.write(writable, text.encode())
             os._exit(0)
     os.close(writable)
+    in_parent()
     with open(readable, encoding="utf-8") as pipe:
         text = pipe.read()
     assert os.waitpid(process, 0) == (process, 0)
     return text
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _multiprocessings_own_helpers_end() -> Iterator[None]:
+    yield
+    resource_sharer.stop(timeout=PATIENCE)
+    forkserver._forkserver._stop()
+    resource_tracker._resource_tracker._stop()
 
 
 def is_guard_running() -> bool:
@@ -134,8 +144,10 @@ def test_any_use_wakes_the_childs_guard(use):
 
 def test_the_childs_guard_convicts():
     with connected(keepalive=QUICK) as (ours, peer):
+        here, there = socket.socketpair()
 
         def child() -> str:
+            here.recv(1)  # the parent's guard, which would be as quick, has ended
             cut_off(peer)
             ours.send(b"into the void")
             try:
@@ -144,7 +156,12 @@ def test_the_childs_guard_convicts():
                 return f"{error.cause} {ours.lost} {ours.recv(1)!r}"
             return "not told"
 
-        assert forked(child) == "unreachable unreachable b''"
+        def close() -> None:
+            ours.close()
+            there.send(b"x")
+
+        with here, there:
+            assert forked(child, close) == "unreachable unreachable b''"
 
 
 def test_the_child_can_close_its_copy_and_make_new_connections():
