@@ -219,6 +219,8 @@ class Row:
     takes_second_cpu: bool = False
     # The other class's processes get an idle thread, as ours have: what is left is the price of the class's own code.
     other_has_thread: bool = False
+    # A stream falls into step only after some MiB: short slices of equal classes differ by half.
+    is_stream: bool = False
     # Fixed where a slice can't be as short as the others.
     count: int | None = None
     pairs: int | None = None
@@ -248,14 +250,14 @@ ROWS = (
         TIMEOUT_SECONDS, True),
     Row("oneway_timeout_send", "... sending end only", "message", send_messages, receive_messages, timeout=TIMEOUT_SECONDS),
     Row("oneway_timeout_recv", "... receiving end only", "message", receive_messages, send_messages, timeout=TIMEOUT_SECONDS),
-    Row("stream_recv", "stream by recv(65536)", "MiB", receive_stream, send_stream, 0.95),
-    Row("stream_recv_into", "stream by recv_into(64 KiB)", "MiB", receive_stream_into, send_stream, 0.95),
-    Row("stream_sendall", "stream by sendall(1 MiB)", "MiB", send_stream, receive_stream_into, 0.95),
-    Row("stream_recv_timeout", "... recv, settimeout(5)", "MiB", receive_stream, send_stream, timeout=TIMEOUT_SECONDS),
+    Row("stream_recv", "stream by recv(65536)", "MiB", receive_stream, send_stream, 0.95, is_stream=True),
+    Row("stream_recv_into", "stream by recv_into(64 KiB)", "MiB", receive_stream_into, send_stream, 0.95, is_stream=True),
+    Row("stream_sendall", "stream by sendall(1 MiB)", "MiB", send_stream, receive_stream_into, 0.95, is_stream=True),
+    Row("stream_recv_timeout", "... recv, settimeout(5)", "MiB", receive_stream, send_stream, timeout=TIMEOUT_SECONDS, is_stream=True),
     Row("stream_recv_into_timeout", "... recv_into, settimeout(5)", "MiB", receive_stream_into, send_stream,
-        timeout=TIMEOUT_SECONDS),
+        timeout=TIMEOUT_SECONDS, is_stream=True),
     Row("stream_sendall_timeout", "... sendall, settimeout(5)", "MiB", send_stream, receive_stream_into,
-        timeout=TIMEOUT_SECONDS),
+        timeout=TIMEOUT_SECONDS, is_stream=True),
     Row("make_close", "making and closing a socket", "socket", make_and_close, bound=0.70),
     Row("connect_accept_close", "connect, accept, close both", "connection", connect_accept_close),
 )
@@ -580,16 +582,18 @@ def measure_row(row: Row, subject: str, against: str, effort: Effort, conditions
              for number, name in enumerate((against, subject))]
     ratios, others, ours = [], [], []
     count = row.count
+    longer = 8 if row.is_stream else 1
+    pairs_a_round = row.pairs or effort.pairs // longer
     for _ in range(effort.rounds):
         with workers(tasks) as (other, our):
             other.read()
             our.read()
             if count is None:
-                count = calibrate(other, effort.slice_seconds)
+                count = calibrate(other, effort.slice_seconds * longer)
             for worker in (other, our):
                 worker.slice(count)  # warm up: caches, TCP's window and its buffers
             pairs = []
-            for number in range(row.pairs or effort.pairs):
+            for number in range(pairs_a_round):
                 if number % 2:
                     our_time = our.slice(count)["nanoseconds"]
                     pairs.append((other.slice(count)["nanoseconds"], our_time))
@@ -613,7 +617,7 @@ def measure_row(row: Row, subject: str, against: str, effort: Effort, conditions
 
 def typical(times: Sequence[float]) -> float:
     """What a slice takes undisturbed; of few long slices, which have no undisturbed one, the median."""
-    return statistics.quantiles(times, n=10)[0] if len(times) >= 20 else statistics.median(times)
+    return statistics.quantiles(times, n=10)[0] if len(times) > 5 else statistics.median(times)
 
 
 def microseconds(nanoseconds: float, operation: str) -> str:

@@ -42,12 +42,7 @@ def descriptor(sock_or_fd: Any) -> int:
 def keepalive_for(limit: float) -> tuple[int, int, int]:
     """Idle and interval with which an idle path is convicted `limit` after the first probe; and count."""
     quarter = max(1, min(int(limit / 4), _longconn.KEEPALIVE_SECONDS[1]))
-    return quarter, quarter, count_for(limit, quarter)
-
-
-def count_for(limit: float, interval: float) -> int:
-    """A count with which the guard comes before the kernel: it can say why, and call `on_lost`."""
-    return min(-int(-limit // interval) + 1, _longconn.KEEPALIVE_COUNT[1])
+    return quarter, quarter, min(-int(-limit // quarter), _longconn.KEEPALIVE_COUNT[1])
 
 
 class Guard:
@@ -79,7 +74,8 @@ class Guard:
         self._fd = fd
         if options is not None:
             names = ("SO_KEEPALIVE", "TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
-            self.applied.update(zip(names, (int(option) for option in options), strict=True))
+            now = _longconn.keepalive_of(fd)[:4]
+            self.applied.update(zip(names, (int(option) for option in now), strict=True))
         if self._watch.rto_max_ms is not None:
             self.applied["TCP_RTO_MAX_MS"] = self._watch.rto_max_ms
         if not has_rto_max():
@@ -93,7 +89,7 @@ class Guard:
                 return None
             return idle, interval, count
         if isinstance(keepalive, Keepalive):
-            return keepalive.idle, keepalive.interval, max(keepalive.count, count_for(self.limit, keepalive.interval))
+            return keepalive.idle, keepalive.interval, keepalive.count
         wanted = keepalive_for(self.limit)
         # the program's own timings stay where they are quick enough
         if enabled and idle <= wanted[0] and interval <= wanted[1]:
@@ -179,8 +175,8 @@ def guard(
         limit: Seconds without an answer, 0.5 to 604800. Default: the guard's limit of *keepalive*, or of the
             process's default.
         keepalive: With nothing in flight only the kernel's probes can be answered or not. None: they are
-            switched on as *limit* needs, unless the socket has quicker ones. A Keepalive: its timings, with a
-            count that lets the guard come before the kernel, for it can say why. False: left alone; if they are off, an idle path isn't seen.
+            switched on as *limit* needs, unless the socket has quicker ones. A Keepalive: its timings, with one
+            probe more, so that the guard comes before the kernel, for it can say why. False: left alone; if they are off, an idle path isn't seen.
         on_lost: Called with the `PeerLost`, on a thread of longconn's own.
 
     Returns:

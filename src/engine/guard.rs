@@ -239,9 +239,15 @@ pub fn start(fd: BorrowedFd<'_>, limit: Duration, plan: Plan) -> Result<Arc<Watc
         return Err(StartError::NotConnected(sample.state));
     }
     let cookie = sys::cookie(number)?;
+    let mut probing = Keepalive::probing_of(fd);
     let keepalive = match plan.keepalive {
         Some(wanted) => {
             let before = Keepalive::of(fd)?;
+            wanted.apply(fd)?;
+            probing = Keepalive::probing_of(fd);
+            // One probe more than is judged by, so that we come before the kernel: we can say why.
+            let later = wanted.count.filter(|&count| count < sys::KEEPALIVE_COUNT.1).map(|count| count + 1);
+            let wanted = Keepalive { count: later.or(wanted.count), ..wanted };
             wanted.apply(fd)?;
             Some((before, wanted))
         }
@@ -249,7 +255,7 @@ pub fn start(fd: BorrowedFd<'_>, limit: Duration, plan: Plan) -> Result<Arc<Watc
     };
     let rto = if is_open { bound_rto(fd, &sample, limit) } else { RtoMax::NotYet };
     let now = clock::now();
-    let mut judge = Judge::new(limit).with_keepalive_idle(Keepalive::idle_of(fd));
+    let mut judge = Judge::new(limit).with_probing(probing);
     judge.observe(now, &sample);
     let watch = Arc::new(Watch {
         id: AtomicUsize::new(usize::MAX),

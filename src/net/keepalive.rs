@@ -1,10 +1,13 @@
 //! The kernel's keepalive of one socket: read, changed in part, put back.
 
 use std::io;
+use std::num::NonZeroU8;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
+
+use crate::proto::verdict::Probing;
 
 /// What to change; `None` leaves alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,10 +40,18 @@ impl Keepalive {
         })
     }
 
-    /// Quiet time before the kernel's first probe, if it sends any.
-    pub fn idle_of(fd: BorrowedFd<'_>) -> Option<Duration> {
+    /// The kernel's probes, if it sends any.
+    #[must_use]
+    pub fn probing_of(fd: BorrowedFd<'_>) -> Option<Probing> {
         let socket = SockRef::from(&fd);
-        socket.keepalive().ok()?.then(|| socket.tcp_keepalive_time().ok())?
+        if !socket.keepalive().ok()? {
+            return None;
+        }
+        Some(Probing {
+            idle_seconds: u16::try_from(socket.tcp_keepalive_time().ok()?.as_secs()).ok()?,
+            interval_seconds: u16::try_from(socket.tcp_keepalive_interval().ok()?.as_secs()).ok()?,
+            count: NonZeroU8::new(u8::try_from(socket.tcp_keepalive_retries().ok()?).ok()?)?,
+        })
     }
 
     /// Sets what isn't `None`, at once, on a live connection too.

@@ -14,7 +14,7 @@
 //!
 //! `last_ack_received` is no judge by itself: with one direction cut, the peer's retransmissions carry ACKs.
 
-use std::num::NonZeroU32;
+use std::num::NonZeroU8;
 use std::time::{Duration, Instant};
 
 /// Transmissions (an original and its repeats, or probes) that must all stay without an answer before anyone
@@ -176,6 +176,9 @@ pub enum Verdict {
 #[derive(Clone, Copy, Debug)]
 struct Outstanding {
     since: Instant,
+    /// What holds for it: the judge's limit, or less if the kernel's keepalive has less patience.
+    limit: Duration,
+    attempts: u32,
     bytes_acked: u64,
     probes: u32,
     /// Counted from here, for [`ATTEMPTS`].
@@ -190,12 +193,26 @@ struct Outstanding {
 /// The peer repeats itself.
 #[derive(Clone, Copy, Debug)]
 struct Repeats {
-    since: Instant,
     count: u32,
     last: Instant,
     gap: Duration,
     /// One of our own probes has stayed without an answer meanwhile.
     probe_unanswered: bool,
+}
+
+/// The kernel's keepalive probes, in whole seconds as Linux has them; small, for every connection has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probing {
+    pub idle_seconds: u16,
+    pub interval_seconds: u16,
+    pub count: NonZeroU8,
+}
+
+impl Probing {
+    /// From the first probe to the kernel's verdict.
+    fn patience(self) -> Duration {
+        Duration::from_secs(u64::from(self.interval_seconds) * u64::from(self.count.get()))
+    }
 }
 
 /// What the last look showed, as far as the next one needs it.
@@ -224,8 +241,8 @@ struct Suspicion {
 #[derive(Debug)]
 pub struct Judge {
     limit: Duration,
-    /// The kernel's first keepalive probe comes after so much silence; `None` if it sends none.
-    keepalive_idle: Option<NonZeroU32>,
+    /// The kernel's keepalive probes; `None` if it sends none.
+    probing: Option<Probing>,
     last: Option<Look>,
     suspicion: Option<Box<Suspicion>>,
 }
@@ -233,13 +250,14 @@ pub struct Judge {
 impl Judge {
     #[must_use]
     pub fn new(limit: Duration) -> Self {
-        Self { limit, keepalive_idle: None, last: None, suspicion: None }
+        Self { limit, probing: None, last: None, suspicion: None }
     }
 
-    /// Tells when the kernel's first keepalive probe is due, so that its time needn't be guessed from the looks.
+    /// With the kernel's keepalive probes known, the time of the first needn't be guessed from the looks; and where
+    /// the kernel would give up an idle path before `limit`, so does the judge, a moment earlier.
     #[must_use]
-    pub fn with_keepalive_idle(mut self, idle: Option<Duration>) -> Self {
-        self.keepalive_idle = idle.and_then(|idle| NonZeroU32::new(u32::try_from(idle.as_secs()).ok()?));
+    pub fn with_probing(mut self, probing: Option<Probing>) -> Self {
+        self.probing = probing;
         self
     }
 
@@ -273,7 +291,7 @@ impl Judge {
     pub fn next_look(&self, now: Instant) -> Instant {
         let Some(suspicion) = &self.suspicion else { return now + self.period() };
         let regular = now + self.period() / 2;
-        match suspicion.outstanding.map(|outstanding| outstanding.since + self.limit) {
+        match suspicion.outstanding.map(|outstanding| outstanding.since + outstanding.limit) {
             Some(verdict_due) if verdict_due > now => regular.min(verdict_due),
             _ => regular,
         }
@@ -315,9 +333,9 @@ impl Judge {
             // The flight began after the last ACK, and not after the last segment was sent.
             sample.since_data_sent.min(sample.since_ack_received)
         } else if sample.unsent == 0
-            && let Some(idle) = self.keepalive_idle
+            && let Some(probing) = self.probing
         {
-            sample.silence().saturating_sub(Duration::from_secs(idle.get().into()))
+            sample.silence().saturating_sub(Duration::from_secs(probing.idle_seconds.into()))
         } else {
             Duration::ZERO
         }
@@ -353,6 +371,12 @@ impl Suspicion {
             self.outstanding = None;
             return;
         }
+        let (limit_here, attempts) = match judge.probing {
+            Some(probing) if sample.unacked == 0 && sample.unsent == 0 && probing.patience() <= limit => {
+                (probing.patience(), ATTEMPTS.min(probing.count.get().into()))
+            }
+            _ => (limit, ATTEMPTS),
+        };
         let taken_back =
             sample.window_is_taken_back() && last.is_some_and(|last| sample.bare_acks_in() != last.bare_acks_in);
         match &mut self.outstanding {
@@ -363,6 +387,8 @@ impl Suspicion {
                     && !taken_back =>
             {
                 outstanding.probes = sample.probes;
+                outstanding.limit = limit_here;
+                outstanding.attempts = attempts;
                 if outstanding.heard.is_none() && now.saturating_duration_since(outstanding.since) >= limit / 8 {
                     outstanding.heard = Some(sample.segments_in);
                 }
@@ -381,6 +407,8 @@ impl Suspicion {
                 let since = now.checked_sub(age).unwrap_or(now);
                 self.outstanding = Some(Outstanding {
                     since,
+                    limit: limit_here,
+                    attempts,
                     bytes_acked: sample.bytes_acked,
                     probes: sample.probes,
                     total_retrans,
@@ -406,14 +434,11 @@ impl Suspicion {
         let arrived = sample.data_segments_in.wrapping_sub(last.data_segments_in);
         let repeated = arrived.saturating_sub(sample.out_of_order_in.wrapping_sub(last.out_of_order_in));
         match &mut self.repeats {
-            None if repeated > 0 => {
-                self.repeats = Some(Repeats {
-                    since: now,
-                    count: repeated,
-                    last: now,
-                    gap: Duration::ZERO,
-                    probe_unanswered: false,
-                });
+            // A peer whose acknowledgement is missing repeats soon; what comes long after the last data is a
+            // keepalive probe that carries a byte, as some systems send it.
+            None if repeated > 0 && sample.since_data_received < limit => {
+                self.repeats =
+                    Some(Repeats { count: repeated, last: now, gap: Duration::ZERO, probe_unanswered: false });
             }
             None => {}
             Some(repeats) if repeated > 0 => {
@@ -441,7 +466,8 @@ impl Suspicion {
 
     fn verdict(&self, now: Instant, sample: &Sample, limit: Duration) -> Verdict {
         if let Some(repeats) = self.repeats {
-            let silence = now.saturating_duration_since(repeats.since);
+            // What acknowledged the last new data didn't arrive, nor did anything after it.
+            let silence = sample.since_data_received;
             if silence >= limit && repeats.count >= REPEATS && repeats.probe_unanswered {
                 return Verdict::Dead { cause: Cause::Deaf, silence };
             }
@@ -455,7 +481,7 @@ impl Suspicion {
             .max(sample.timeouts.saturating_sub(outstanding.timeouts));
         let probed = sample.probes.saturating_sub(outstanding.probes_before);
         let attempts = probed.max(if sample.unacked > 0 { repeated.saturating_add(1) } else { 0 });
-        if unanswered < limit || attempts < ATTEMPTS {
+        if unanswered < outstanding.limit || attempts < outstanding.attempts {
             return Verdict::Unanswered(unanswered);
         }
         let deaf = outstanding.heard.is_some_and(|heard| sample.segments_in != heard);

@@ -3,9 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests; any instant will do as an origin")]
 
 use std::collections::HashMap;
+use std::num::NonZeroU8;
 use std::time::{Duration, Instant};
 
-use longconn::proto::verdict::{Cause, Judge, Sample, TcpState, Verdict};
+use longconn::proto::verdict::{Cause, Judge, Probing, Sample, TcpState, Verdict};
 use proptest::prelude::*;
 
 const fn ms(ms: u64) -> Duration {
@@ -50,13 +51,17 @@ fn recording(name: &str) -> Vec<(i64, Sample)> {
         .collect()
 }
 
+fn probing(idle_seconds: u16, interval_seconds: u16, count: u8) -> Probing {
+    Probing { idle_seconds, interval_seconds, count: NonZeroU8::new(count).unwrap() }
+}
+
 /// Judges a recording by the looks that the judge asks for; milliseconds since the cut, and the verdict.
 fn judge(name: &str, limit: Duration) -> Option<(i64, Verdict)> {
     let rows = recording(name);
     let origin = Instant::now();
     let first = rows[0].0;
     let at = |ms: i64| origin + Duration::from_millis(u64::try_from(ms - first).unwrap());
-    let mut judge = Judge::new(limit).with_keepalive_idle(Some(ms(1000)));
+    let mut judge = Judge::new(limit).with_probing(Some(probing(1, 1, 127)));
     let mut due = origin;
     for (row_ms, sample) in rows {
         let now = at(row_ms);
@@ -221,12 +226,36 @@ fn progress_between_two_looks_is_an_answer() {
 }
 
 #[test]
+fn an_idle_path_is_not_given_up_later_than_by_the_kernel() {
+    let origin = Instant::now();
+    // probes at 2, 3, 4 s; the kernel gives up at 5 s, the limit would be 16 s
+    let probed = |at: u64| Sample {
+        probes: u32::try_from(at.saturating_sub(1000) / 1000).unwrap().min(3),
+        since_ack_received: ms(at),
+        since_data_received: ms(at),
+        ..quiet()
+    };
+    let mut judge = Judge::new(ms(16_000)).with_probing(Some(probing(2, 1, 3)));
+    let mut at = 0;
+    let told = loop {
+        let now = origin + ms(at);
+        if matches!(judge.observe(now, &probed(at)), Verdict::Dead { cause: Cause::Unreachable, .. }) {
+            break at;
+        }
+        at += u64::try_from((judge.next_look(now) - now).as_millis()).unwrap();
+        assert!(at < 20_000, "the judge leaves it to the kernel");
+    };
+    assert_eq!(told, 5000);
+}
+
+#[test]
 fn repeats_of_the_peer_convict_only_if_our_probes_stay_unanswered() {
     let origin = Instant::now();
     // A peer whose keepalive sends a byte that we have already, each second, as Windows does.
     let probing_peer = |at: u64| Sample {
         segments_in: 50 + u32::try_from(at / 1000).unwrap(),
         data_segments_in: 10 + u32::try_from(at / 1000).unwrap(),
+        since_data_received: ms(at),
         ..quiet()
     };
     assert_eq!(look(&mut Judge::new(ms(3000)), origin, 0, 60_000, 200, probing_peer), Verdict::Answered);
@@ -238,6 +267,9 @@ fn repeats_of_the_peer_convict_only_if_our_probes_stay_unanswered() {
         look(&mut Judge::new(ms(3000)), origin, 0, 60_000, 200, deaf),
         Verdict::Dead { cause: Cause::Deaf, .. }
     ));
+    // the last data came long before: these are no retransmissions
+    let late = |at: u64| Sample { since_data_received: ms(at + 5000), ..deaf(at) };
+    assert!(!matches!(look(&mut Judge::new(ms(3000)), origin, 0, 60_000, 200, late), Verdict::Dead { .. }));
     // our own window is closed: the peer's probes of it carry data on some systems
     let closed = |at: u64| Sample { receive_window: Some(0), ..deaf(at) };
     assert!(!matches!(look(&mut Judge::new(ms(3000)), origin, 0, 60_000, 200, closed), Verdict::Dead { .. }));
