@@ -446,11 +446,12 @@ impl Suspicion {
                 repeats.gap = now.saturating_duration_since(repeats.last);
                 repeats.last = now;
             }
-            // The retransmission timer doubles; a peer that is silent for longer has got our ACK.
+            // The retransmission timer doubles; a peer that is silent for longer has got our ACK. What is known of
+            // the last gap is known to within a period.
             Some(repeats) => {
                 let quiet = now.saturating_duration_since(repeats.last);
-                let next = if repeats.gap.is_zero() { limit } else { repeats.gap * 5 / 2 };
-                if quiet > next.max(2 * period(limit)) {
+                let next = if repeats.gap.is_zero() { limit } else { (repeats.gap + period(limit)) * 5 / 2 };
+                if quiet > next {
                     self.repeats = None;
                 }
             }

@@ -17,23 +17,23 @@ os.environ.pop("LONGCONN_KEEPALIVE", None)  # before longconn is imported: it is
 sys.path.insert(0, str(Path(__file__).parent))  # peers
 
 import longconn
-from peers import STDLIB, native_threads, open_descriptors, wait_until
+from peers import native_threads, open_descriptors, wait_until
 
 if not sys.platform.startswith("linux"):
     collect_ignore_glob = ["test_*.py"]
 
 
+def state() -> tuple[object, ...]:
+    """What tests change now and then."""
+    hooks = sys.unraisablehook, threading.excepthook
+    return socket.socket, socket.getdefaulttimeout(), longconn.default_keepalive(), *hooks
+
+
 @pytest.fixture(autouse=True)
 def _the_process_stays_as_it_was() -> Iterator[None]:
-    before = longconn.default_keepalive(), sys.unraisablehook, threading.excepthook, socket.getdefaulttimeout()
+    before = state()
     yield
-    assert before == (
-        longconn.default_keepalive(),
-        sys.unraisablehook,
-        threading.excepthook,
-        socket.getdefaulttimeout(),
-    )
-    assert socket.socket is STDLIB
+    assert state() == before
 
 
 def running() -> set[threading.Thread]:

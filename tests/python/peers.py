@@ -21,8 +21,8 @@ from longconn import KeepaliveSocket
 SLACK = float(os.environ.get("LONGCONN_TEST_SLACK", "1.0"))
 #: For what comes in milliseconds on a machine at rest.
 PATIENCE = 20 * SLACK
-#: The stdlib's, whatever a test has put in its place.
-STDLIB = socket.socket
+#: The stdlib's, whatever has been put in its place.
+STDLIB: type[socket.socket] = next(cls for cls in KeepaliveSocket.__mro__ if cls.__module__ == "socket")
 PACKAGE = Path(longconn.__file__).parent
 #: Convicts soon; on an idle path after about 3 s, for the kernel probes in whole seconds.
 QUICK = longconn.Keepalive(1, 1, 3, guard=0.5)
