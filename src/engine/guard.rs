@@ -296,14 +296,19 @@ pub fn start(fd: BorrowedFd<'_>, limit: Duration, plan: Plan) -> Result<Arc<Watc
 /// Bounds the retransmission timeout.
 fn bound_rto(fd: BorrowedFd<'_>, sample: &Sample, limit: Duration) -> RtoMax {
     let Some(before) = rto_max(fd.as_raw_fd()) else { return RtoMax::NotOurs };
-    let now = milliseconds(rto_max_for(limit)).max(rto_for_path(sample));
+    let now = rto_wanted(sample, limit);
     if before > now && set_rto_max(fd, now) { RtoMax::Set { before, now } } else { RtoMax::NotOurs }
 }
 
 /// Under the path's round trip every segment would be sent again for nothing; four are what a retransmission
 /// timer allows for.
-fn rto_for_path(sample: &Sample) -> u32 {
-    milliseconds((4 * sample.round_trip).min(RTO_MAX_MOST))
+fn rto_wanted(sample: &Sample, limit: Duration) -> u32 {
+    milliseconds(rto_max_for(limit).max(4 * sample.round_trip).min(RTO_MAX_MOST))
+}
+
+/// Too small a bound does harm at once; one that is somewhat large, for the first round trip was slow, does not.
+fn fits(now: u32, wanted: u32) -> bool {
+    wanted <= now && now / 2 <= wanted
 }
 
 fn milliseconds(duration: Duration) -> u32 {
@@ -468,7 +473,9 @@ impl Registry {
             match entry.rto {
                 RtoMax::NotYet => self.connection_made(id, &sample),
                 RtoMax::Set { before, .. } if sample.window_is_taken_back() => self.lift_rto(id, before),
-                RtoMax::Set { now, .. } if rto_for_path(&sample) > now => self.raise_rto(id, &sample),
+                RtoMax::Set { now, .. } if !fits(now, rto_wanted(&sample, entry.judge.limit())) => {
+                    self.adjust_rto(id, &sample);
+                }
                 RtoMax::Set { .. } | RtoMax::NotOurs => {}
             }
         }
@@ -494,13 +501,13 @@ impl Registry {
         }
     }
 
-    /// The path has turned out slower than it looked.
-    fn raise_rto(&mut self, id: usize, sample: &Sample) {
+    /// The path has turned out slower or quicker than it looked.
+    fn adjust_rto(&mut self, id: usize, sample: &Sample) {
         let entry = &mut self.entries[id];
         if let RtoMax::Set { before, .. } = entry.rto
             && let Some(pinned) = pin(entry)
         {
-            let now = rto_for_path(sample).min(before);
+            let now = rto_wanted(sample, entry.judge.limit()).min(before);
             entry.rto = if set_rto_max(pinned.as_fd(), now) { RtoMax::Set { before, now } } else { RtoMax::NotOurs };
         }
     }

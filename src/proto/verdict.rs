@@ -456,8 +456,9 @@ impl Suspicion {
                 }
             }
         }
-        // A living kernel answers a probe at once; four round trips, at least 60 ms, are ample.
-        let patience = (4 * sample.round_trip).max(Duration::from_millis(60));
+        // A living kernel answers a probe at once; four round trips, at least 60 ms, are ample. A receiver's round
+        // trip may be that of a first SYN that got lost, never measured again; and a late answer still counts.
+        let patience = (4 * sample.round_trip).max(Duration::from_millis(60)).min(period(limit));
         if let (Some(repeats), Some(since)) = (&mut self.repeats, self.probing_since)
             && now.saturating_duration_since(since) >= patience
         {

@@ -30,11 +30,10 @@ FIXTURE_LIMIT = 90.0  # seconds; setUpModule and the imports may take longer tha
 
 def enter_private_network() -> None:
     """Moves this process into a network namespace with nothing but ``lo``, as root or by a user namespace."""
+    import _socket
     import ctypes
     import fcntl
     import struct
-
-    import _socket
 
     clone_newuser, clone_newnet, siocsifflags, iff_up = 0x10000000, 0x40000000, 0x8914, 1
     libc = ctypes.CDLL(None, use_errno=True)
@@ -70,7 +69,7 @@ class Instances:
 
         @functools.wraps(stdlib_init)
         def count_stdlib(this: object, *args: Any, **kwargs: Any) -> None:
-            if ours is None or not isinstance(this, ours):
+            if ours not in type(this).__mro__:
                 self.stdlib += 1
             stdlib_init(this, *args, **kwargs)
 
@@ -179,11 +178,11 @@ def one_line(kind: type[BaseException], error: BaseException, trace: types.Trace
 def main() -> None:
     job = json.load(sys.stdin)
     process = os.getpid()
-    events = open(job["events"], "a", buffering=1)
+    events = os.open(job["events"], os.O_WRONLY | os.O_APPEND)
 
     def emit(event: str, **fields: Any) -> None:
         if os.getpid() == process:  # not from a child that a test forked
-            events.write(json.dumps({"event": event, **fields}) + "\n")
+            os.write(events, json.dumps({"event": event, **fields}).encode() + b"\n")
 
     def watch(limit: float) -> None:
         faulthandler.dump_traceback_later(limit, exit=True, file=2)
