@@ -233,31 +233,119 @@ class Row:
 # kernel counts references to descriptors. Ours has the guard's. The rows with a bound include that price.
 ROWS = (
     Row("pingpong_blocking", "64 B ping-pong, blocking", "round trip", ping, echo, 0.98, 1.05, None, True),
-    Row("pingpong_timeout", "64 B ping-pong, settimeout(5)", "round trip", ping, echo, 1.10, 1.20, TIMEOUT_SECONDS, True),
+    Row(
+        "pingpong_timeout", "64 B ping-pong, settimeout(5)", "round trip", ping, echo, 1.10, 1.20, TIMEOUT_SECONDS, True
+    ),
     Row("pingpong_blocking_one_end", "... blocking, one end", "round trip", ping, echo),
     Row("pingpong_timeout_one_end", "... settimeout(5), one end", "round trip", ping, echo, timeout=TIMEOUT_SECONDS),
-    Row("pingpong_blocking_threads", "... blocking, an idle thread beside both", "round trip", ping, echo,
-        peer_is_same_class=True, other_has_thread=True),
-    Row("pingpong_timeout_threads", "... settimeout(5), an idle thread beside both", "round trip", ping, echo,
-        timeout=TIMEOUT_SECONDS, peer_is_same_class=True, other_has_thread=True),
-    Row("send_beside_thread", "send(64 B) beside a computing thread, median", "send", send_beside_thread,
-        receive_messages, 100.0, takes_second_cpu=True, count=20, pairs=5),
-    Row("send_beside_thread_mean", "... mean of the sends", "send", send_beside_thread_mean, receive_messages,
-        takes_second_cpu=True, count=20, pairs=5),
-    Row("send_beside_thread_one_cpu", "... mean, both threads on one CPU", "send", send_beside_thread_one_cpu,
-        receive_messages, count=20, pairs=5),
-    Row("oneway_timeout", "64 B one way, settimeout(5)", "message", send_messages, receive_messages, 1.20, None,
-        TIMEOUT_SECONDS, True),
-    Row("oneway_timeout_send", "... sending end only", "message", send_messages, receive_messages, timeout=TIMEOUT_SECONDS),
-    Row("oneway_timeout_recv", "... receiving end only", "message", receive_messages, send_messages, timeout=TIMEOUT_SECONDS),
+    Row(
+        "pingpong_blocking_threads",
+        "... blocking, an idle thread beside both",
+        "round trip",
+        ping,
+        echo,
+        peer_is_same_class=True,
+        other_has_thread=True,
+    ),
+    Row(
+        "pingpong_timeout_threads",
+        "... settimeout(5), an idle thread beside both",
+        "round trip",
+        ping,
+        echo,
+        timeout=TIMEOUT_SECONDS,
+        peer_is_same_class=True,
+        other_has_thread=True,
+    ),
+    Row(
+        "send_beside_thread",
+        "send(64 B) beside a computing thread, median",
+        "send",
+        send_beside_thread,
+        receive_messages,
+        100.0,
+        takes_second_cpu=True,
+        count=20,
+        pairs=5,
+    ),
+    Row(
+        "send_beside_thread_mean",
+        "... mean of the sends",
+        "send",
+        send_beside_thread_mean,
+        receive_messages,
+        takes_second_cpu=True,
+        count=20,
+        pairs=5,
+    ),
+    Row(
+        "send_beside_thread_one_cpu",
+        "... mean, both threads on one CPU",
+        "send",
+        send_beside_thread_one_cpu,
+        receive_messages,
+        count=20,
+        pairs=5,
+    ),
+    Row(
+        "oneway_timeout",
+        "64 B one way, settimeout(5)",
+        "message",
+        send_messages,
+        receive_messages,
+        1.20,
+        None,
+        TIMEOUT_SECONDS,
+        True,
+    ),
+    Row(
+        "oneway_timeout_send",
+        "... sending end only",
+        "message",
+        send_messages,
+        receive_messages,
+        timeout=TIMEOUT_SECONDS,
+    ),
+    Row(
+        "oneway_timeout_recv",
+        "... receiving end only",
+        "message",
+        receive_messages,
+        send_messages,
+        timeout=TIMEOUT_SECONDS,
+    ),
     Row("stream_recv", "stream by recv(65536)", "MiB", receive_stream, send_stream, 0.95, is_stream=True),
-    Row("stream_recv_into", "stream by recv_into(64 KiB)", "MiB", receive_stream_into, send_stream, 0.95, is_stream=True),
+    Row(
+        "stream_recv_into", "stream by recv_into(64 KiB)", "MiB", receive_stream_into, send_stream, 0.95, is_stream=True
+    ),
     Row("stream_sendall", "stream by sendall(1 MiB)", "MiB", send_stream, receive_stream_into, 0.95, is_stream=True),
-    Row("stream_recv_timeout", "... recv, settimeout(5)", "MiB", receive_stream, send_stream, timeout=TIMEOUT_SECONDS, is_stream=True),
-    Row("stream_recv_into_timeout", "... recv_into, settimeout(5)", "MiB", receive_stream_into, send_stream,
-        timeout=TIMEOUT_SECONDS, is_stream=True),
-    Row("stream_sendall_timeout", "... sendall, settimeout(5)", "MiB", send_stream, receive_stream_into,
-        timeout=TIMEOUT_SECONDS, is_stream=True),
+    Row(
+        "stream_recv_timeout",
+        "... recv, settimeout(5)",
+        "MiB",
+        receive_stream,
+        send_stream,
+        timeout=TIMEOUT_SECONDS,
+        is_stream=True,
+    ),
+    Row(
+        "stream_recv_into_timeout",
+        "... recv_into, settimeout(5)",
+        "MiB",
+        receive_stream_into,
+        send_stream,
+        timeout=TIMEOUT_SECONDS,
+        is_stream=True,
+    ),
+    Row(
+        "stream_sendall_timeout",
+        "... sendall, settimeout(5)",
+        "MiB",
+        send_stream,
+        receive_stream_into,
+        timeout=TIMEOUT_SECONDS,
+        is_stream=True,
+    ),
     Row("make_close", "making and closing a socket", "socket", make_and_close, bound=0.70),
     Row("connect_accept_close", "connect, accept, close both", "connection", connect_accept_close),
 )
@@ -518,7 +606,11 @@ class Worker:
         self.errors = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--worker", json.dumps(task)],
-            bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, env=environment,
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            env=environment,
         )
 
     def read(self) -> dict[str, Any]:
@@ -578,8 +670,10 @@ def calibrate(worker: Worker, seconds: float) -> int:
 def measure_row(row: Row, subject: str, against: str, effort: Effort, conditions: dict[str, Any]) -> Line:
     if row.takes_second_cpu and conditions["second_cpu"] is None:
         raise RowError("needs a second CPU")
-    tasks = [{"row": row.name, "class": name, "idle_thread": row.other_has_thread and number == 0, **conditions}
-             for number, name in enumerate((against, subject))]
+    tasks = [
+        {"row": row.name, "class": name, "idle_thread": row.other_has_thread and number == 0, **conditions}
+        for number, name in enumerate((against, subject))
+    ]
     ratios, others, ours = [], [], []
     count = row.count
     longer = 8 if row.is_stream else 1
@@ -607,11 +701,22 @@ def measure_row(row: Row, subject: str, against: str, effort: Effort, conditions
     bound = "" if row.bound is None else f"≥ {row.bound:.4g}" + ("" if row.aim is None else f" (aim {row.aim:.4g})")
     digits = 2 if ratio < 10 else 0
     return Line(
-        row.name, row.title, bound, f"{ratio:.{digits}f}", f"{min(ratios):.{digits}f} to {max(ratios):.{digits}f}",
-        microseconds(statistics.median(others), row.operation), microseconds(statistics.median(ours), row.operation),
+        row.name,
+        row.title,
+        bound,
+        f"{ratio:.{digits}f}",
+        f"{min(ratios):.{digits}f} to {max(ratios):.{digits}f}",
+        microseconds(statistics.median(others), row.operation),
+        microseconds(statistics.median(ours), row.operation),
         None if row.bound is None else ratio >= row.bound,
-        {"unit": f"nanoseconds a {row.operation}", "ratio": ratio, "ratios": ratios, "other": others, "ours": ours,
-         "operations_a_slice": count},
+        {
+            "unit": f"nanoseconds a {row.operation}",
+            "ratio": ratio,
+            "ratios": ratios,
+            "other": others,
+            "ours": ours,
+            "operations_a_slice": count,
+        },
     )
 
 
@@ -638,10 +743,15 @@ def measure_guard(subject: str, against: str, effort: Effort) -> Iterator[Line]:
     variants = ["other", "unguarded", "guarded", *(["foreign"] if hasattr(module, "guard") else [])]
     answers: dict[str, list[dict[str, Any]]] = {variant: [] for variant in variants}
     for number in range(effort.guard_rounds):
-        for variant in variants[number % len(variants):] + variants[: number % len(variants)]:
+        for variant in variants[number % len(variants) :] + variants[: number % len(variants)]:
             task = {
-                "guard": True, "variant": variant, "subject": subject, "against": against, "count": GUARD_CONNECTIONS,
-                "limit": GUARD_LIMIT_SECONDS, "seconds": effort.guard_seconds if variant == "guarded" else 0.5,
+                "guard": True,
+                "variant": variant,
+                "subject": subject,
+                "against": against,
+                "count": GUARD_CONNECTIONS,
+                "limit": GUARD_LIMIT_SECONDS,
+                "seconds": effort.guard_seconds if variant == "guarded" else 0.5,
             }
             with workers([task]) as (worker,):
                 answers[variant].append(worker.read())
@@ -654,14 +764,24 @@ def measure_guard(subject: str, against: str, effort: Effort) -> Iterator[Line]:
     # One look less than the period promises may have been missed by where the window begins and ends.
     counted = [answer for answer in answers["guarded"] if answer["looks"]]
     is_sampled = all(answer["looks"][0] >= int(answer["seconds"] * 8 / GUARD_LIMIT_SECONDS) - 1 for answer in counted)
-    note = "looks not counted" if not counted else (
-        f"{min(answer['looks'][0] for answer in counted)} to {max(answer['looks'][1] for answer in counted)} looks at each"
-        f" in {counted[0]['seconds']:.0f} s"
+    note = (
+        "looks not counted"
+        if not counted
+        else (
+            f"{min(answer['looks'][0] for answer in counted)} to {max(answer['looks'][1] for answer in counted)} looks at each"
+            f" in {counted[0]['seconds']:.0f} s"
+        )
     )
     yield Line(
-        "guard_cpu", f"{GUARD_CONNECTIONS} guarded idle connections, limit {GUARD_LIMIT_SECONDS:.0f} s: CPU of the guard",
-        "≤ 2 % of a core", f"{percent:.2f} %", f"{min(percents):.2f} to {max(percents):.2f}", "", note,
-        percent <= 2 and is_sampled, {"answers": answers["guarded"]},
+        "guard_cpu",
+        f"{GUARD_CONNECTIONS} guarded idle connections, limit {GUARD_LIMIT_SECONDS:.0f} s: CPU of the guard",
+        "≤ 2 % of a core",
+        f"{percent:.2f} %",
+        f"{min(percents):.2f} to {max(percents):.2f}",
+        "",
+        note,
+        percent <= 2 and is_sampled,
+        {"answers": answers["guarded"]},
     )
     for variant, base, title in (
         ("guarded", "other", "... memory of each, more than the stdlib's socket"),
@@ -670,14 +790,22 @@ def measure_guard(subject: str, against: str, effort: Effort) -> Iterator[Line]:
     ):
         if variant not in answers:
             continue
-        differences = [ours["unique_bytes_each"] - theirs["unique_bytes_each"]
-                       for ours, theirs in zip(answers[variant], answers[base], strict=True)]
+        differences = [
+            ours["unique_bytes_each"] - theirs["unique_bytes_each"]
+            for ours, theirs in zip(answers[variant], answers[base], strict=True)
+        ]
         difference = statistics.median(differences)
         has_bound = variant == "guarded"
         yield Line(
-            f"guard_memory_{variant}_{base}", title, "≤ 300 B" if has_bound else "", f"{difference:+.0f} B",
-            f"{min(differences):+.0f} to {max(differences):+.0f}", f"{each(base):.0f} B", f"{each(variant):.0f} B",
-            difference <= 300 if has_bound else None, {variant: answers[variant], base: answers[base]},
+            f"guard_memory_{variant}_{base}",
+            title,
+            "≤ 300 B" if has_bound else "",
+            f"{difference:+.0f} B",
+            f"{min(differences):+.0f} to {max(differences):+.0f}",
+            f"{each(base):.0f} B",
+            f"{each(variant):.0f} B",
+            difference <= 300 if has_bound else None,
+            {variant: answers[variant], base: answers[base]},
         )
 
 
@@ -703,9 +831,15 @@ def measure_import(subject: str, against: str, effort: Effort) -> Line:
     # Medians of each, not of the differences: the runs aren't paired by anything but time.
     more = statistics.median(ours) - statistics.median(others)
     return Line(
-        "import", f"import {ours_name} against import {other_name}", "≤ 20 ms more", f"{more:+.1f} ms",
-        f"{min(differences):+.1f} to {max(differences):+.1f}", f"{statistics.median(others):.1f} ms",
-        f"{statistics.median(ours):.1f} ms", more <= 20, {"other_ms": others, "ours_ms": ours},
+        "import",
+        f"import {ours_name} against import {other_name}",
+        "≤ 20 ms more",
+        f"{more:+.1f} ms",
+        f"{min(differences):+.1f} to {max(differences):+.1f}",
+        f"{statistics.median(others):.1f} ms",
+        f"{statistics.median(ours):.1f} ms",
+        more <= 20,
+        {"other_ms": others, "ours_ms": ours},
     )
 
 
@@ -732,8 +866,10 @@ def quietest_cpu() -> int:
 def python_build() -> str:
     arguments = str(sysconfig.get_config_var("CONFIG_ARGS") or "")
     compiler = " ".join(str(sysconfig.get_config_var(name) or "") for name in ("PY_CORE_CFLAGS", "PY_CORE_LDFLAGS"))
-    named = ["PGO" if "--enable-optimizations" in arguments else "no PGO",
-             "LTO" if "--with-lto" in arguments or "-flto" in compiler else "no LTO"]
+    named = [
+        "PGO" if "--enable-optimizations" in arguments else "no PGO",
+        "LTO" if "--with-lto" in arguments or "-flto" in compiler else "no LTO",
+    ]
     level = re.findall(r"-O\w", compiler)
     # Distributions may optimize by their own build rules, which configure's arguments don't show.
     return f"{' and '.join(named)} in its configure arguments, {level[-1] if level else 'unknown optimization'}"
@@ -761,7 +897,10 @@ def describe_machine(cpu: int | None) -> dict[str, Any]:
 
 
 def table(lines: Sequence[Line], other: str, ours: str) -> str:
-    rows = [("", "bound", "result", "min to max", other, ours, ""), ("---", "---", "---:", "---:", "---:", "---:", "---")]
+    rows = [
+        ("", "bound", "result", "min to max", other, ours, ""),
+        ("---", "---", "---:", "---:", "---:", "---:", "---"),
+    ]
     for line in lines:
         mark = "" if line.met is None else "ok" if line.met else "**missed**"
         rows.append((line.title, line.bound, line.result, line.spread, line.other, line.ours, mark))
@@ -803,16 +942,22 @@ def run_controller(arguments: argparse.Namespace) -> None:
         except RowError as error:
             title = next((row.title for row in ROWS if row.name == name), name)
             keep(Line(name, title, "", "not measured", str(error).replace("|", "\\|"), "", "", None))
-    print(f"Speed of {arguments.subject} as a ratio to {arguments.against} (more than 1: faster). "
-          f"{machine['kernel']}, {machine['cpu']}, {machine['cores']} cores, all on CPU {cpu}; {machine['python']}, "
-          f"{machine['python_build']}. Load when it began: {machine['load_average']:.1f}.\n")
+    print(
+        f"Speed of {arguments.subject} as a ratio to {arguments.against} (more than 1: faster). "
+        f"{machine['kernel']}, {machine['cpu']}, {machine['cores']} cores, all on CPU {cpu}; {machine['python']}, "
+        f"{machine['python_build']}. Load when it began: {machine['load_average']:.1f}.\n"
+    )
     print(table(lines, arguments.against, arguments.subject))
     missed = [line.name for line in lines if line.met is False]
     print(f"\nMissed: {', '.join(missed)}." if missed else "\nNo bound was missed.")
     if arguments.json:
         rows = [{**line.__dict__} for line in lines]
-        arguments.json.write_text(json.dumps({"machine": machine, "subject": arguments.subject,
-                                              "against": arguments.against, "rows": rows}, indent=1) + "\n")
+        arguments.json.write_text(
+            json.dumps(
+                {"machine": machine, "subject": arguments.subject, "against": arguments.against, "rows": rows}, indent=1
+            )
+            + "\n"
+        )
 
 
 def parse_rows(text: str) -> list[str]:
@@ -824,14 +969,23 @@ def parse_rows(text: str) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--subject", default="longconn:KeepaliveSocket", metavar="MODULE:CLASS", help="whose speed it is")
+    parser.add_argument(
+        "--subject", default="longconn:KeepaliveSocket", metavar="MODULE:CLASS", help="whose speed it is"
+    )
     parser.add_argument("--against", default="socket:socket", metavar="MODULE:CLASS", help="what it is compared to")
-    parser.add_argument("--rows", type=parse_rows, default=list(ROW_NAMES), metavar="NAME,..", help=", ".join(ROW_NAMES))
+    parser.add_argument(
+        "--rows", type=parse_rows, default=list(ROW_NAMES), metavar="NAME,..", help=", ".join(ROW_NAMES)
+    )
     parser.add_argument("--quick", action="store_true", help="a look in under a minute instead of a measurement")
     parser.add_argument("--rounds", type=int, help="rounds of each ratio")
     parser.add_argument("--cpu", type=int, help="the CPU to use; without it the quietest")
-    parser.add_argument("--buffer-bytes", type=int, default=BUFFER_BYTES, metavar="N",
-                        help="SO_SNDBUF and SO_RCVBUF of both ends (%(default)s); 0: as the kernel tunes them")
+    parser.add_argument(
+        "--buffer-bytes",
+        type=int,
+        default=BUFFER_BYTES,
+        metavar="N",
+        help="SO_SNDBUF and SO_RCVBUF of both ends (%(default)s); 0: as the kernel tunes them",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to FILE")
     parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -60,13 +60,20 @@ def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> K
     try:
         settings = default_keepalive() if options.keepalive is None else Keepalive.parse(options.keepalive)
         if options.guard is not None:
-            guard = False if options.guard == "off" else check_limit(float(options.guard))
+            guard = False if options.guard == "off" else check_limit(_number("--guard", options.guard))
             # no kernel probes without keepalive: what is in flight is guarded all the same
             base = settings or Keepalive(probes=False)
             settings = Keepalive(base.idle, base.interval, base.count, base.user_timeout, guard, base.probes)
     except ValueError as error:
         parser.error(str(error))
     return settings
+
+
+def _number(option: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{option} {text!r}: seconds, or off") from None
 
 
 def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
@@ -108,11 +115,12 @@ def _run_script(path: str) -> int:
     # multiprocessing's spawned children look the script up in this module
     main_module = types.ModuleType("__main__")
     main_module.__file__ = path
-    main_module.__builtins__ = __builtins__  # type: ignore[attr-defined]
+    # what a script finds among its names
+    main_module.__dict__.update(__builtins__=__builtins__, __cached__=None, __annotations__={})
     sys.modules["__main__"] = main_module
     sys.path[0] = os.path.dirname(os.path.abspath(path))
     try:
-        exec(compile(source, path, "exec"), main_module.__dict__)
+        exec(compile(source, path, "exec", dont_inherit=True), main_module.__dict__)
     except SystemExit:
         raise
     except BaseException as error:

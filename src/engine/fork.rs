@@ -9,7 +9,7 @@ use std::time::Duration;
 
 #[cfg(target_os = "linux")]
 use crate::engine::guard;
-use crate::engine::notices;
+use crate::engine::{clock, notices};
 
 /// How long a fork waits for a callback that is running.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -26,13 +26,16 @@ thread_local! {
 
 /// Before the fork, in the thread that forks, detached from Python.
 pub fn before() {
+    let deadline = clock::now() + PATIENCE;
     #[cfg(target_os = "linux")]
-    guard::stop_thread();
-    notices::stop_thread(PATIENCE);
+    guard::pause();
+    // Callbacks may guard something and so want the guard's lock: they end before it is held.
+    drop(notices::stop_and_hold(deadline));
+    // One order of locks everywhere: the guard posts notices while it holds its own.
     let held = Held {
         #[cfg(target_os = "linux")]
         guard: guard::hold(),
-        notices: notices::hold(),
+        notices: notices::stop_and_hold(deadline),
     };
     HELD.with(|slot| slot.replace(Some(held)));
 }
@@ -55,11 +58,12 @@ pub fn after_in_child() {
 
 /// At the interpreter's exit: delivers what waits and ends all threads for good. Detached from Python.
 pub fn shut_down() {
+    let deadline = clock::now() + PATIENCE;
     #[cfg(target_os = "linux")]
     {
         guard::close();
-        guard::stop_thread();
+        guard::pause();
     }
     notices::close();
-    notices::stop_thread(PATIENCE);
+    drop(notices::stop_and_hold(deadline));
 }

@@ -176,13 +176,14 @@ struct Registry {
     entries: Slab<Entry>,
     due: BTreeSet<(Tick, u32)>,
     thread: Option<JoinHandle<()>>,
-    ending: bool,
+    /// The thread ends, and no other begins: a fork is near.
+    paused: bool,
     /// No thread is started any more: the interpreter is on its way out.
     closed: bool,
 }
 
 static REGISTRY: Mutex<Registry> =
-    Mutex::new(Registry { entries: Slab::new(), due: BTreeSet::new(), thread: None, ending: false, closed: false });
+    Mutex::new(Registry { entries: Slab::new(), due: BTreeSet::new(), thread: None, paused: false, closed: false });
 static CHANGED: Condvar = Condvar::new();
 /// Sockets that were inherited over a fork and not used since; zero nearly always, so that a look at it is all
 /// that the hot paths pay.
@@ -420,8 +421,7 @@ impl Registry {
     }
 
     fn start_thread_if_needed(&mut self) {
-        if self.thread.is_none() && !self.closed && !self.due.is_empty() {
-            self.ending = false;
+        if self.thread.is_none() && !self.paused && !self.closed && !self.due.is_empty() {
             self.thread = thread::Builder::new().name("longconn-guard".into()).spawn(run).ok();
         }
     }
@@ -588,7 +588,7 @@ fn small(id: usize) -> u32 {
 fn run() {
     sys::block_signals();
     let mut registry = lock();
-    while !registry.ending {
+    while !registry.paused {
         let now = tick(clock::now());
         for _ in 0..BATCH {
             match registry.due.first() {
@@ -610,15 +610,28 @@ fn run() {
     }
 }
 
-/// Ends the thread and waits for it; it never waits for anybody, so that is soon.
-pub fn stop_thread() {
+/// Ends the thread and waits for it, which is soon, for it never waits for anybody. None begins until a fork is over.
+pub fn pause() {
     let mut registry = lock();
-    registry.ending = true;
+    registry.paused = true;
     let thread = registry.thread.take();
     drop(registry);
     CHANGED.notify_all();
     if let Some(thread) = thread {
         let _ = thread.join();
+    }
+}
+
+/// Keeps everybody from the registry over a fork.
+#[must_use]
+pub fn hold() -> Held {
+    loop {
+        pause();
+        let registry = lock();
+        // another thread's fork may just have ended, and begun the thread anew
+        if registry.thread.is_none() {
+            return Held(registry);
+        }
     }
 }
 
@@ -651,27 +664,16 @@ pub fn wake(watch: &Arc<Watch>) {
 /// The registry, held over a fork.
 pub struct Held(MutexGuard<'static, Registry>);
 
-#[must_use]
-pub fn hold() -> Held {
-    loop {
-        let registry = lock();
-        if registry.thread.is_none() {
-            return Held(registry);
-        }
-        // another Python thread has begun to guard something since the thread was stopped
-        drop(registry);
-        stop_thread();
-    }
-}
-
 impl Held {
     pub fn release_in_parent(mut self) {
+        self.0.paused = false;
         self.0.start_thread_if_needed();
     }
 
     /// Sockets of ours sleep until they are used; what somebody else's were guarded for is the parent's affair,
     /// and so are the options on them.
     pub fn release_in_child(mut self) {
+        self.0.paused = false;
         self.0.due.clear();
         let mut sleeping = 0;
         self.0.entries.retain(|_, entry| {

@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
@@ -37,20 +37,20 @@ struct Queue {
     waiting: VecDeque<Notice>,
     dropped: u64,
     thread: Option<JoinHandle<()>>,
-    /// Asked to end; what waits is delivered first.
-    ending: bool,
+    /// A thread whose generation has passed delivers what waits, and ends.
+    generation: u64,
+    running: bool,
     /// No thread is started any more: the interpreter is on its way out.
     closed: bool,
-    running: bool,
 }
 
 static QUEUE: Mutex<Queue> = Mutex::new(Queue {
     waiting: VecDeque::new(),
     dropped: 0,
     thread: None,
-    ending: false,
-    closed: false,
+    generation: 0,
     running: false,
+    closed: false,
 });
 static CHANGED: Condvar = Condvar::new();
 static SINK: OnceLock<fn(LogLine)> = OnceLock::new();
@@ -102,15 +102,16 @@ fn post(notice: Notice) {
 }
 
 fn start_if_needed(queue: &mut Queue) {
-    if queue.thread.is_none() && !queue.closed && !queue.waiting.is_empty() {
+    if !queue.running && !queue.closed && !queue.waiting.is_empty() {
+        let generation = queue.generation;
+        let thread = thread::Builder::new().name("longconn-notices".into());
         // Without memory for a thread the notices wait for the next try.
-        queue.ending = false;
-        queue.thread = thread::Builder::new().name("longconn-notices".into()).spawn(run).ok();
+        queue.thread = thread.spawn(move || run(generation)).ok();
         queue.running = queue.thread.is_some();
     }
 }
 
-fn run() {
+fn run(generation: u64) {
     sys::block_signals();
     let mut queue = lock();
     loop {
@@ -126,7 +127,7 @@ fn run() {
             }
             deliver(notice);
             queue = lock();
-        } else if queue.ending {
+        } else if queue.generation != generation {
             queue.running = false;
             CHANGED.notify_all();
             return;
@@ -147,26 +148,30 @@ fn deliver(notice: Notice) {
     }
 }
 
-/// Lets the thread deliver what waits and end; gives up after `patience`, when a callback takes so long, and at
-/// once when the caller is that thread. Must be called detached: callbacks need the interpreter.
-pub fn stop_thread(patience: Duration) {
-    let mut queue = lock();
-    if queue.thread.as_ref().is_some_and(|thread| thread.thread().id() == thread::current().id()) {
-        return;
-    }
-    queue.ending = true;
-    CHANGED.notify_all();
-    let deadline: Instant = clock::now() + patience;
-    while queue.running {
-        let left = deadline.saturating_duration_since(clock::now());
-        if left.is_zero() {
-            return;
+/// The queue, held over a fork.
+pub struct Held(MutexGuard<'static, Queue>);
+
+/// Lets the thread deliver what waits and end, and keeps the queue locked, so that no other begins. Gives up at the
+/// deadline, when a callback takes so long, and at once when the caller is that thread. To be called detached:
+/// callbacks need the interpreter.
+#[must_use]
+pub fn stop_and_hold(deadline: Instant) -> Held {
+    loop {
+        let mut queue = lock();
+        queue.generation += 1;
+        if queue.thread.as_ref().is_some_and(|thread| thread.thread().id() == thread::current().id()) {
+            return Held(queue);
         }
-        queue = CHANGED.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
-    }
-    let thread = queue.thread.take();
-    drop(queue);
-    if let Some(thread) = thread {
+        CHANGED.notify_all();
+        while queue.running {
+            let left = deadline.saturating_duration_since(clock::now());
+            if left.is_zero() {
+                return Held(queue);
+            }
+            queue = CHANGED.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let Some(thread) = queue.thread.take() else { return Held(queue) };
+        drop(queue);
         let _ = thread.join();
     }
 }
@@ -176,22 +181,9 @@ pub fn close() {
     lock().closed = true;
 }
 
-/// The queue, held over a fork.
-pub struct Held(MutexGuard<'static, Queue>);
-
-#[must_use]
-pub fn hold() -> Held {
-    Held(lock())
-}
-
 impl Held {
     pub fn release_in_parent(mut self) {
-        if self.0.running {
-            self.0.ending = false; // it didn't end in time: it goes on
-        }
         start_if_needed(&mut self.0);
-        drop(self.0);
-        CHANGED.notify_all();
     }
 
     /// The parent delivers what waits; the child has no thread.
@@ -199,7 +191,6 @@ impl Held {
         std::mem::forget(std::mem::take(&mut self.0.waiting)); // callbacks may hold objects of Python
         std::mem::forget(self.0.thread.take());
         self.0.running = false;
-        self.0.ending = false;
         self.0.dropped = 0;
     }
 }

@@ -19,7 +19,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "network"))
 from lab import Lab
-
 from longconn import KeepaliveSocket
 
 FIELDS = (

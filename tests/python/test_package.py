@@ -1,0 +1,146 @@
+"""The package itself: what it exports, what its import costs and doesn't do, what is beside it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import sys
+import tomllib
+from pathlib import Path
+
+import longconn
+import pytest
+from peers import PACKAGE, environment, interpreters, python, python_says
+
+PUBLIC = {name: getattr(longconn, name) for name in longconn.__all__}
+PROJECT = Path(__file__).parent.parent.parent
+
+
+def test_its_names_are_sorted_and_there_and_no_others():
+    assert longconn.__all__ == sorted(longconn.__all__)
+    public = {
+        name for name, value in vars(longconn).items() if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert public == set(longconn.__all__) - {"socket"}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_each_name_is_documented_where_people_look(name):
+    assert PUBLIC[name].__doc__
+    assert inspect.ismodule(PUBLIC[name]) or PUBLIC[name].__module__.startswith("longconn")
+
+
+@pytest.mark.parametrize("name", [name for name, value in PUBLIC.items() if inspect.isclass(value)])
+def test_each_public_member_of_a_class_is_documented(name):
+    for member, value in vars(PUBLIC[name]).items():
+        stdlib = any(member in vars(base) for base in PUBLIC[name].__mro__[1:])
+        if not member.startswith("_") and not stdlib and (callable(value) or isinstance(value, property)):
+            assert inspect.getdoc(getattr(PUBLIC[name], member)), f"{name}.{member}"
+
+
+def test_the_class_says_where_it_is_imported_from():
+    assert longconn.KeepaliveSocket.__module__ == "longconn"
+    assert longconn.KeepaliveSocket.__qualname__ == "KeepaliveSocket"
+    assert longconn.TcpInfo.__module__ == "longconn"
+
+
+def test_its_version_is_that_of_the_distribution():
+    assert importlib.metadata.version("longconn") == longconn.__version__
+
+
+def test_it_says_that_it_is_typed():
+    assert (PACKAGE / "py.typed").exists()
+    assert (PACKAGE / "_longconn.pyi").exists()
+
+
+def test_it_has_a_command_of_its_own():
+    (entry,) = importlib.metadata.entry_points(group="console_scripts", name="longconn")
+    from longconn.cli import main
+
+    assert entry.load() is main
+    command = Path(sys.executable).with_name("longconn")
+    if command.exists():
+        done = python(command, "explain", "60,10,6")
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_it_needs_nothing_but_python():
+    assert importlib.metadata.requires("longconn") in (None, [])
+    with (PROJECT / "pyproject.toml").open("rb") as file:
+        assert "dependencies" not in tomllib.load(file)["project"]
+
+
+# ---- the import
+
+DEAR = ("asyncio", "ssl", "logging", "multiprocessing", "concurrent", "argparse", "subprocess", "unittest", "ctypes")
+
+
+def test_its_import_brings_nothing_dear_with_it():
+    said = python_says(f"import sys, longconn; print([name for name in {DEAR} if name in sys.modules])")
+    assert said == "[]\n"
+
+
+def test_its_import_starts_no_thread_and_opens_nothing():
+    said = python_says(
+        """
+import os, socket
+before = os.listdir("/proc/self/fd"), os.listdir("/proc/self/task")
+import longconn
+print(before == (os.listdir("/proc/self/fd"), os.listdir("/proc/self/task")))
+sock = longconn.KeepaliveSocket()
+sock.close()
+print(len(os.listdir("/proc/self/task")))
+"""
+    )
+    assert said == "True\n1\n"
+
+
+def test_its_import_changes_nothing_of_the_stdlibs():
+    said = python_says(
+        """
+import socket, signal
+before = dict(vars(socket)), [signal.getsignal(number) for number in signal.valid_signals()]
+import longconn
+print(before == (dict(vars(socket)), [signal.getsignal(number) for number in signal.valid_signals()]))
+"""
+    )
+    assert said == "True\n"
+
+
+def test_a_second_import_of_everything_is_the_same():
+    said = python_says(
+        """
+import sys
+import longconn, longconn.socket
+first = longconn.KeepaliveSocket, sys.modules["longconn._longconn"]
+import longconn.cli, longconn.__main__
+from longconn import _longconn
+print(first == (longconn.KeepaliveSocket, _longconn))
+"""
+    )
+    assert said == "True\n"
+
+
+FOUND = interpreters()
+
+
+@pytest.mark.parametrize("version", FOUND)
+def test_the_same_module_serves_every_python(version):
+    """The stable ABI (abi3) of 3.11."""
+    interpreter = FOUND[version]
+    if interpreter is None:
+        pytest.skip(f"no Python {version} was found on PATH or beside this one")
+    code = """
+import sys
+from longconn import socket
+with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as ours:
+    peer, _ = listener.accept()
+    with peer:
+        ours.sendall(b"x" * 100_000)
+        got = b""
+        while len(got) < 100_000:
+            got += peer.recv(65536)
+print(sys.version_info[:2], len(got), repr(ours.keepalive))
+"""
+    said = python_says(code, interpreter=interpreter, env=environment(PYTHONPATH=str(PACKAGE.parent)))
+    assert said == f"({version.replace('.', ', ')}) 100000 Keepalive(15, 5, 3)\n"
