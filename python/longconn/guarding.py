@@ -64,10 +64,8 @@ class Guard:
         self.limit = limit
         self.applied: dict[str, float] = {}
         self.notes: tuple[str, ...] = ()
-        self._probes = self._choose_probes(fd, keepalive)
-        options = None
-        if self._probes is not None and keepalive is not False:
-            options = (True, *self._probes)
+        self._probes, ours = self._choose_probes(fd, keepalive)
+        options = (True, *self._probes) if ours and self._probes is not None else None
         self._watch = _longconn.watch(
             fd, limit, keepalive_options=options, on_lost=None if on_lost is None else self._told(on_lost)
         )
@@ -81,20 +79,22 @@ class Guard:
         if not has_rto_max():
             self.notes += ("this kernel has no TCP_RTO_MAX_MS: a dead path behind a slow reader is seen late",)
 
-    def _choose_probes(self, fd: int, keepalive: Keepalive | Literal[False] | None) -> tuple[float, float, int] | None:
+    def _choose_probes(
+        self, fd: int, keepalive: Keepalive | Literal[False] | None
+    ) -> tuple[tuple[float, float, int] | None, bool]:
+        """The kernel's probes (idle, interval, count), and whether it is for us to set them."""
         enabled, idle, interval, count, _ = _longconn.keepalive_of(fd)
         if keepalive is False or (isinstance(keepalive, Keepalive) and not keepalive.probes):
             if not enabled:
                 self.notes += ("keepalive is left off: a dead path isn't seen while nothing is in flight",)
-                return None
-            return idle, interval, count
+            return (idle, interval, count) if enabled else None, False
         if isinstance(keepalive, Keepalive):
-            return keepalive.idle, keepalive.interval, keepalive.count
+            return (keepalive.idle, keepalive.interval, keepalive.count), True
         wanted = keepalive_for(self.limit)
         # the program's own timings stay where they are quick enough
         if enabled and idle <= wanted[0] and interval <= wanted[1]:
-            return idle, interval, count
-        return wanted
+            return (idle, interval, count), False
+        return wanted, True
 
     def _told(self, on_lost: Callable[[PeerLost], object]) -> Callable[..., object]:
         def call(cause: str, silence: float, limit: float, judged: str) -> object:
@@ -176,7 +176,8 @@ def guard(
             process's default.
         keepalive: With nothing in flight only the kernel's probes can be answered or not. None: they are
             switched on as *limit* needs, unless the socket has quicker ones. A Keepalive: its timings, with one
-            probe more, so that the guard comes before the kernel, for it can say why. False: left alone; if they are off, an idle path isn't seen.
+            probe more, so that the guard comes before the kernel, for it can say why. False: left alone; if they
+            are off, an idle path isn't seen.
         on_lost: Called with the `PeerLost`, on a thread of longconn's own.
 
     Returns:

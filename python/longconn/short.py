@@ -56,6 +56,10 @@ def exchange(
         raise ValueError("until=b'': say None for the end of the stream")
     if isinstance(until, int) and not 0 <= until <= max_bytes:
         raise ValueError(f"until={until}: 0 to max_bytes={max_bytes} bytes")
+    if max_bytes < 0:
+        raise ValueError(f"max_bytes={max_bytes}: 0 or more")
+    if timeout is not None and not timeout > 0:  # nor NaN
+        raise ValueError(f"timeout={timeout}: more than 0 seconds, or None")
     deadline = None if timeout is None else time.monotonic() + timeout
     host, port = split_address(address)
 
