@@ -140,7 +140,7 @@ pub fn set_rto_max_ms(fd: BorrowedFd<'_>, ms: u32) -> io::Result<()> {
 /// not live long: while it does, the owner's `close` sends no FIN.
 pub fn pin(fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: fcntl with an integer argument; a number that isn't open gives EBADF.
-    let duplicate = |least| unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, least) };
+    let duplicate = |least: libc::c_int| unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, least) };
     // Out of the way of programs that close a number and expect to get it again, as POSIX promises them; 512 fits
     // under the usual limit of 1024. Where it doesn't, any number.
     let mut copy = duplicate(512);
