@@ -499,17 +499,22 @@ def native_threads() -> dict[int, tuple[str, int, int]]:
 
 
 def run_guard_peer(orders: int, answers: int) -> None:
+    """The other ends: for each order so many connections, accepted, or made to a port."""
+    held = []
     with stdlib_socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(4096)
         os.write(answers, struct.pack("Q", listener.getsockname()[1]))
-        (count,) = struct.unpack("Q", os.read(orders, 8))
-        held = []
-        for _ in range(count):
-            sock, _ = listener.accept()
-            sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, RESET_ON_CLOSE)
-            held.append(sock)
-        os.read(orders, 8)
+        while order := os.read(orders, 16):
+            count, port = struct.unpack("QQ", order)
+            for _ in range(count):
+                if port:
+                    sock = stdlib_socket.create_connection(("127.0.0.1", port))
+                else:
+                    sock, _ = listener.accept()
+                # this end goes first
+                sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, RESET_ON_CLOSE)
+                held.append(sock)
 
 
 def run_guard_worker(task: dict[str, Any]) -> None:
@@ -518,7 +523,7 @@ def run_guard_worker(task: dict[str, Any]) -> None:
     raise_descriptor_limit(4 * count + 256)
     orders, answers = fork_peer(run_guard_peer)
     (port,) = struct.unpack("Q", os.read(answers, 8))
-    os.write(orders, struct.pack("Q", count + GUARD_WARM_UP_CONNECTIONS))
+    listener_port = 0
 
     module_name, _, _ = task["subject"].partition(":")
     if variant == "other":
@@ -531,12 +536,20 @@ def run_guard_worker(task: dict[str, Any]) -> None:
             return other()
     else:
         subject = load_class(task["subject"])
-        keepalive = importlib.import_module(module_name).Keepalive(guard=limit if variant == "guarded" else False)
+        keepalive = importlib.import_module(module_name).Keepalive(guard=False if variant == "unguarded" else limit)
 
         def make() -> Any:
             return subject(keepalive=keepalive)
 
+    if variant == "accepted":
+        listener = make()
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(4096)
+        listener_port = listener.getsockname()[1]
+
     def connect() -> Any:
+        if variant == "accepted":
+            return listener.accept()[0]
         sock = make()
         sock.connect(("127.0.0.1", port))
         return (sock, guard(sock, limit=limit)) if variant == "foreign" else sock
@@ -546,9 +559,11 @@ def run_guard_worker(task: dict[str, Any]) -> None:
         gc.collect()
 
     held: list[Any] = [None] * (count + GUARD_WARM_UP_CONNECTIONS)
+    os.write(orders, struct.pack("QQ", GUARD_WARM_UP_CONNECTIONS, listener_port))
     for number in range(GUARD_WARM_UP_CONNECTIONS):
         held[number] = connect()
     settle()
+    os.write(orders, struct.pack("QQ", count, listener_port))
     descriptors, unique, resident = len(os.listdir("/proc/self/fd")), unique_memory(), resident_memory()
     for number in range(GUARD_WARM_UP_CONNECTIONS, len(held)):
         held[number] = connect()
@@ -575,7 +590,7 @@ def run_guard_worker(task: dict[str, Any]) -> None:
     ]
     answer["cpu_percent"] = sum(thread["cpu_percent"] for thread in answer["threads"])
     print(json.dumps(answer), flush=True)
-    os.write(orders, struct.pack("Q", 0))
+    os.close(orders)
 
 
 def looks(sock: Any) -> int | None:
@@ -740,7 +755,7 @@ def measure_guard(subject: str, against: str, effort: Effort) -> Iterator[Line]:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < 2 * GUARD_CONNECTIONS + 256 and os.geteuid() != 0:
         raise RowError(f"needs {2 * GUARD_CONNECTIONS + 256} descriptors, ulimit -Hn is {hard}")
-    variants = ["other", "unguarded", "guarded", *(["foreign"] if hasattr(module, "guard") else [])]
+    variants = ["other", "unguarded", "guarded", "accepted", *(["foreign"] if hasattr(module, "guard") else [])]
     answers: dict[str, list[dict[str, Any]]] = {variant: [] for variant in variants}
     for number in range(effort.guard_rounds):
         for variant in variants[number % len(variants) :] + variants[: number % len(variants)]:
@@ -786,6 +801,7 @@ def measure_guard(subject: str, against: str, effort: Effort) -> Iterator[Line]:
     for variant, base, title in (
         ("guarded", "other", "... memory of each, more than the stdlib's socket"),
         ("guarded", "unguarded", "... memory of each, more than without a guard"),
+        ("accepted", "other", "... the same, accepted by a guarded listener"),
         ("foreign", "other", "... the stdlib's socket with guard(): memory of each, more than without"),
     ):
         if variant not in answers:
@@ -795,7 +811,7 @@ def measure_guard(subject: str, against: str, effort: Effort) -> Iterator[Line]:
             for ours, theirs in zip(answers[variant], answers[base], strict=True)
         ]
         difference = statistics.median(differences)
-        has_bound = variant == "guarded"
+        has_bound = variant != "foreign"
         yield Line(
             f"guard_memory_{variant}_{base}",
             title,
