@@ -618,7 +618,7 @@ class Worker:
     def __init__(self, task: dict[str, Any]) -> None:
         # The settings of whoever runs this must not leak into what is measured.
         environment = {key: value for key, value in os.environ.items() if not key.startswith("LONGCONN_")}
-        self.errors = tempfile.TemporaryFile()
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - close() closes it
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--worker", json.dumps(task)],
             bufsize=0,
@@ -642,14 +642,13 @@ class Worker:
 
     def slice(self, count: int) -> dict[str, Any]:
         assert self.process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # if it died, read() says why
             self.process.stdin.write(b"%d\n" % count)
-        except BrokenPipeError:
-            pass  # it died: read() says why
         return self.read()
 
     def close(self) -> None:
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.close()
         try:
             self.process.wait(WORKER_PATIENCE_SECONDS)
@@ -779,14 +778,11 @@ def measure_guard(subject: str, against: str, effort: Effort) -> Iterator[Line]:
     # One look less than the period promises may have been missed by where the window begins and ends.
     counted = [answer for answer in answers["guarded"] if answer["looks"]]
     is_sampled = all(answer["looks"][0] >= int(answer["seconds"] * 8 / GUARD_LIMIT_SECONDS) - 1 for answer in counted)
-    note = (
-        "looks not counted"
-        if not counted
-        else (
-            f"{min(answer['looks'][0] for answer in counted)} to {max(answer['looks'][1] for answer in counted)} looks at each"
-            f" in {counted[0]['seconds']:.0f} s"
-        )
-    )
+    note = "looks not counted"
+    if counted:
+        least = min(answer["looks"][0] for answer in counted)
+        most = max(answer["looks"][1] for answer in counted)
+        note = f"{least} to {most} looks at each in {counted[0]['seconds']:.0f} s"
     yield Line(
         "guard_cpu",
         f"{GUARD_CONNECTIONS} guarded idle connections, limit {GUARD_LIMIT_SECONDS:.0f} s: CPU of the guard",

@@ -28,8 +28,6 @@ _IN_PROGRESS = frozenset((0, errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR))
 _OPEN = frozenset(("ESTABLISHED", "CLOSE_WAIT", "FIN_WAIT1", "FIN_WAIT2", "CLOSING", "LAST_ACK", "SYN_SENT"))
 #: Descriptors out of which a socket is about to be made, and whose settings it is to have: accepted, duplicated.
 _parents: dict[int, KeepaliveSocket] = {}
-#: Whose settings aren't the process's default, by number: whoever makes another object of it has them too (ssl).
-_special: weakref.WeakValueDictionary[int, KeepaliveSocket] = weakref.WeakValueDictionary()
 #: Made of a descriptor that another object may be about to detach: ssl wraps sockets in this way.
 _adopted: weakref.WeakValueDictionary[int, KeepaliveSocket] = weakref.WeakValueDictionary()
 
@@ -69,7 +67,7 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
         *,
         keepalive: Keepalive | bool | None = None,
     ) -> None:
-        parent = None if fileno is None else _parents.pop(fileno, None) or _living(fileno)
+        parent = None if fileno is None else _parents.pop(fileno, None)
         if parent is None:
             self._keepalive_settings = resolve(keepalive)
             self._keepalive_chosen = None
@@ -83,10 +81,7 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
             # the descriptor, if it was given, is its owner's again
             _Base.close(self) if fileno is None else _Base.detach(self)
             raise ValueError(f"keepalive applies to TCP, not to family {family!r}, type {type!r}")
-        if keepalive is not None or (parent is not None and _fileno(parent) in _special):
-            _special[_fileno(self)] = self
         if parent is not None:
-            _adopted[_fileno(self)] = self
             self._keepalive_open()
         elif fileno is not None:
             self._keepalive_adopt()
@@ -231,7 +226,6 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
         before = self._keepalive_effective()
         self._keepalive_settings = settings
         self._keepalive_chosen = None
-        _special[fd] = self
         if before is not None and before.user_timeout and (settings is None or not settings.user_timeout):
             _longconn.apply_keepalive(fd, user_timeout=0)  # the system's own again
         if settings is not None:
@@ -329,7 +323,6 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
         """The program has set one of our options itself."""
         before = self._keepalive_effective()
         self._keepalive_chosen = {**(self._keepalive_chosen or {}), name: value}
-        _special[_fileno(self)] = self
         after = self._keepalive_effective()
         if after is None or before is None:
             return
@@ -353,14 +346,41 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
     def detach(self) -> int:
         """As `socket.socket.detach`; what keeps the connection alive and guarded stays on the descriptor."""
         fd = _fileno(self)
-        if fd >= 0 and self._keepalive_settings is not None and self._keepalive_is_tcp():
+        if fd >= 0 and self._keepalive_is_tcp():
             heir = _adopted.get(fd)
-            if heir is None or heir is self or _fileno(heir) != fd:
+            if heir is not None and heir is not self and _fileno(heir) == fd:
+                if self._keepalive_watch is not None:
+                    self._keepalive_watch.stop()
+                heir._keepalive_take_over(self)
+            elif self._keepalive_settings is not None:
                 self._keepalive_leave(fd)
-            elif self._keepalive_watch is not None:
-                self._keepalive_watch.stop()
             self._keepalive_watch = None
         return _Base.detach(self)
+
+    def _keepalive_take_over(self, other: KeepaliveSocket) -> None:
+        """This object was made of the other's descriptor, as ssl does, and has the default so far; now the other's."""
+        settings, chosen = other._keepalive_settings, other._keepalive_chosen
+        if self._keepalive_settings == settings and not chosen:
+            return
+        before, self._keepalive_settings, self._keepalive_chosen = self._keepalive_settings, settings, chosen
+        watch = self._keepalive_watch
+        if before is not None:
+            # what the default has overwritten
+            blank = _socket.socket()
+            try:
+                names = ("enabled", "idle", "interval", "count", "user_timeout")
+                wanted: dict[str, Any] = dict(zip(names, _longconn.keepalive_of(blank.fileno()), strict=True))
+            finally:
+                blank.close()
+            for name, value in (chosen or {}).items():
+                wanted[name] = bool(value) if name == "enabled" else value / 1000 if name == "user_timeout" else value
+            _longconn.apply_keepalive(_fileno(self), **wanted)
+        if watch is not None:
+            watch.stop(restore=True)
+            self._keepalive_watch = None
+        self._keepalive_prepare()
+        if watch is not None:
+            self._keepalive_open()
 
     def _keepalive_leave(self, fd: int) -> None:
         """Somebody else will use the descriptor."""
@@ -394,12 +414,6 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
         if watch is not None:
             watch.stop()
         _Base._real_close(self, *args)  # type: ignore[attr-defined]
-
-
-def _living(fileno: int) -> KeepaliveSocket | None:
-    """The object with settings of its own that has this number."""
-    sock = _special.get(fileno)
-    return sock if sock is not None and _fileno(sock) == fileno else None
 
 
 KeepaliveSocket.__module__ = "longconn"

@@ -26,6 +26,6 @@ def _with_our_names(function: _types.FunctionType) -> _types.FunctionType:
     return copy
 
 
-for _name in ("create_connection", "create_server", "fromfd", "fromshare", "socketpair"):
+for _name in ("create_connection", "create_server", "fromfd", "fromshare", "socketpair", "_fallback_socketpair"):
     if hasattr(_stdlib, _name):
         globals()[_name] = _with_our_names(getattr(_stdlib, _name))

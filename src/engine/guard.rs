@@ -7,12 +7,12 @@
 //!
 //! The lock is std's, for the reason that `notices` gives.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -74,14 +74,14 @@ pub enum StartError {
 /// One guarded socket, as its owner sees it.
 #[derive(Debug)]
 pub struct Watch {
-    looks: AtomicU64,
+    looks: AtomicU32,
     /// Rare, hence apart.
     conviction: OnceLock<Box<Conviction>>,
     /// Kept, for a dead socket no longer knows it.
     peer: OnceLock<(IpAddr, u16)>,
-    id: AtomicUsize,
-    /// The bound of retransmissions that was set at the start, in milliseconds.
-    rto_max: Option<u32>,
+    id: AtomicU32,
+    /// The bound of retransmissions that was set at the start, in milliseconds; 0 if none was.
+    rto_max: u32,
     is_owned: AtomicBool,
     is_active: AtomicBool,
 }
@@ -92,9 +92,9 @@ impl Watch {
         self.conviction.get().map(|conviction| **conviction)
     }
 
-    /// Looks taken so far.
+    /// Looks taken so far; a count that begins anew after four thousand million.
     #[must_use]
-    pub fn looks(&self) -> u64 {
+    pub fn looks(&self) -> u32 {
         self.looks.load(Ordering::Relaxed)
     }
 
@@ -106,7 +106,7 @@ impl Watch {
 
     #[must_use]
     pub fn rto_max_ms(&self) -> Option<u32> {
-        self.rto_max
+        (self.rto_max != 0).then_some(self.rto_max)
     }
 
     #[must_use]
@@ -174,7 +174,8 @@ fn origin() -> Instant {
 
 struct Registry {
     entries: Slab<Entry>,
-    due: BTreeSet<(Tick, u32)>,
+    /// Whose look is due when; a number whose own `due` is another by now, or that is gone, is passed over.
+    due: BTreeMap<Tick, Vec<u32>>,
     thread: Option<JoinHandle<()>>,
     /// The thread ends, and no other begins: a fork is near.
     paused: bool,
@@ -183,7 +184,7 @@ struct Registry {
 }
 
 static REGISTRY: Mutex<Registry> =
-    Mutex::new(Registry { entries: Slab::new(), due: BTreeSet::new(), thread: None, paused: false, closed: false });
+    Mutex::new(Registry { entries: Slab::new(), due: BTreeMap::new(), thread: None, paused: false, closed: false });
 static CHANGED: Condvar = Condvar::new();
 /// Sockets that were inherited over a fork and not used since; zero nearly always, so that a look at it is all
 /// that the hot paths pay.
@@ -259,14 +260,14 @@ pub fn start(fd: BorrowedFd<'_>, limit: Duration, plan: Plan) -> Result<Arc<Watc
     let mut judge = Judge::new(limit).with_probing(probing);
     judge.observe(now, &sample);
     let watch = Arc::new(Watch {
-        id: AtomicUsize::new(usize::MAX),
+        id: AtomicU32::new(u32::MAX),
         is_owned: AtomicBool::new(plan.is_owned),
-        looks: AtomicU64::new(0),
+        looks: AtomicU32::new(0),
         is_active: AtomicBool::new(true),
         conviction: OnceLock::new(),
         rto_max: match rto {
-            RtoMax::Set { now, .. } => Some(now),
-            RtoMax::NotYet | RtoMax::NotOurs => None,
+            RtoMax::Set { now, .. } => now,
+            RtoMax::NotYet | RtoMax::NotOurs => 0,
         },
         peer: OnceLock::new(),
     });
@@ -287,7 +288,7 @@ pub fn start(fd: BorrowedFd<'_>, limit: Duration, plan: Plan) -> Result<Arc<Watc
     };
     let mut registry = lock();
     let id = registry.entries.insert(entry);
-    watch.id.store(id, Ordering::Relaxed);
+    watch.id.store(u32::try_from(id).unwrap_or(u32::MAX), Ordering::Relaxed);
     let due = registry.due_after(id, now);
     registry.schedule(id, due);
     registry.start_thread_if_needed();
@@ -379,19 +380,14 @@ fn pin(entry: &Entry) -> Option<OwnedFd> {
 
 impl Registry {
     fn find(&self, watch: &Arc<Watch>) -> Option<usize> {
-        let id = watch.id.load(Ordering::Relaxed);
+        let id = watch.id.load(Ordering::Relaxed) as usize;
         self.entries.get(id).is_some_and(|entry| Arc::ptr_eq(&entry.watch, watch)).then_some(id)
     }
 
     fn remove(&mut self, id: usize) -> Entry {
         let entry = self.entries.remove(id);
-        match entry.due {
-            Some(due) => {
-                self.due.remove(&(due, small(id)));
-            }
-            None => {
-                DORMANT.fetch_sub(1, Ordering::Relaxed);
-            }
+        if entry.due.is_none() {
+            DORMANT.fetch_sub(1, Ordering::Relaxed);
         }
         entry.watch.is_active.store(false, Ordering::Relaxed);
         entry
@@ -410,11 +406,10 @@ impl Registry {
     }
 
     fn schedule(&mut self, id: usize, due: Tick) {
-        let is_first = self.due.first().is_none_or(|&(first, _)| due < first);
-        if let Some(old) = self.entries[id].due.replace(due) {
-            self.due.remove(&(old, small(id)));
-        }
-        self.due.insert((due, small(id)));
+        let is_first = self.due.first_key_value().is_none_or(|(&first, _)| due < first);
+        self.entries[id].due = Some(due);
+        // Descriptors are ints, so there are fewer sockets than a u32 counts.
+        self.due.entry(due).or_default().push(u32::try_from(id).unwrap_or(u32::MAX));
         if is_first {
             CHANGED.notify_all();
         }
@@ -423,6 +418,28 @@ impl Registry {
     fn start_thread_if_needed(&mut self) {
         if self.thread.is_none() && !self.paused && !self.closed && !self.due.is_empty() {
             self.thread = thread::Builder::new().name("longconn-guard".into()).spawn(run).ok();
+        }
+    }
+
+    /// Looks at those whose time has come; at most a batch of them.
+    fn look_at_due(&mut self, now: Tick) {
+        for _ in 0..BATCH {
+            let Some(mut first) = self.due.first_entry() else { return };
+            let due = *first.key();
+            if due > now {
+                return;
+            }
+            match first.get_mut().pop() {
+                None => {
+                    first.remove();
+                }
+                Some(id) => {
+                    let id = id as usize;
+                    if self.entries.get(id).is_some_and(|entry| entry.due == Some(due)) {
+                        self.look(id);
+                    }
+                }
+            }
         }
     }
 
@@ -580,24 +597,14 @@ impl Registry {
     }
 }
 
-/// Descriptors are ints, so there are fewer sockets than a u32 counts.
-fn small(id: usize) -> u32 {
-    u32::try_from(id).unwrap_or(u32::MAX)
-}
-
 fn run() {
     sys::block_signals();
     let mut registry = lock();
     while !registry.paused {
+        registry.look_at_due(tick(clock::now()));
         let now = tick(clock::now());
-        for _ in 0..BATCH {
-            match registry.due.first() {
-                Some(&(due, id)) if due <= now => registry.look(id as usize),
-                _ => break,
-            }
-        }
-        let now = tick(clock::now());
-        let wait = registry.due.first().map(|&(due, _)| Duration::from_micros(due.get().saturating_sub(now.get())));
+        let next = registry.due.first_key_value();
+        let wait = next.map(|(&due, _)| Duration::from_micros(due.get().saturating_sub(now.get())));
         registry = match wait {
             Some(Duration::ZERO) => {
                 drop(registry);

@@ -51,7 +51,7 @@ impl Watch {
     }
 
     #[getter]
-    fn looks(&self) -> u64 {
+    fn looks(&self) -> u32 {
         self.inner.looks()
     }
 

@@ -296,9 +296,11 @@ def test_an_answer_that_nobody_takes_udp_is_the_stdlibs_error():
 # ---- a verdict
 
 
-@pytest.mark.parametrize("timeout", [None, 30.0], ids=["blocking", "with a timeout"])
-@pytest.mark.parametrize("name", ["recv", "recv large", "recv_into", "recvfrom", "recvmsg"])
-def test_who_waits_is_told_once(timeout, name):
+@pytest.mark.parametrize(
+    ("name", "timeout"),
+    [("recv", None), ("recv", 30.0), ("recv large", None), ("recv_into", 30.0), ("recvfrom", None), ("recvmsg", 30.0)],
+)
+def test_who_waits_is_told_once(name, timeout):
     with connected(keepalive=QUICK) as (ours, peer):
         address = peer.getsockname()
         ours.settimeout(timeout)
