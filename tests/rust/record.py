@@ -23,8 +23,8 @@ from longconn import KeepaliveSocket
 
 FIELDS = (
     "state unacked_segments probes retransmitted_segments retransmits unsent_bytes bytes_acked bytes_received "
-    "segments_in data_segments_in out_of_order_segments send_window_bytes receive_window_bytes last_data_sent_ms last_data_received_ms "
-    "last_ack_received_ms round_trip_us"
+    "segments_in data_segments_in out_of_order_segments send_window_bytes receive_window_bytes "
+    "last_data_sent_ms last_data_received_ms last_ack_received_ms round_trip_us"
 ).split()
 TCP_RTO_MAX_MS = 44
 FOLDER = Path(__file__).parent / "recorded"
