@@ -7,15 +7,12 @@
 use std::cell::RefCell;
 use std::time::Duration;
 
-#[cfg(target_os = "linux")]
-use crate::engine::guard;
-use crate::engine::{clock, notices};
+use crate::engine::{clock, guard, notices};
 
 /// How long a fork waits for a callback that is running.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 struct Held {
-    #[cfg(target_os = "linux")]
     guard: guard::Held,
     notices: notices::Held,
 }
@@ -27,23 +24,17 @@ thread_local! {
 /// Before the fork, in the thread that forks, detached from Python.
 pub fn before() {
     let deadline = clock::now() + PATIENCE;
-    #[cfg(target_os = "linux")]
     guard::pause();
     // Callbacks may guard something and so want the guard's lock: they end before it is held.
     drop(notices::stop_and_hold(deadline));
     // One order of locks everywhere: the guard posts notices while it holds its own.
-    let held = Held {
-        #[cfg(target_os = "linux")]
-        guard: guard::hold(),
-        notices: notices::stop_and_hold(deadline),
-    };
+    let held = Held { guard: guard::hold(), notices: notices::stop_and_hold(deadline) };
     HELD.with(|slot| slot.replace(Some(held)));
 }
 
 pub fn after_in_parent() {
     if let Some(held) = HELD.with(RefCell::take) {
         held.notices.release_in_parent();
-        #[cfg(target_os = "linux")]
         held.guard.release_in_parent();
     }
 }
@@ -51,7 +42,6 @@ pub fn after_in_parent() {
 pub fn after_in_child() {
     if let Some(held) = HELD.with(RefCell::take) {
         held.notices.release_in_child();
-        #[cfg(target_os = "linux")]
         held.guard.release_in_child();
     }
 }
@@ -59,11 +49,8 @@ pub fn after_in_child() {
 /// At the interpreter's exit: delivers what waits and ends all threads for good. Detached from Python.
 pub fn shut_down() {
     let deadline = clock::now() + PATIENCE;
-    #[cfg(target_os = "linux")]
-    {
-        guard::close();
-        guard::pause();
-    }
+    guard::close();
+    guard::pause();
     notices::close();
     drop(notices::stop_and_hold(deadline));
 }

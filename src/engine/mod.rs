@@ -2,6 +2,5 @@
 
 pub mod clock;
 pub mod fork;
-#[cfg(target_os = "linux")]
 pub mod guard;
 pub mod notices;

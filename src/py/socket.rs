@@ -26,7 +26,8 @@ use super::guard::Watch;
 use crate::engine::{clock, guard};
 use crate::net::sys;
 
-/// `recv` of up to so much goes by the stack.
+/// `recv` of up to so much goes by the stack; the tiny ones apart, for after a wait every page touched is a cold one.
+const TINY: usize = 512;
 const SMALL: usize = 8 * 1024;
 /// Larger requests of `recv` are the stdlib's; datagrams (at most 212,992 bytes by `net.core.wmem_max`) fit.
 const LARGE: usize = 256 * 1024;
@@ -283,6 +284,15 @@ impl<'a, 'py> Call<'a, 'py> {
         }
     }
 
+    #[inline(never)]
+    fn recv_by_stack<const N: usize>(&self, size: usize) -> PyResult<Bound<'py, PyAny>> {
+        let mut room = [MaybeUninit::<u8>::uninit(); N];
+        let got = self.read(&mut room[..size])?;
+        // SAFETY: `got` bytes were written.
+        let filled = unsafe { std::slice::from_raw_parts(room.as_ptr().cast::<u8>(), got) };
+        Ok(PyBytes::new(self.py, filled).into_any())
+    }
+
     /// One `send`, of `data` as far as there is room; blocking, all of it.
     fn write(&self, data: &[u8], deadline: &mut Deadline) -> Result<usize, Trouble> {
         let socket = self.socket();
@@ -463,12 +473,11 @@ impl SocketMixin {
             }
         };
         let call = Call::new(slf)?;
+        if size <= TINY {
+            return call.recv_by_stack::<TINY>(size);
+        }
         if size <= SMALL {
-            let mut room = [MaybeUninit::<u8>::uninit(); SMALL];
-            let got = call.read(&mut room[..size])?;
-            // SAFETY: `got` bytes were written.
-            let filled = unsafe { std::slice::from_raw_parts(room.as_ptr().cast::<u8>(), got) };
-            return Ok(PyBytes::new(py, filled).into_any());
+            return call.recv_by_stack::<SMALL>(size);
         }
         let ready = sys::bytes_readable(call.fd).unwrap_or(0);
         if ready > 0 {

@@ -195,8 +195,10 @@ def wait_until_blocked(thread_id: int, process_id: int | None = None) -> None:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Ours, and nothing in it that would change what Python or longconn do."""
+    """Ours, so that it finds the same package, and nothing in it that would change what Python or longconn do."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LONGCONN_KEEPALIVE"))}
+    if "PYTHONPATH" in os.environ:
+        kept["PYTHONPATH"] = os.environ["PYTHONPATH"]
     return {**kept, **changes}
 
 

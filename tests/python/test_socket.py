@@ -244,6 +244,36 @@ def test_recv_with_nothing_there(timeout):
     both(lambda ours, peer: ours.recv(10), 0.02 if timeout is None else timeout and 0.05)
 
 
+@pytest.mark.parametrize("timeout", [None, PATIENCE], ids=["blocking", "with a timeout"])
+@pytest.mark.parametrize("size", [1, 6, 8192, 8193, 100_000, 256 * 1024, 1_000_000])
+@pytest.mark.parametrize("into", [False, True], ids=["recv", "recv_into"])
+def test_who_waits_gets_exactly_what_comes(timeout, size, into):
+    with connected() as (ours, peer):
+        ours.settimeout(timeout)
+        got: list[bytes] = []
+        thread = threading.Thread(target=lambda: got.append(receive_part(ours, size, into)))
+        thread.start()
+        wait_until_blocked(thread.native_id)
+        peer.sendall(b"there!")
+        thread.join(PATIENCE)
+        assert got == [b"there!"[:size]]
+
+
+@pytest.mark.parametrize("timeout", [None, PATIENCE], ids=["blocking", "with a timeout"])
+def test_questions_and_streams_may_alternate(timeout):
+    """Who waited for the last answer is treated otherwise than who found data there: neither may show."""
+    with connected() as (ours, peer):
+        ours.settimeout(timeout)
+        for _ in range(5):
+            for number in range(20):
+                answer = threading.Timer(0.001, peer.sendall, [bytes([number])])
+                answer.start()
+                assert ours.recv(10) == bytes([number])
+                answer.join()
+            deliver(ours, peer, bytes(range(200)))
+            assert b"".join(ours.recv(1) for _ in range(200)) == bytes(range(200))
+
+
 @TIMEOUTS
 @pytest.mark.parametrize(
     "receive",
@@ -453,6 +483,31 @@ def test_a_blocking_send_sends_all_though_the_peer_reads_late(size):
         return sent, reader.is_alive()
 
     assert both(scenario) == ("returned", (size, False))
+
+
+@pytest.mark.parametrize("timeout", [None, PATIENCE], ids=["blocking", "with a timeout"])
+@pytest.mark.parametrize("size", [1000, 16 * 1024, 16 * 1024 + 1, 50_000])
+@pytest.mark.parametrize("method", ["send", "sendall"])
+def test_sends_that_find_room_for_a_part_only_lose_and_repeat_nothing(timeout, size, method):
+    data = os.urandom(1_000_000)
+    with connected() as (ours, peer):
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        ours.settimeout(timeout)
+        got = bytearray()
+
+        def sip() -> None:
+            while part := peer.recv(5000):
+                got.extend(part)
+
+        thread = threading.Thread(target=sip)
+        thread.start()
+        view = memoryview(data)
+        while view:
+            sent = getattr(ours, method)(view[:size])
+            view = view[size if sent is None else sent :]
+        ours.close()
+        thread.join(PATIENCE)
+        assert got == data
 
 
 @pytest.mark.parametrize("timeout", [None, PATIENCE], ids=["blocking", "with a timeout"])

@@ -1,9 +1,10 @@
 //! Linux: the options and calls that socket2 doesn't know.
 
 use std::io;
-use std::mem::{MaybeUninit, size_of};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::time::Duration;
+use std::mem::size_of;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+
+use super::RawTcpInfo;
 
 /// `TCP_RTO_MAX_MS` (Linux 6.15): the longest retransmission timeout, 1000 to 120000 ms.
 const TCP_RTO_MAX_MS: libc::c_int = 44;
@@ -15,68 +16,6 @@ pub const KEEPALIVE_SECONDS: (u64, u64) = (1, 32767);
 pub const KEEPALIVE_COUNT: (u32, u32) = (1, 127);
 /// The guard needs `TCP_INFO`, `SO_COOKIE` and an abort.
 pub const HAS_GUARD: bool = true;
-
-/// `struct tcp_info` of `linux/tcp.h` as of Linux 6.18; older kernels fill in less of it.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub struct RawTcpInfo {
-    pub state: u8,
-    pub ca_state: u8,
-    pub retransmits: u8,
-    pub probes: u8,
-    pub backoff: u8,
-    pub options: u8,
-    pub window_scales: u8,
-    pub flags: u8,
-    pub rto: u32,
-    pub ato: u32,
-    pub snd_mss: u32,
-    pub rcv_mss: u32,
-    pub unacked: u32,
-    pub sacked: u32,
-    pub lost: u32,
-    pub retrans: u32,
-    pub fackets: u32,
-    pub last_data_sent: u32,
-    pub last_ack_sent: u32,
-    pub last_data_recv: u32,
-    pub last_ack_recv: u32,
-    pub pmtu: u32,
-    pub rcv_ssthresh: u32,
-    pub rtt: u32,
-    pub rttvar: u32,
-    pub snd_ssthresh: u32,
-    pub snd_cwnd: u32,
-    pub advmss: u32,
-    pub reordering: u32,
-    pub rcv_rtt: u32,
-    pub rcv_space: u32,
-    pub total_retrans: u32,
-    pub pacing_rate: u64,
-    pub max_pacing_rate: u64,
-    pub bytes_acked: u64,
-    pub bytes_received: u64,
-    pub segs_out: u32,
-    pub segs_in: u32,
-    pub notsent_bytes: u32,
-    pub min_rtt: u32,
-    pub data_segs_in: u32,
-    pub data_segs_out: u32,
-    pub delivery_rate: u64,
-    pub busy_time: u64,
-    pub rwnd_limited: u64,
-    pub sndbuf_limited: u64,
-    pub delivered: u32,
-    pub delivered_ce: u32,
-    pub bytes_sent: u64,
-    pub bytes_retrans: u64,
-    pub dsack_dups: u32,
-    pub reord_seen: u32,
-    pub rcv_ooopack: u32,
-    pub snd_wnd: u32,
-    pub rcv_wnd: u32,
-    pub rehash: u32,
-}
 
 /// Reads an option whose value is plain data; returns the length that the kernel filled in.
 ///
@@ -136,24 +75,6 @@ pub fn set_rto_max_ms(fd: BorrowedFd<'_>, ms: u32) -> io::Result<()> {
     set_option(fd, libc::IPPROTO_TCP, TCP_RTO_MAX_MS, &ms)
 }
 
-/// A second descriptor of the same socket, so that it can't be closed and its number reused under us. It must
-/// not live long: while it does, the owner's `close` sends no FIN.
-pub fn pin(fd: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: fcntl with an integer argument; a number that isn't open gives EBADF.
-    let duplicate = |least: libc::c_int| unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, least) };
-    // Out of the way of programs that close a number and expect to get it again, as POSIX promises them; 512 fits
-    // under the usual limit of 1024. Where it doesn't, any number.
-    let mut copy = duplicate(512);
-    if copy < 0 {
-        copy = duplicate(0);
-    }
-    if copy < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just made this descriptor, and nobody else knows of it.
-    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
-}
-
 /// Resets the connection at once: blocked and later calls fail, the peer gets RST.
 ///
 /// `connect` with `AF_UNSPEC` dissolves an association (`connect(2)`); for TCP that is an abort. Where the
@@ -173,34 +94,4 @@ pub fn abort(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: a system call on a descriptor that is open.
     let code = unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_RDWR) };
     if code == 0 { Ok(()) } else { Err(refused) }
-}
-
-/// Bytes that `recv` would give at once (`SIOCINQ`, `tcp(7)`).
-pub fn bytes_readable(fd: RawFd) -> io::Result<usize> {
-    let mut bytes: libc::c_int = 0;
-    // SAFETY: FIONREAD writes one int.
-    let code = unsafe { libc::ioctl(fd, libc::FIONREAD, &raw mut bytes) };
-    if code == 0 { Ok(usize::try_from(bytes).unwrap_or(0)) } else { Err(io::Error::last_os_error()) }
-}
-
-/// Waits for `POLLIN` or `POLLOUT`; `None` is for ever. False when the time is up; EINTR is an error.
-pub fn wait_ready(fd: RawFd, events: libc::c_short, timeout: Option<Duration>) -> io::Result<bool> {
-    let mut entry = libc::pollfd { fd, events, revents: 0 };
-    // Up to the next millisecond, as CPython rounds; poll(2) is a little cheaper than ppoll(2).
-    let timeout = timeout.map_or(-1, |timeout| {
-        libc::c_int::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(libc::c_int::MAX)
-    });
-    // SAFETY: one pollfd, which lives through the call.
-    let code = unsafe { libc::poll(&raw mut entry, 1, timeout) };
-    if code < 0 { Err(io::Error::last_os_error()) } else { Ok(code > 0) }
-}
-
-/// Blocks every signal in this thread, so that Python's handlers run where Python expects them.
-pub fn block_signals() {
-    let mut all = MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: sigfillset fills in the whole set; pthread_sigmask reads it and needs no old one.
-    unsafe {
-        libc::sigfillset(all.as_mut_ptr());
-        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), std::ptr::null_mut());
-    }
 }

@@ -1,17 +1,46 @@
 //! Systems where the guard isn't built yet: each thing it needs is refused by name, nothing silently dropped.
-//! The kernel's keepalive works wherever socket2 knows its options.
+//! The kernel's keepalive works wherever socket2 knows its options. Written from documentation, not tried.
 
 use std::io;
+use std::os::fd::{BorrowedFd, RawFd};
+
+use super::RawTcpInfo;
 
 pub const PLATFORM: &str = std::env::consts::OS;
-/// Seconds in a positive `int`.
-pub const KEEPALIVE_SECONDS: (u64, u64) = (1, i32::MAX as u64);
-/// What fits into every system's option; Windows before 10 (1709) always takes 10.
-pub const KEEPALIVE_COUNT: (u32, u32) = (1, 255);
+/// Seconds in a positive `int`, and in the 16 bits that [`crate::proto::verdict::Probing`] has for them.
+pub const KEEPALIVE_SECONDS: (u64, u64) = (1, 65_535);
+/// What fits into every system's option.
+pub const KEEPALIVE_COUNT: (u32, u32) = (1, 127);
 pub const HAS_GUARD: bool = false;
 
-pub fn unsupported(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::Unsupported, format!("{what} isn't available on {PLATFORM}"))
+fn unsupported<T>(what: &str) -> io::Result<T> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, format!("{what} isn't available on {PLATFORM}")))
 }
 
-pub fn block_signals() {}
+pub fn tcp_info(_: RawFd) -> io::Result<(RawTcpInfo, usize)> {
+    unsupported("TCP_INFO")
+}
+
+pub fn cookie(_: RawFd) -> io::Result<u64> {
+    unsupported("SO_COOKIE")
+}
+
+pub fn socket_kind(_: RawFd) -> io::Result<(i32, i32, i32)> {
+    unsupported("SO_DOMAIN")
+}
+
+pub fn is_tcp(_: RawFd) -> io::Result<bool> {
+    unsupported("the guard")
+}
+
+pub fn rto_max_ms(_: RawFd) -> io::Result<u32> {
+    unsupported("TCP_RTO_MAX_MS")
+}
+
+pub fn set_rto_max_ms(_: BorrowedFd<'_>, _: u32) -> io::Result<()> {
+    unsupported("TCP_RTO_MAX_MS")
+}
+
+pub fn abort(_: BorrowedFd<'_>) -> io::Result<()> {
+    unsupported("the guard")
+}
