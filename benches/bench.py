@@ -433,7 +433,7 @@ def fork_peer(run: Callable[[int, int], None]) -> tuple[int, int]:
             status = 0  # the worker went first
         finally:
             if status:
-                sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+                sys.excepthook(*sys.exc_info())
             os._exit(status)
     os.close(orders_read)
     os.close(answers_write)
@@ -675,7 +675,7 @@ def calibrate(worker: Worker, seconds: float) -> int:
     """How many operations of this worker fill a slice."""
     count = 1
     while True:
-        elapsed = worker.slice(count)["elapsed"] / 1e9
+        elapsed: float = worker.slice(count)["elapsed"] / 1e9
         if elapsed > seconds / 2:
             return max(1, round(count * seconds / elapsed))
         count *= 2
@@ -770,8 +770,8 @@ def measure_guard(subject: str, against: str, effort: Effort) -> Iterator[Line]:
             with workers([task]) as (worker,):
                 answers[variant].append(worker.read())
 
-    def each(variant: str, key: str = "unique_bytes_each") -> float:
-        return statistics.median(answer[key] for answer in answers[variant])
+    def each(variant: str) -> float:
+        return statistics.median(float(answer["unique_bytes_each"]) for answer in answers[variant])
 
     percents = [answer["cpu_percent"] for answer in answers["guarded"]]
     percent = statistics.median(percents)
@@ -833,7 +833,8 @@ def measure_import(subject: str, against: str, effort: Effort) -> Line:
         return float(done.stdout)
 
     once(other_name), once(ours_name)  # warm up: writes the .pyc files
-    others, ours = [], []
+    others: list[float] = []
+    ours: list[float] = []
     for number in range(effort.import_runs):
         for name in (other_name, ours_name) if number % 2 else (ours_name, other_name):
             (ours if name == ours_name else others).append(once(name))

@@ -104,20 +104,22 @@ def test_ctrl_c_ends_a_call_at_once(call, timeout):
 
 @contextmanager
 def handling(handler: Callable[..., Any], every: float, times: int = 10**9) -> Iterator[list[float]]:
-    """SIGALRM comes every so often; returns when it came."""
+    """SIGALRM comes every so often, but never while its handler runs; returns when it came."""
     came: list[float] = []
+    ended = False
 
     def handle(*_: Any) -> None:
         came.append(time.monotonic())
-        if len(came) >= times:
-            signal.setitimer(signal.ITIMER_REAL, 0)
         handler()
+        if len(came) < times and not ended:
+            signal.setitimer(signal.ITIMER_REAL, every)
 
     before = signal.signal(signal.SIGALRM, handle)
-    signal.setitimer(signal.ITIMER_REAL, every, every)
+    signal.setitimer(signal.ITIMER_REAL, every)
     try:
         yield came
     finally:
+        ended = True
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
@@ -237,7 +239,7 @@ def test_a_signal_for_another_thread_does_not_disturb_this_one():
         got: list[bytes] = []
         thread, identity = in_thread(lambda: got.append(ours.recv(10)))
         wait_until_blocked(identity)
-        with handling(lambda: None, every=0.01, times=3) as came:
+        with handling(lambda: None, every=0.01) as came:
             signal.pthread_kill(thread.ident, signal.SIGALRM)
             wait_until(lambda: len(came) >= 3)
         peer.send(b"x")
