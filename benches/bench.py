@@ -898,7 +898,7 @@ def cpu_model() -> str:
 
 def describe_machine(cpu: int | None) -> dict[str, Any]:
     return {
-        "kernel": f"{platform.system()} {platform.release()}",
+        "kernel": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "pinned_to_cpu": cpu,

@@ -150,7 +150,7 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 def _where() -> str:
     return (
-        f"Linux {platform.release()}, {platform.python_implementation()} {platform.python_version()}, "
+        f"Linux {'.'.join(platform.release().split('.')[:2])}, {platform.python_implementation()} {platform.python_version()}, "
         f"{os.cpu_count()} CPUs ({platform.machine()})."
     )
 

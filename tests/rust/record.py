@@ -130,7 +130,7 @@ def record(
                 rows.append((round(at * 1000), [getattr(info, field) for field in FIELDS]))
                 wait(0.1)
     with open(FOLDER / f"{name}.csv", "w", encoding="ascii") as file:
-        print(f"# {name}, recorded on Linux {platform.release()} by tests/rust/record.py", file=file)
+        print(f"# {name}, recorded on Linux {'.'.join(platform.release().split('.')[:2])} by tests/rust/record.py", file=file)
         print(",".join(["at_ms", *FIELDS]), file=file)
         for at_ms, row in rows:
             print(",".join(map(str, [at_ms, *row])), file=file)
