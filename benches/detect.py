@@ -149,8 +149,9 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _where() -> str:
+    kernel = ".".join(platform.release().split(".")[:2])
     return (
-        f"Linux {'.'.join(platform.release().split('.')[:2])}, {platform.python_implementation()} {platform.python_version()}, "
+        f"Linux {kernel}, {platform.python_implementation()} {platform.python_version()}, "
         f"{os.cpu_count()} CPUs ({platform.machine()})."
     )
 

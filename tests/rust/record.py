@@ -129,8 +129,9 @@ def record(
                 info = client.tcp_info()
                 rows.append((round(at * 1000), [getattr(info, field) for field in FIELDS]))
                 wait(0.1)
+    kernel = ".".join(platform.release().split(".")[:2])
     with open(FOLDER / f"{name}.csv", "w", encoding="ascii") as file:
-        print(f"# {name}, recorded on Linux {'.'.join(platform.release().split('.')[:2])} by tests/rust/record.py", file=file)
+        print(f"# {name}, recorded on Linux {kernel} by tests/rust/record.py", file=file)
         print(",".join(["at_ms", *FIELDS]), file=file)
         for at_ms, row in rows:
             print(",".join(map(str, [at_ms, *row])), file=file)
