@@ -63,7 +63,7 @@ def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> K
             guard = False if options.guard == "off" else check_limit(_number("--guard", options.guard))
             # no kernel probes without keepalive: what is in flight is guarded all the same
             base = settings or Keepalive(probes=False)
-            settings = Keepalive(base.idle, base.interval, base.count, base.user_timeout, guard, base.probes)
+            settings = base.replace(guard=guard)
     except ValueError as error:
         parser.error(str(error))
     return settings
@@ -168,7 +168,7 @@ def _explain(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
     if settings is None:
         print("keepalive off: a peer that is cut off is never noticed while this side only waits")
         return 0
-    with_guard, without = settings.detection_time(), _without_guard(settings).detection_time()
+    with_guard, without = settings.detection_time(), settings.replace(guard=False).detection_time()
     print(f"{settings!r} on {_longconn.PLATFORM}\n")
     probes = f"after {settings.idle} s of silence, every {settings.interval} s, {settings.count} times"
     print(f"  the kernel probes {probes}")
@@ -190,7 +190,3 @@ def _explain(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
     for warning in settings.warnings():
         print(f"\n  Note: {warning}.")
     return 0
-
-
-def _without_guard(settings: Keepalive) -> Keepalive:
-    return Keepalive(settings.idle, settings.interval, settings.count, settings.user_timeout, False, settings.probes)

@@ -6,12 +6,13 @@ import _socket
 import math
 import os
 import socket
-from dataclasses import dataclass, fields, replace
-from datetime import timedelta
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _longconn
+
+if TYPE_CHECKING:
+    from datetime import timedelta
 
 __all__ = [
     "Applied",
@@ -71,8 +72,8 @@ class Applied(NamedTuple):
 
 
 def _seconds(value: object, name: str) -> float:
-    if isinstance(value, timedelta):
-        return value.total_seconds()
+    if hasattr(value, "total_seconds"):  # a timedelta, without the import
+        return float(value.total_seconds())
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}: seconds as int, float or timedelta, not {type(value).__name__}")
     try:
@@ -90,7 +91,6 @@ def _whole_seconds(value: object, name: str) -> int:
     return int(seconds)
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Keepalive:
     """How soon a dead peer is noticed: the kernel's keepalive, and the guard that sees what it can't.
 
@@ -110,37 +110,64 @@ class Keepalive:
         TypeError: Not a number.
     """
 
-    idle: float = 15
-    interval: float = 5
-    count: int = 3
-    user_timeout: float | None = None
-    guard: bool | float = True
-    probes: bool = True
+    # Not a dataclass: importing that module takes as long as everything else here together.
+    __slots__ = ("count", "guard", "idle", "interval", "probes", "user_timeout")
+    __match_args__ = ("idle", "interval", "count", "user_timeout", "guard", "probes")
 
-    def __post_init__(self) -> None:
-        set_ = object.__setattr__
-        set_(self, "idle", _whole_seconds(self.idle, "idle"))
-        set_(self, "interval", _whole_seconds(self.interval, "interval"))
+    idle: int
+    interval: int
+    count: int
+    user_timeout: float | None
+    guard: bool | float
+    probes: bool
+
+    def __init__(
+        self,
+        idle: float | timedelta = 15,
+        interval: float | timedelta = 5,
+        count: int = 3,
+        user_timeout: float | timedelta | None = None,
+        guard: bool | float | timedelta = True,
+        probes: bool = True,
+    ) -> None:
+        set_ = super().__setattr__
+        set_("idle", _whole_seconds(idle, "idle"))
+        set_("interval", _whole_seconds(interval, "interval"))
         least, most = _longconn.KEEPALIVE_COUNT
-        if isinstance(self.count, bool) or not isinstance(self.count, int):
-            raise TypeError(f"count: a whole number, not {type(self.count).__name__}")
-        if not least <= self.count <= most:
-            raise ValueError(f"count={self.count}: {_longconn.PLATFORM} takes {least} to {most} probes")
-        if self.user_timeout is not None:
-            seconds = _seconds(self.user_timeout, "user_timeout")
-            if not _USER_TIMEOUT[0] <= seconds <= _USER_TIMEOUT[1]:
-                raise ValueError(
-                    "user_timeout={:g}: {} takes {} s to {:.0f} s".format(seconds, _longconn.PLATFORM, *_USER_TIMEOUT)
-                )
-            set_(self, "user_timeout", seconds)
-        if not isinstance(self.probes, bool):
-            raise TypeError(f"probes: True or False, not {type(self.probes).__name__}")
-        if not isinstance(self.guard, bool):
-            set_(self, "guard", check_limit(self.guard))
+        if isinstance(count, bool) or not isinstance(count, int):
+            raise TypeError(f"count: a whole number, not {type(count).__name__}")
+        if not least <= count <= most:
+            raise ValueError(f"count={count}: {_longconn.PLATFORM} takes {least} to {most} probes")
+        set_("count", count)
+        if user_timeout is not None:
+            user_timeout = _seconds(user_timeout, "user_timeout")
+            if not _USER_TIMEOUT[0] <= user_timeout <= _USER_TIMEOUT[1]:
+                allowed = "{} s to {:.0f} s".format(*_USER_TIMEOUT)
+                raise ValueError(f"user_timeout={user_timeout:g}: {_longconn.PLATFORM} takes {allowed}")
+        set_("user_timeout", user_timeout)
+        if not isinstance(probes, bool):
+            raise TypeError(f"probes: True or False, not {type(probes).__name__}")
+        set_("probes", probes)
+        set_("guard", guard if isinstance(guard, bool) else check_limit(guard))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a Keepalive doesn't change: make another, with replace({name}=...)")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError("a Keepalive doesn't change")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Keepalive, tuple(getattr(self, name) for name in self.__match_args__)
+
+    def replace(self, **changes: Any) -> Keepalive:
+        """The same settings but for these."""
+        return Keepalive(**{**{name: getattr(self, name) for name in self.__match_args__}, **changes})
+
+    __replace__ = replace  # for copy.replace of Python 3.13
 
     def _key(self) -> tuple[object, ...]:
         # True equals 1.0, and isn't a limit of one second
-        return *(getattr(self, field.name) for field in fields(self)), self.guard is True
+        return *(getattr(self, name) for name in self.__match_args__), self.guard is True
 
     def __eq__(self, other: object) -> bool:
         return self._key() == other._key() if isinstance(other, Keepalive) else NotImplemented
@@ -336,9 +363,12 @@ class Keepalive:
 
     def __repr__(self) -> str:
         # identity: a guard of 1 s equals True
-        more = [(field.name, getattr(self, field.name)) for field in fields(self)[3:]]
-        defaults = {field.name: field.default for field in fields(self)}
-        changed = [f", {name}={value!r}" for name, value in more if value is not defaults[name]]
+        defaults = {"user_timeout": None, "guard": True, "probes": True}
+        changed = [
+            f", {name}={getattr(self, name)!r}"
+            for name, default in defaults.items()
+            if getattr(self, name) is not default
+        ]
         return f"Keepalive({self.idle}, {self.interval}, {self.count}{''.join(changed)})"
 
 
@@ -501,4 +531,4 @@ def with_program_options(settings: Keepalive, chosen: dict[str, int]) -> Keepali
         changes["user_timeout"] = chosen["user_timeout"] / 1000 or None
     if "enabled" in chosen:
         changes["probes"] = bool(chosen["enabled"])
-    return replace(settings, **changes)
+    return settings.replace(**changes)

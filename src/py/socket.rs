@@ -8,7 +8,7 @@
 use std::cell::Cell;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,6 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyCFunction, PyDict, PyTuple, PyType};
-use socket2::SockRef;
 
 use super::buffer::Buffer;
 use super::errors::os_error;
@@ -207,13 +206,6 @@ impl<'a, 'py> Call<'a, 'py> {
         }
     }
 
-    fn socket(&self) -> BorrowedFd<'a> {
-        // SAFETY: not -1 (see `new`). The object that owns it is borrowed, and was open when this was asked or when
-        // it was last waited for; should another thread close it in the middle of a system call that runs without
-        // the GIL, the number is another's, exactly as with the stdlib, which copies it for the call too.
-        unsafe { BorrowedFd::borrow_raw(self.fd) }
-    }
-
     /// Runs `attempt` until it doesn't say that it would block (`sock_call_ex`). `held`: an attempt is short, so
     /// where it can't block it keeps the GIL.
     fn until_done(
@@ -258,12 +250,12 @@ impl<'a, 'py> Call<'a, 'py> {
 
     fn read(&self, room: &mut [MaybeUninit<u8>]) -> PyResult<usize> {
         let held = room.len() <= HELD_RECV;
-        let socket = self.socket();
+        let fd = self.fd;
         let mut deadline = self.deadline();
         let mut tries = 0;
         let mut recv = || {
             tries += 1;
-            SockRef::from(&socket).recv(room)
+            sys::receive(fd, room)
         };
         let got = match self.mode {
             Mode::Until(_) => {
@@ -295,14 +287,14 @@ impl<'a, 'py> Call<'a, 'py> {
 
     /// One `send`, of `data` as far as there is room; blocking, all of it.
     fn write(&self, data: &[u8], deadline: &mut Deadline) -> Result<usize, Trouble> {
-        let socket = self.socket();
+        let fd = self.fd;
         let held = data.len() <= HELD_SEND;
         if !matches!(self.mode, Mode::Blocking) {
-            return self.until_done(Way::Out, deadline, held, || SockRef::from(&socket).send(data));
+            return self.until_done(Way::Out, deadline, held, || sys::transmit(fd, data, 0));
         }
         let mut sent = 0;
         if held {
-            match SockRef::from(&socket).send_with_flags(data, libc::MSG_DONTWAIT) {
+            match sys::transmit(fd, data, libc::MSG_DONTWAIT) {
                 Ok(all) if all == data.len() => return Ok(all),
                 Ok(some) => sent = some,
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
@@ -311,7 +303,7 @@ impl<'a, 'py> Call<'a, 'py> {
         }
         let rest = &data[sent..];
         loop {
-            match self.py.detach(|| SockRef::from(&socket).send(rest)) {
+            match self.py.detach(|| sys::transmit(fd, rest, 0)) {
                 Ok(more) => return Ok(sent + more),
                 // as the kernel does for a send that a signal has cut short; the handler runs after us
                 Err(_) if sent > 0 => return Ok(sent),

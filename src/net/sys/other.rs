@@ -2,6 +2,7 @@
 //! The kernel's keepalive works wherever socket2 knows its options. Written from documentation, not tried.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, RawFd};
 
 use super::RawTcpInfo;
@@ -43,4 +44,16 @@ pub fn set_rto_max_ms(_: BorrowedFd<'_>, _: u32) -> io::Result<()> {
 
 pub fn abort(_: BorrowedFd<'_>) -> io::Result<()> {
     unsupported("the guard")
+}
+
+pub fn receive(fd: RawFd, room: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
+    // SAFETY: the kernel writes at most `room.len()` bytes there; a number that isn't open gives EBADF.
+    let got = unsafe { libc::recv(fd, room.as_mut_ptr().cast(), room.len(), 0) };
+    usize::try_from(got).map_err(|_| io::Error::last_os_error())
+}
+
+pub fn transmit(fd: RawFd, data: &[u8], flags: libc::c_int) -> io::Result<usize> {
+    // SAFETY: the kernel reads `data.len()` bytes; a number that isn't open gives EBADF.
+    let sent = unsafe { libc::send(fd, data.as_ptr().cast(), data.len(), flags) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
