@@ -199,6 +199,12 @@ impl<'a, 'py> Call<'a, 'py> {
         self.still_open()
     }
 
+    /// Said with each call, and not left to the descriptor's own flag, which somebody who shares it may have changed:
+    /// an attempt that keeps the GIL must never wait.
+    fn flags(&self) -> i32 {
+        if matches!(self.mode, Mode::Blocking) { 0 } else { libc::MSG_DONTWAIT }
+    }
+
     fn deadline(&self) -> Deadline {
         match self.mode {
             Mode::Until(timeout) => Deadline::After(timeout),
@@ -252,10 +258,11 @@ impl<'a, 'py> Call<'a, 'py> {
         let held = room.len() <= HELD_RECV;
         let fd = self.fd;
         let mut deadline = self.deadline();
+        let flags = self.flags();
         let mut tries = 0;
         let mut recv = || {
             tries += 1;
-            sys::receive(fd, room)
+            sys::receive(fd, room, flags)
         };
         let got = match self.mode {
             Mode::Until(_) => {
@@ -290,7 +297,8 @@ impl<'a, 'py> Call<'a, 'py> {
         let fd = self.fd;
         let held = data.len() <= HELD_SEND;
         if !matches!(self.mode, Mode::Blocking) {
-            return self.until_done(Way::Out, deadline, held, || sys::transmit(fd, data, 0));
+            let flags = self.flags();
+            return self.until_done(Way::Out, deadline, held, || sys::transmit(fd, data, flags));
         }
         let mut sent = 0;
         if held {

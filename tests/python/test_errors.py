@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import pickle
 import socket
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -407,6 +408,31 @@ def test_an_expired_timeout_is_the_plain_timeout_error_and_the_socket_goes_on(na
         assert ours.lost is None
         ours.send(b"x")
         assert peer.recv(1) == b"x"
+
+
+def test_a_connection_that_the_kernel_gives_up_making_is_the_stdlibs_error():
+    """Nobody was there who could have been lost."""
+    outcomes: dict[type, BaseException] = {}
+
+    def attempt(cls: type[socket.socket]) -> None:
+        with cls(socket.AF_INET, socket.SOCK_STREAM) as sock:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 100)
+            try:
+                sock.connect(address)
+            except OSError as error:
+                outcomes[cls] = error
+
+    with listening() as listener:
+        address = listener.getsockname()
+        cut_off(listener)
+        threads = [threading.Thread(target=attempt, args=(cls,)) for cls in (STDLIB, KeepaliveSocket)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+    theirs, ours = outcomes[STDLIB], outcomes[KeepaliveSocket]
+    assert (type(ours), ours.errno) == (type(theirs), theirs.errno) == (TimeoutError, errno.ETIMEDOUT)
 
 
 def test_the_end_of_the_stream_is_no_loss():

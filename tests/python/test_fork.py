@@ -265,10 +265,11 @@ def test_a_fork_inside_a_callback_works():
 
 
 CHURN = """
-import os, sys, threading
+import faulthandler, os, sys, threading
 sys.path.insert(0, sys.argv[1])
 import longconn
-from peers import QUICK, STDLIB, connected, wait_until, watch_of
+from peers import SLACK, QUICK, STDLIB, connected, wait_until, watch_of
+faulthandler.dump_traceback_later(30 * SLACK, exit=True)
 stop = threading.Event()
 def churn():
     with connected(keepalive=False) as (ours, _), connected(STDLIB) as (theirs, _):
@@ -289,6 +290,7 @@ for _ in range(30):
 stop.set()
 for thread in threads:
     thread.join()
+faulthandler.cancel_dump_traceback_later()
 print("fine")
 """
 

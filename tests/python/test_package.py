@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -36,6 +37,33 @@ def test_each_public_member_of_a_class_is_documented(name):
         stdlib = any(member in vars(base) for base in PUBLIC[name].__mro__[1:])
         if not member.startswith("_") and not stdlib and (callable(value) or isinstance(value, property)):
             assert inspect.getdoc(getattr(PUBLIC[name], member)), f"{name}.{member}"
+
+
+REFERENCE = PROJECT / "docs" / "reference.md"
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_each_name_is_in_the_reference(name):
+    assert re.search(rf"`{name}\b", REFERENCE.read_text()), name
+
+
+def test_the_reference_names_nothing_that_is_not_there():
+    """Each row of its tables begins with a name of the package, or a member of what the row says."""
+    members = {member for value in PUBLIC.values() for member in dir(value)}
+    for row in re.findall(r"^\| (`.*?) \|", REFERENCE.read_text(), re.MULTILINE):
+        for is_member, name in re.findall(r"`(\.?)(\w+)", row):
+            assert name in (members if is_member else {*PUBLIC, *members}), row
+
+
+@pytest.mark.parametrize("name", ["KeepaliveSocket", "Keepalive", "exchange", "guard"])
+def test_the_references_signatures_are_the_real_ones(name):
+    written = re.search(rf"`{name}(\(.*?\))`", REFERENCE.read_text())
+    assert written
+    documented = inspect.signature(eval(f"lambda {written[1][1:-1]}: None"))
+    real = inspect.signature(PUBLIC[name])
+    assert [(each.name, each.default) for each in documented.parameters.values()] == [
+        (each.name, each.default) for each in real.parameters.values()
+    ]
 
 
 def test_the_class_says_where_it_is_imported_from():

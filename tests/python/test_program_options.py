@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import threading
 
 import longconn
 import pytest
@@ -23,6 +24,7 @@ from peers import (
     rto_max,
     timings,
     wait_until,
+    wait_until_blocked,
     watch_of,
 )
 
@@ -154,6 +156,19 @@ def test_a_guard_that_is_set_on_a_live_connection_convicts():
         ours.send(b"into the void")
         with pytest.raises(PeerLost):
             ours.recv(1)
+
+
+def test_set_while_another_thread_waits_they_disturb_nobody():
+    with connected(keepalive=OURS) as (ours, peer):
+        got: list[bytes] = []
+        thread = threading.Thread(target=lambda: got.append(ours.recv(10)))
+        thread.start()
+        wait_until_blocked(thread.native_id)
+        for settings in (OTHERS, False, QUICK):
+            ours.keepalive = settings
+        peer.send(b"x")
+        thread.join(PATIENCE)
+        assert got == [b"x"]
 
 
 def test_switched_off_on_a_live_connection_all_is_as_before():
@@ -422,7 +437,7 @@ def test_off_shows_what_the_program_has_switched_on(when):
 
 # ---- what is not TCP
 
-NOT_TCP = [
+NOT_TCP: list[tuple[int, ...]] = [
     (socket.AF_INET, socket.SOCK_DGRAM),
     (socket.AF_UNIX, socket.SOCK_STREAM),
     (socket.AF_UNIX, socket.SOCK_DGRAM),

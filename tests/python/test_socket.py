@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,6 +96,7 @@ KINDS = {
     "tcp": (socket.AF_INET, socket.SOCK_STREAM, 0),
     "tcp by number": (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP),
     "tcp6": (socket.AF_INET6, socket.SOCK_STREAM, 0),
+    "multipath tcp": (socket.AF_INET, socket.SOCK_STREAM, getattr(socket, "IPPROTO_MPTCP", 262)),
     "udp": (socket.AF_INET, socket.SOCK_DGRAM, 0),
     "udp6": (socket.AF_INET6, socket.SOCK_DGRAM, 0),
     "unix": (socket.AF_UNIX, socket.SOCK_STREAM, 0),
@@ -109,6 +111,12 @@ def make(cls: type[socket.socket], kind: tuple[int, int, int]) -> socket.socket:
         return cls(*kind)
     except OSError as error:
         pytest.skip(f"this machine can't: {error}")
+
+
+def test_the_kernels_flags_in_the_type_count():
+    flags = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    with KeepaliveSocket(socket.AF_INET, socket.SOCK_STREAM | flags, keepalive=Keepalive()) as sock:
+        assert (sock.type, sock.gettimeout()) == (socket.SOCK_STREAM, 0.0)
 
 
 @every_kind
@@ -740,6 +748,69 @@ def test_the_kernels_own_send_timeout_works():
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 0, 50_000))
         fill(ours)
         return ours.send(b"x" * 65536)
+
+    assert both(scenario) == ("raised", "BlockingIOError", errno.EAGAIN)
+
+
+BEHIND_ITS_BACK = """
+import faulthandler, os, socket as stdlib, sys
+sys.path.insert(0, sys.argv[1])
+import longconn
+from peers import SLACK, connected, fill
+faulthandler.dump_traceback_later(5 * SLACK, exit=True)
+outcomes = []
+for cls in (stdlib.socket, longconn.KeepaliveSocket):
+    with connected(cls) as (ours, peer):
+        if "send" in sys.argv[2]:
+            fill(ours)
+        ours.settimeout(0.05)
+        with ours.dup() as copy:
+            copy.setblocking(True)
+            try:
+                CALL
+            except Exception as error:
+                outcomes.append(repr(error))
+faulthandler.cancel_dump_traceback_later()
+assert outcomes == [repr(TimeoutError("timed out"))] * 2, outcomes
+"""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "ours.recv(1)",
+        "ours.recv(100_000)",
+        "ours.recv(1_000_000)",
+        "ours.recv_into(bytearray(1))",
+        "ours.recvfrom(1)",
+        "ours.send(b'x' * 100)",
+        "ours.sendall(b'x' * 100)",
+        "ours.sendall(b'x' * 100_000_000)",
+    ],
+)
+def test_a_timeout_holds_though_a_copy_was_made_blocking(call):
+    """O_NONBLOCK is shared by all descriptors of a connection, in other processes too.
+
+    In a process of its own: a call that then blocks with the GIL could not be interrupted.
+    """
+    python_says(BEHIND_ITS_BACK.replace("CALL", call), str(Path(__file__).parent), call)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda sock: sock.recv(1),
+        lambda sock: sock.recv(100_000),
+        lambda sock: sock.recv_into(bytearray(1)),
+        lambda sock: sock.recvfrom(1),
+        lambda sock: (fill(sock), os.set_blocking(sock.fileno(), False), sock.send(b"x" * 100)),
+        lambda sock: (fill(sock), os.set_blocking(sock.fileno(), False), sock.sendall(b"x" * 100_000)),
+    ],
+)
+def test_a_blocking_socket_that_a_copy_has_made_non_blocking_would_block(call):
+    def scenario(ours, peer):
+        os.set_blocking(ours.fileno(), False)
+        return call(ours)
 
     assert both(scenario) == ("raised", "BlockingIOError", errno.EAGAIN)
 

@@ -98,10 +98,10 @@ pub fn abort(fd: BorrowedFd<'_>) -> io::Result<()> {
 
 /// `recv(2)`, but no cancellation point: as soon as a process has a second thread, glibc brackets its own with two atomic
 /// operations, which a round trip on loopback feels. Nobody cancels a thread of Python's.
-pub fn receive(fd: RawFd, room: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
+pub fn receive(fd: RawFd, room: &mut [MaybeUninit<u8>], flags: libc::c_int) -> io::Result<usize> {
     let nobody = std::ptr::null::<libc::c_void>();
     // SAFETY: the kernel writes at most `room.len()` bytes there; a number that isn't open gives EBADF.
-    let got = unsafe { libc::syscall(libc::SYS_recvfrom, fd, room.as_mut_ptr(), room.len(), 0, nobody, nobody) };
+    let got = unsafe { libc::syscall(libc::SYS_recvfrom, fd, room.as_mut_ptr(), room.len(), flags, nobody, nobody) };
     usize::try_from(got).map_err(|_| io::Error::last_os_error())
 }
 

@@ -46,9 +46,9 @@ pub fn abort(_: BorrowedFd<'_>) -> io::Result<()> {
     unsupported("the guard")
 }
 
-pub fn receive(fd: RawFd, room: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
+pub fn receive(fd: RawFd, room: &mut [MaybeUninit<u8>], flags: libc::c_int) -> io::Result<usize> {
     // SAFETY: the kernel writes at most `room.len()` bytes there; a number that isn't open gives EBADF.
-    let got = unsafe { libc::recv(fd, room.as_mut_ptr().cast(), room.len(), 0) };
+    let got = unsafe { libc::recv(fd, room.as_mut_ptr().cast(), room.len(), flags) };
     usize::try_from(got).map_err(|_| io::Error::last_os_error())
 }
 
