@@ -202,7 +202,7 @@ def test_it_is_made_of_a_keepalive_socket(default):
     with answering(answer) as address:
         try:
             with pytest.raises(PeerLost) as caught:
-                exchange(address, b"x" * 100_000, until=b"never", timeout=None)
+                exchange(address, b"x" * 20_000_000, until=b"never", timeout=None)  # in flight when the path is cut
         finally:
             told.set()
         assert caught.value.cause in ("unreachable", "deaf")

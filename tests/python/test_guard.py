@@ -406,10 +406,10 @@ def test_a_slow_readers_path_that_dies_is_convicted():
 
 
 def test_a_slow_reader_that_lives_is_not_convicted():
-    """Nothing is read for four limits; nothing announces that nothing happens, so looks are counted."""
+    """Nothing is read for two limits; nothing announces that nothing happens, so looks are counted."""
     with connected(STDLIB) as (ours, peer), longconn.guard(ours, limit=LIMIT) as guard:
         fill(ours)
-        wait_until(lambda: guard.looks >= 64, "64 looks are four limits of suspicion")
+        wait_until(lambda: guard.looks >= 32, "32 looks are two limits of suspicion")
         assert guard.lost is None
         assert peer.recv(1) == b"x"
 
