@@ -144,6 +144,8 @@ struct Entry {
     /// It has been a connection.
     was_open: bool,
     is_suspect: bool,
+    /// The log has been told of this suspicion.
+    is_reported: bool,
     rto: RtoMax,
     extras: Option<Box<Extras>>,
 }
@@ -282,6 +284,7 @@ pub fn start(fd: BorrowedFd<'_>, limit: Duration, plan: Plan) -> Result<Arc<Watc
         due: None,
         was_open: is_open,
         is_suspect: false,
+        is_reported: false,
         rto,
         extras: (keepalive.is_some() || plan.on_lost.is_some())
             .then(|| Box::new(Extras { keepalive, on_lost: plan.on_lost })),
@@ -461,17 +464,22 @@ impl Registry {
         entry.is_suspect = false;
         let suspected = if entry.judge.has_heard(&sample) { None } else { entry.judge.suspected() };
         match entry.judge.observe(now, &sample) {
-            Verdict::Answered => entry.was_open = true,
+            Verdict::Answered => {
+                entry.was_open = true;
+                entry.is_reported = false;
+            }
             Verdict::Unanswered(since) => {
                 entry.was_open = true;
                 entry.is_suspect = true;
-                if since >= entry.judge.limit() / 2 && since < entry.judge.limit() / 2 + entry.judge.period() / 2 {
+                let is_long = since >= entry.judge.limit() / 2;
+                if is_long && !entry.is_reported {
                     log::debug!(
                         target: "longconn.guard",
                         "fd {}: nothing of ours answered for {:.1} s, limit {:.1} s",
                         entry.fd, since.as_secs_f64(), entry.judge.limit().as_secs_f64(),
                     );
                 }
+                entry.is_reported = is_long;
             }
             Verdict::Dead { cause, silence } => {
                 entry.is_suspect = true;

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import sys
 import threading
 from pathlib import Path
 
@@ -49,7 +48,7 @@ def test_a_verdict_is_a_warning_with_the_details(caplog):
     text = record.getMessage()
     for part in (f"fd {fd}", "peer lost", "limit 0.5 s"):
         assert part in text
-    assert record.thread != 0
+    assert record.thread != threading.get_ident()
 
 
 def test_suspicions_are_debug_records(caplog):
@@ -99,7 +98,7 @@ def test_the_package_has_a_null_handler_once_it_logs():
     assert len([each for each in logger.handlers if isinstance(each, logging.NullHandler)]) == 1
 
 
-def test_a_handler_that_raises_or_is_slow_harms_nobody(monkeypatch):
+def test_a_handler_that_raises_harms_nobody(monkeypatch):
     """logging reports it by itself (raiseExceptions); the guard goes on."""
     monkeypatch.setattr(logging, "raiseExceptions", False)
 
@@ -114,8 +113,6 @@ def test_a_handler_that_raises_or_is_slow_harms_nobody(monkeypatch):
         def handle(self, record: logging.LogRecord) -> bool:
             raise ZeroDivisionError
 
-    unraisable: list[object] = []
-    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
     logger = logging.getLogger("longconn.guard")
     for handler in (Broken(), Worse()):
         logger.addHandler(handler)
