@@ -119,6 +119,9 @@ class Watch:
     def disown(self) -> None: ...
     def look(self) -> None: ...
 
+def add_fast_methods(class_: type[SocketMixin], /) -> None:
+    """Put bare C functions for small `recv` and `send` in front of the mixin's, on a subclass of `socket.socket` too."""
+
 def watch(
     fd: int,
     limit: float,

@@ -416,4 +416,5 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
         _Base._real_close(self, *args)  # type: ignore[attr-defined]
 
 
+_longconn.add_fast_methods(KeepaliveSocket)
 KeepaliveSocket.__module__ = "longconn"

@@ -2,6 +2,7 @@
 
 mod buffer;
 mod errors;
+mod fast;
 mod fork;
 mod guard;
 mod keepalive;
@@ -17,6 +18,8 @@ mod _longconn {
 
     use crate::net::sys;
 
+    #[pymodule_export]
+    use super::fast::add_fast_methods;
     #[pymodule_export]
     use super::fork::{after_in_child, after_in_parent, before_fork, shut_down};
     #[pymodule_export]

@@ -21,26 +21,27 @@ use pyo3::types::{PyBytes, PyCFunction, PyDict, PyTuple, PyType};
 
 use super::buffer::Buffer;
 use super::errors::os_error;
+use super::fast::RecvTold;
 use super::guard::Watch;
 use crate::engine::{clock, guard};
 use crate::net::sys;
 
 /// `recv` of up to so much goes by the stack; the tiny ones apart, for after a wait every page touched is a cold one.
-const TINY: usize = 512;
-const SMALL: usize = 8 * 1024;
+pub(super) const TINY: usize = 1024;
+pub(super) const SMALL: usize = 8 * 1024;
 /// Larger requests of `recv` are the stdlib's; datagrams (at most 212,992 bytes by `net.core.wmem_max`) fit.
 const LARGE: usize = 256 * 1024;
 /// What is copied in while the GIL is held: the time of a few bytecodes' loop.
 const HELD_RECV: usize = 64 * 1024;
-const HELD_SEND: usize = 16 * 1024;
+pub(super) const HELD_SEND: usize = 16 * 1024;
 
 /// The stdlib's class, and the C functions behind two of its methods. They are asked at each call, and calling them
 /// as Python does (a tuple of arguments, a descriptor) costs 80 ns, against 15 ns so: of a round trip of 6 us on
 /// loopback that is several per cent. `PyCFunction_GetFunction` is in the stable ABI; the fields behind are not.
-struct Base {
+pub(super) struct Base {
     class: Py<PyType>,
-    fileno: ffi::PyCFunction,
-    gettimeout: ffi::PyCFunction,
+    pub(super) fileno: ffi::PyCFunction,
+    pub(super) gettimeout: ffi::PyCFunction,
 }
 
 static BASE: PyOnceLock<Base> = PyOnceLock::new();
@@ -56,6 +57,22 @@ fn base(py: Python<'_>) -> PyResult<&'static Base> {
             class: class.unbind(),
         })
     })
+}
+
+/// The same, once somebody has asked for it; no code of Python's runs for it.
+#[inline]
+pub(super) fn ready_base(py: Python<'_>) -> Option<&'static Base> {
+    BASE.get(py)
+}
+
+/// A class whose objects `fast` may take for what it says they are.
+pub(super) fn check_class(class: &Bound<'_, PyType>) -> PyResult<()> {
+    let py = class.py();
+    if class.is_subclass_of::<SocketMixin>()? && class.is_subclass(base(py)?.class.bind(py))? {
+        Ok(())
+    } else {
+        Err(PyTypeError::new_err("not a subclass of SocketMixin and socket.socket"))
+    }
 }
 
 /// The C function of a bound built-in method without arguments (METH_NOARGS, as both have been since Python 2.0).
@@ -152,9 +169,35 @@ struct Call<'a, 'py> {
 /// Whether the last `recv` of a descriptor with a timeout had to wait, by the number's last bits. Only a hint: who has
 /// just sent a question polls first, as CPython always does, and spares the call that finds nothing; who reads a
 /// stream calls first. Numbers that share a place, or a race, cost a system call, nothing else.
-static WAITED: [AtomicU8; 1024] = [const { AtomicU8::new(0) }; 1024];
+#[derive(Clone, Copy)]
+pub(super) struct Hint(&'static AtomicU8);
+
+static WAITS: [AtomicU8; 1024] = [const { AtomicU8::new(0) }; 1024];
 /// After so many waits the call is tried first again, to learn of a stream.
 const TRY_AGAIN: u8 = 32;
+
+impl Hint {
+    #[inline]
+    pub(super) fn of(fd: RawFd) -> Self {
+        Self(&WAITS[fd as usize % WAITS.len()])
+    }
+
+    #[inline]
+    pub(super) fn polls_first(self) -> bool {
+        (1..TRY_AGAIN).contains(&self.0.load(Ordering::Relaxed))
+    }
+
+    /// It has polled first.
+    #[inline]
+    pub(super) fn polled(self) {
+        self.0.store(self.0.load(Ordering::Relaxed).saturating_add(1), Ordering::Relaxed);
+    }
+
+    /// It has called first, and had to wait or not.
+    fn called(self, had_to_wait: bool) {
+        self.0.store(u8::from(had_to_wait), Ordering::Relaxed);
+    }
+}
 
 /// Which way a call wants to go.
 #[derive(Clone, Copy)]
@@ -255,9 +298,12 @@ impl<'a, 'py> Call<'a, 'py> {
     }
 
     fn read(&self, room: &mut [MaybeUninit<u8>]) -> PyResult<usize> {
+        self.read_until(room, self.deadline())
+    }
+
+    fn read_until(&self, room: &mut [MaybeUninit<u8>], mut deadline: Deadline) -> PyResult<usize> {
         let held = room.len() <= HELD_RECV;
         let fd = self.fd;
-        let mut deadline = self.deadline();
         let flags = self.flags();
         let mut tries = 0;
         let mut recv = || {
@@ -266,27 +312,30 @@ impl<'a, 'py> Call<'a, 'py> {
         };
         let got = match self.mode {
             Mode::Until(_) => {
-                let waited = &WAITED[self.fd as usize % WAITED.len()];
-                let waits = waited.load(Ordering::Relaxed);
-                let polls_first = (1..TRY_AGAIN).contains(&waits);
+                let hint = Hint::of(fd);
+                let polls_first = hint.polls_first();
                 let ready = if polls_first { self.wait(Way::In, &mut deadline) } else { Ok(()) };
                 let got = ready.and_then(|()| self.until_done(Way::In, &mut deadline, held, recv));
-                waited.store(if polls_first { waits + 1 } else { u8::from(tries > 1) }, Ordering::Relaxed);
+                if polls_first {
+                    hint.polled()
+                } else {
+                    hint.called(tries > 1)
+                }
                 got
             }
             _ => self.until_done(Way::In, &mut deadline, held, &mut recv),
         };
         match got {
-            Ok(0) if !room.is_empty() => self.explained(None, Way::In),
+            Ok(0) if !room.is_empty() => explained(self.object, None, Way::In),
             Ok(got) => Ok(got),
             Err(trouble) => self.raised(trouble, Way::In),
         }
     }
 
     #[inline(never)]
-    fn recv_by_stack<const N: usize>(&self, size: usize) -> PyResult<Bound<'py, PyAny>> {
+    fn recv_by_stack<const N: usize>(&self, size: usize, deadline: Deadline) -> PyResult<Bound<'py, PyAny>> {
         let mut room = [MaybeUninit::<u8>::uninit(); N];
-        let got = self.read(&mut room[..size])?;
+        let got = self.read_until(&mut room[..size], deadline)?;
         // SAFETY: `got` bytes were written.
         let filled = unsafe { std::slice::from_raw_parts(room.as_ptr().cast::<u8>(), got) };
         Ok(PyBytes::new(self.py, filled).into_any())
@@ -309,6 +358,12 @@ impl<'a, 'py> Call<'a, 'py> {
                 Err(error) => return Err(error.into()),
             }
         }
+        self.write_rest(data, sent)
+    }
+
+    /// A blocking `send` of which so much has gone out.
+    fn write_rest(&self, data: &[u8], sent: usize) -> Result<usize, Trouble> {
+        let fd = self.fd;
         let rest = &data[sent..];
         loop {
             match self.py.detach(|| sys::transmit(fd, rest, 0)) {
@@ -324,24 +379,69 @@ impl<'a, 'py> Call<'a, 'py> {
     fn raised(&self, trouble: Trouble, way: Way) -> PyResult<usize> {
         match trouble {
             Trouble::Python(error) => Err(error),
-            Trouble::System(error) => self.explained(Some(error), way),
+            Trouble::System(error) => explained(self.object, Some(error), way),
         }
     }
+}
 
-    /// A failure, or the end of the stream, as the class explains it: `PeerLost` once, the stdlib's way afterwards.
-    fn explained(&self, error: Option<io::Error>, way: Way) -> PyResult<usize> {
-        let code = match &error {
-            None => 0,
-            Some(error) => match error.raw_os_error() {
-                Some(code) if may_be_loss(code) => code,
-                _ => return Err(os_error(error)),
-            },
-        };
-        match explain(self.object.as_any(), code, way)? {
-            Explanation::Raise(raised) => Err(raised),
-            Explanation::EndOfStream => Ok(0),
-            Explanation::Nothing => error.map_or(Ok(0), |error| Err(os_error(&error))),
+/// Goes on with what `fast::recv` has been told; `size` is at most [`SMALL`].
+pub(super) fn recv_told<'py>(
+    object: &Bound<'py, SocketMixin>,
+    size: usize,
+    told: RecvTold,
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = object.py();
+    let error = match told {
+        RecvTold::Nothing => None,
+        RecvTold::Error(error) => Some(error),
+        RecvTold::Interrupted { since } => {
+            py.check_signals()?;
+            let call = Call::new(object)?;
+            let deadline = match (since, call.mode) {
+                (Some(since), Mode::Until(timeout)) => since.checked_add(timeout).map_or(Deadline::Never, Deadline::At),
+                _ => call.deadline(),
+            };
+            return call.recv_by_stack::<SMALL>(size, deadline);
         }
+    };
+    explained(object, error, Way::In)?;
+    Ok(PyBytes::new(py, b"").into_any())
+}
+
+/// Goes on with what `fast::send` has been told: what a blocking send could not send at once, or why.
+pub(super) fn send_told<'py>(
+    object: &Bound<'py, SocketMixin>,
+    data: &[u8],
+    told: io::Result<usize>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = object.py();
+    let sent = match told {
+        // what has gone out is said, whatever happens to the socket now
+        Ok(sent) => Call::new(object)
+            .map_or(Ok(sent), |call| call.write_rest(data, sent).or_else(|trouble| call.raised(trouble, Way::Out)))?,
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+            py.check_signals()?;
+            let call = Call::new(object)?;
+            call.write(data, &mut call.deadline()).or_else(|trouble| call.raised(trouble, Way::Out))?
+        }
+        Err(error) => explained(object, Some(error), Way::Out)?,
+    };
+    Ok(sent.into_pyobject(py)?.into_any())
+}
+
+/// A failure, or the end of the stream, as the class explains it: `PeerLost` once, the stdlib's way afterwards.
+fn explained(object: &Bound<'_, SocketMixin>, error: Option<io::Error>, way: Way) -> PyResult<usize> {
+    let code = match &error {
+        None => 0,
+        Some(error) => match error.raw_os_error() {
+            Some(code) if may_be_loss(code) => code,
+            _ => return Err(os_error(error)),
+        },
+    };
+    match explain(object.as_any(), code, way)? {
+        Explanation::Raise(raised) => Err(raised),
+        Explanation::EndOfStream => Ok(0),
+        Explanation::Nothing => error.map_or(Ok(0), |error| Err(os_error(&error))),
     }
 }
 
@@ -474,10 +574,10 @@ impl SocketMixin {
         };
         let call = Call::new(slf)?;
         if size <= TINY {
-            return call.recv_by_stack::<TINY>(size);
+            return call.recv_by_stack::<TINY>(size, call.deadline());
         }
         if size <= SMALL {
-            return call.recv_by_stack::<SMALL>(size);
+            return call.recv_by_stack::<SMALL>(size, call.deadline());
         }
         let ready = sys::bytes_readable(call.fd).unwrap_or(0);
         if ready > 0 {

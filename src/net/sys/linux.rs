@@ -112,3 +112,14 @@ pub fn transmit(fd: RawFd, data: &[u8], flags: libc::c_int) -> io::Result<usize>
     let sent = unsafe { libc::syscall(libc::SYS_sendto, fd, data.as_ptr(), data.len(), flags, nobody, 0) };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
+
+/// `poll(2)` of one descriptor, likewise, where the kernel has it: newer architectures have only `ppoll`, which is slower.
+pub(super) fn poll(entry: &mut libc::pollfd, timeout_ms: libc::c_int) -> io::Result<bool> {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: one pollfd, which lives through the call.
+    let code = unsafe { libc::syscall(libc::SYS_poll, std::ptr::from_mut(entry), 1, timeout_ms) };
+    #[cfg(not(target_arch = "x86_64"))]
+    // SAFETY: as above.
+    let code = unsafe { libc::poll(entry, 1, timeout_ms) };
+    if code < 0 { Err(io::Error::last_os_error()) } else { Ok(code > 0) }
+}

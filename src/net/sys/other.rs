@@ -57,3 +57,9 @@ pub fn transmit(fd: RawFd, data: &[u8], flags: libc::c_int) -> io::Result<usize>
     let sent = unsafe { libc::send(fd, data.as_ptr().cast(), data.len(), flags) };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
+
+pub(super) fn poll(entry: &mut libc::pollfd, timeout_ms: libc::c_int) -> io::Result<bool> {
+    // SAFETY: one pollfd, which lives through the call.
+    let code = unsafe { libc::poll(entry, 1, timeout_ms) };
+    if code < 0 { Err(io::Error::last_os_error()) } else { Ok(code > 0) }
+}

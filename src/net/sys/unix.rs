@@ -34,13 +34,11 @@ pub fn bytes_readable(fd: RawFd) -> io::Result<usize> {
 /// Waits for `POLLIN` or `POLLOUT`; `None` is for ever. False when the time is up; EINTR is an error.
 pub fn wait_ready(fd: RawFd, events: libc::c_short, timeout: Option<Duration>) -> io::Result<bool> {
     let mut entry = libc::pollfd { fd, events, revents: 0 };
-    // Up to the next millisecond, as CPython rounds; poll(2) is a little cheaper than ppoll(2).
+    // Up to the next millisecond, as CPython rounds.
     let timeout = timeout.map_or(-1, |timeout| {
         libc::c_int::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(libc::c_int::MAX)
     });
-    // SAFETY: one pollfd, which lives through the call.
-    let code = unsafe { libc::poll(&raw mut entry, 1, timeout) };
-    if code < 0 { Err(io::Error::last_os_error()) } else { Ok(code > 0) }
+    super::poll(&mut entry, timeout)
 }
 
 /// Blocks every signal in this thread, so that Python's handlers run where Python expects them.
