@@ -11,6 +11,7 @@ __all__ = [
     "SocketMixin",
     "TcpInfo",
     "Watch",
+    "add_fast_methods",
     "after_in_child",
     "after_in_parent",
     "apply_keepalive",
@@ -120,7 +121,7 @@ class Watch:
     def look(self) -> None: ...
 
 def add_fast_methods(class_: type[SocketMixin], /) -> None:
-    """Put bare C functions for small `recv` and `send` in front of the mixin's, on a subclass of `socket.socket` too."""
+    """Give the class, of the mixin and of `socket.socket`, bare C functions for small `recv` and `send`."""
 
 def watch(
     fd: int,

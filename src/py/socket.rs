@@ -365,6 +365,8 @@ impl<'a, 'py> Call<'a, 'py> {
     fn write_rest(&self, data: &[u8], sent: usize) -> Result<usize, Trouble> {
         let fd = self.fd;
         let rest = &data[sent..];
+        // One that came while the data was made is handled only after the call, which may never return.
+        self.py.check_signals()?;
         loop {
             match self.py.detach(|| sys::transmit(fd, rest, 0)) {
                 Ok(more) => return Ok(sent + more),
@@ -562,6 +564,7 @@ fn end_of_stream<'py>(py: Python<'py>, method: &str) -> PyResult<Bound<'py, PyAn
 
 #[pymethods]
 impl SocketMixin {
+    /// As `socket.socket.recv`; a dead peer is PeerLost, once.
     #[pyo3(signature = (bufsize, flags = 0, /))]
     fn recv<'py>(slf: &Bound<'py, Self>, bufsize: isize, flags: i32) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
@@ -597,6 +600,7 @@ impl SocketMixin {
         result
     }
 
+    /// As `socket.socket.recv_into`; a dead peer is PeerLost, once.
     #[pyo3(signature = (buffer, nbytes = 0, flags = 0))]
     fn recv_into<'py>(
         slf: &Bound<'py, Self>,
@@ -620,6 +624,7 @@ impl SocketMixin {
         Ok(got.into_pyobject(py)?.into_any())
     }
 
+    /// As `socket.socket.send`; a dead peer is PeerLost, once.
     #[pyo3(signature = (data, flags = 0, /))]
     fn send<'py>(slf: &Bound<'py, Self>, data: &Bound<'py, PyAny>, flags: i32) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
@@ -640,6 +645,7 @@ impl SocketMixin {
         Ok(sent.into_pyobject(py)?.into_any())
     }
 
+    /// As `socket.socket.sendall`; a dead peer is PeerLost, once.
     #[pyo3(signature = (data, flags = 0, /))]
     fn sendall<'py>(slf: &Bound<'py, Self>, data: &Bound<'py, PyAny>, flags: i32) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
@@ -664,11 +670,13 @@ impl SocketMixin {
         }
     }
 
+    /// As `socket.socket.recvfrom`; a dead peer is PeerLost, once.
     #[pyo3(signature = (*args))]
     fn recvfrom<'py>(slf: &Bound<'py, Self>, args: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
         Self::delegate(slf, intern!(slf.py(), "recvfrom"), args, None, Way::In)
     }
 
+    /// As `socket.socket.recvfrom_into`; a dead peer is PeerLost, once.
     #[pyo3(signature = (*args, **kwargs))]
     fn recvfrom_into<'py>(
         slf: &Bound<'py, Self>,
@@ -678,21 +686,25 @@ impl SocketMixin {
         Self::delegate(slf, intern!(slf.py(), "recvfrom_into"), args, kwargs, Way::In)
     }
 
+    /// As `socket.socket.recvmsg`; a dead peer is PeerLost, once.
     #[pyo3(signature = (*args))]
     fn recvmsg<'py>(slf: &Bound<'py, Self>, args: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
         Self::delegate(slf, intern!(slf.py(), "recvmsg"), args, None, Way::In)
     }
 
+    /// As `socket.socket.recvmsg_into`; a dead peer is PeerLost, once.
     #[pyo3(signature = (*args))]
     fn recvmsg_into<'py>(slf: &Bound<'py, Self>, args: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
         Self::delegate(slf, intern!(slf.py(), "recvmsg_into"), args, None, Way::In)
     }
 
+    /// As `socket.socket.sendto`; a dead peer is PeerLost, once.
     #[pyo3(signature = (*args))]
     fn sendto<'py>(slf: &Bound<'py, Self>, args: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
         Self::delegate(slf, intern!(slf.py(), "sendto"), args, None, Way::Out)
     }
 
+    /// As `socket.socket.sendmsg`; a dead peer is PeerLost, once.
     #[pyo3(signature = (*args))]
     fn sendmsg<'py>(slf: &Bound<'py, Self>, args: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
         Self::delegate(slf, intern!(slf.py(), "sendmsg"), args, None, Way::Out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import ctypes
 import errno
+import inspect
 import io
 import mmap
 import os
@@ -111,6 +112,29 @@ def make(cls: type[socket.socket], kind: tuple[int, int, int]) -> socket.socket:
         return cls(*kind)
     except OSError as error:
         pytest.skip(f"this machine can't: {error}")
+
+
+@pytest.mark.parametrize("method", ["recv", "send"])
+def test_its_methods_want_its_own_objects_and_say_what_they_are(method):
+    function = getattr(KeepaliveSocket, method)
+    with socket.socket() as other, pytest.raises(TypeError, match="KeepaliveSocket"):
+        function(other, b"")
+    assert list(inspect.signature(function).parameters)[-1] == "flags"
+    for name in ("recv", "recv_into", "send", "sendall", "recvfrom", "sendmsg"):
+        assert "PeerLost" in (getattr(KeepaliveSocket, name).__doc__ or "")
+
+
+def test_a_subclass_may_put_its_own_methods_before_ours():
+    class Counting(KeepaliveSocket):
+        __slots__ = ("count",)
+
+        def recv(self, *args: Any) -> bytes:
+            self.count = getattr(self, "count", 0) + 1
+            return super().recv(*args)
+
+    with connected(Counting) as (ours, peer):
+        peer.send(b"abc")
+        assert (ours.recv(1), ours.recv(2, 0), ours.count) == (b"a", b"bc", 2)
 
 
 def test_the_kernels_flags_in_the_type_count():
