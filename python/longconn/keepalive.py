@@ -383,16 +383,20 @@ def check_limit(limit: object) -> float:
 
 def check_tcp(fd: int) -> None:
     """Refuse what isn't TCP, by name."""
-    family, kind, protocol = _longconn.socket_kind(fd)
-    if not is_tcp(family, kind, protocol):
-        internet = family in (socket.AF_INET, socket.AF_INET6)
-        if family == getattr(socket, "AF_UNIX", None):
-            what = "Unix"
-        elif internet and kind == socket.SOCK_DGRAM:
-            what = "UDP"
-        else:
-            what = f"family {family}, type {kind}, protocol {protocol}"
-        raise ValueError(f"keepalive and the guard apply to TCP; this socket is {what}")
+    what = _longconn.socket_kind(fd)
+    if not is_tcp(*what):
+        raise not_tcp(*what)
+
+
+def not_tcp(family: int, kind: int, protocol: int) -> ValueError:
+    """What is to be raised for such a socket."""
+    if family == getattr(socket, "AF_UNIX", None):
+        what = "Unix"
+    elif family in (socket.AF_INET, socket.AF_INET6) and kind == socket.SOCK_DGRAM:
+        what = "UDP"
+    else:
+        what = f"family {family}, type {kind}, protocol {protocol}"
+    return ValueError(f"keepalive and the guard apply to TCP; this socket is {what}")
 
 
 def is_tcp(family: int, kind: int, protocol: int) -> bool:

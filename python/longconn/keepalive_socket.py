@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import _socket
 import errno
+import operator
 import os
 import socket
 import sys
 import weakref
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import _longconn
 from .errors import Cause, PeerLost, peer_lost
 from .guarding import lost_by
-from .keepalive import PROGRAM_OPTIONS, Keepalive, is_tcp, resolve, with_program_options
+from .keepalive import PROGRAM_OPTIONS, Keepalive, is_tcp, not_tcp, resolve, with_program_options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["KeepaliveSocket"]
 
@@ -25,7 +29,11 @@ _proto = _socket.socket.proto.__get__
 _fileno = _socket.socket.fileno
 _TIMED_OUT = frozenset((errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH))
 _IN_PROGRESS = frozenset((0, errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR))
-_OPEN = frozenset(("ESTABLISHED", "CLOSE_WAIT", "FIN_WAIT1", "FIN_WAIT2", "CLOSING", "LAST_ACK", "SYN_SENT"))
+#: In which the guard judges, or will.
+_GUARDED = frozenset(("ESTABLISHED", "CLOSE_WAIT", "SYN_SENT"))
+_OPEN = _GUARDED | frozenset(("FIN_WAIT1", "FIN_WAIT2", "CLOSING", "LAST_ACK"))
+#: `sendto` and `sendmsg` connect with it (TCP Fast Open, RFC 7413).
+_FAST_OPEN = getattr(socket, "MSG_FASTOPEN", 0)
 #: Descriptors out of which a socket is about to be made, and whose settings it is to have: accepted, duplicated.
 _parents: dict[int, KeepaliveSocket] = {}
 #: Made of a descriptor that another object may be about to detach: ssl wraps sockets in this way.
@@ -80,7 +88,7 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
         if isinstance(keepalive, Keepalive) and not self._keepalive_is_tcp():
             # the descriptor, if it was given, is its owner's again
             _Base.close(self) if fileno is None else _Base.detach(self)
-            raise ValueError(f"keepalive applies to TCP, not to family {family!r}, type {type!r}")
+            raise error
         if parent is not None:
             self._keepalive_open()
         elif fileno is not None:
@@ -92,6 +100,7 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
         return is_tcp(_family(self), _kind(self), _proto(self))
 
     def _keepalive_effective(self) -> Keepalive | None:
+            error = not_tcp(_family(self), _kind(self), _proto(self))
         """Our settings with what the program has chosen itself."""
         settings, chosen = self._keepalive_settings, self._keepalive_chosen
         if settings is None or not chosen:
@@ -217,7 +226,7 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
         settings = resolve(keepalive)
         if not self._keepalive_is_tcp():
             if settings is not None and keepalive is not None:
-                raise ValueError("keepalive applies to TCP; this socket is not TCP")
+                raise not_tcp(_family(self), _kind(self), _proto(self))
             self._keepalive_settings = settings
             return
         fd = _fileno(self)
@@ -280,10 +289,10 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
 
     # ---- the stdlib's methods around which something has to be done
 
-    def connect(self, address: Any, /) -> None:
+    def _keepalive_connecting(self, call: Callable[..., Any], *args: Any) -> Any:
         self._keepalive_prepare()
         try:
-            _Base.connect(self, address)
+            result = call(self, *args)
         except BlockingIOError:
             self._keepalive_open()
             raise
@@ -316,6 +325,10 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
     def setsockopt(self, level: int, optname: int, value: Any, *optlen: int) -> None:
         _Base.setsockopt(self, level, optname, value, *optlen)
         name = PROGRAM_OPTIONS.get((level, optname))
+        return result
+
+    def connect(self, address: Any, /) -> None:
+        self._keepalive_connecting(_Base.connect, address)
         if name is not None and value is not None and self._keepalive_is_tcp():
             self._keepalive_choose(name, value if isinstance(value, int) else int.from_bytes(value, sys.byteorder))
 
@@ -324,6 +337,18 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
         before = self._keepalive_effective()
         self._keepalive_chosen = {**(self._keepalive_chosen or {}), name: value}
         after = self._keepalive_effective()
+    def sendto(self, *args: Any) -> Any:
+        """As `socket.socket.sendto`; a dead peer is PeerLost, once. MSG_FASTOPEN connects."""
+        if len(args) == 3 and _connects(args[1]):
+            return self._keepalive_connecting(_Base.sendto, *args)
+        return _longconn.SocketMixin.sendto(self, *args)
+
+    def sendmsg(self, *args: Any) -> Any:
+        """As `socket.socket.sendmsg`; a dead peer is PeerLost, once. MSG_FASTOPEN connects."""
+        if len(args) == 4 and _connects(args[2]):
+            return self._keepalive_connecting(_Base.sendmsg, *args)
+        return _longconn.SocketMixin.sendmsg(self, *args)
+
         if after is None or before is None:
             return
         if name == "enabled" and value and not before.probes and self._keepalive_watch is not None:
@@ -418,3 +443,16 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
 
 _longconn.add_fast_methods(KeepaliveSocket)
 KeepaliveSocket.__module__ = "longconn"
+def _connects(flags: Any) -> bool:
+    try:
+        return operator.index(flags) & _FAST_OPEN != 0
+    except TypeError:  # the stdlib's method will say so
+        return False
+
+
+def _options(fd: int) -> dict[str, Any]:
+    """What a descriptor has in the kernel, as `apply_keepalive` takes it."""
+    names = ("enabled", "idle", "interval", "count", "user_timeout")
+    return dict(zip(names, _longconn.keepalive_of(fd), strict=True))
+
+

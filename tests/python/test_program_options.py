@@ -131,6 +131,64 @@ def test_none_and_true_are_the_default(value):
 
 
 def test_set_before_the_connection_they_are_in_force_afterwards():
+def fast_open(sock: KeepaliveSocket, way: str, address: object) -> int:
+    if way == "sendto":
+        return sock.sendto(b"hello", socket.MSG_FASTOPEN, address)
+    return sock.sendmsg([b"hel", b"lo"], (), socket.MSG_FASTOPEN, address)
+
+
+@pytest.mark.parametrize("way", ["sendto", "sendmsg"])
+@pytest.mark.parametrize("timeout", [None, PATIENCE, 0])
+def test_they_are_applied_when_sending_connects(way, timeout):
+    """TCP Fast Open."""
+    with KeepaliveSocket(keepalive=OURS) as sock, listening() as listener:
+        sock.settimeout(timeout)
+        try:
+            assert fast_open(sock, way, listener.getsockname()) == 5
+        except BlockingIOError:
+            assert timeout is not None, "without a cookie it only connects"
+        assert timings(sock) == (1, 60, 10, 6)
+        assert is_guarded(sock, 120)
+
+
+@pytest.mark.parametrize("way", ["sendto", "sendmsg"])
+def test_sending_that_can_not_connect_raises_what_the_stdlib_raises(way):
+    with listening() as listener:
+        nobody = listener.getsockname()
+    outcomes = []
+    for cls in (STDLIB, KeepaliveSocket):
+        with cls(socket.AF_INET, socket.SOCK_STREAM) as sock:
+            with pytest.raises(OSError, match=r".") as caught:
+                fast_open(sock, way, nobody)
+            outcomes.append((type(caught.value), caught.value.errno))
+    assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("sendto", b"x"),
+        ("sendto",),
+        ("sendto", b"x", "flags", ("127.0.0.1", 9)),
+        ("sendto", b"x", 0, ("127.0.0.1", 9), 1),
+        ("sendto", b"x", 2**40, ("127.0.0.1", 9)),
+        ("sendmsg", [b"x"], (), None),
+        ("sendmsg",),
+        ("sendmsg", [b"x"], (), 0, None, 1),
+        ("sendmsg", 5),
+    ],
+    ids=str,
+)
+def test_arguments_that_sending_does_not_take_are_refused_as_by_the_stdlib(arguments):
+    outcomes = []
+    for cls in (STDLIB, KeepaliveSocket):
+        with cls(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            with pytest.raises(Exception, match=r".") as caught:
+                getattr(sock, arguments[0])(*arguments[1:])
+            outcomes.append((type(caught.value), str(caught.value)))
+    assert outcomes[0] == outcomes[1]
+
+
     with KeepaliveSocket() as sock, listening() as listener:
         sock.keepalive = OURS
         assert sock.keepalive == OURS
@@ -474,11 +532,12 @@ def test_other_kinds_take_off_and_the_default(kind):
             assert sock.keepalive is None
 
 
-def test_a_descriptor_of_another_kind_is_its_owners_after_the_refusal():
-    with STDLIB(socket.AF_UNIX, socket.SOCK_STREAM) as theirs:
-        with pytest.raises(ValueError, match="TCP"):
+@pytest.mark.parametrize(("kind", "name"), [*zip(NOT_TCP, ["UDP", "Unix", "Unix"], strict=True)])
+def test_a_descriptor_of_another_kind_is_its_owners_after_the_refusal(kind, name):
+    with STDLIB(*kind) as theirs:
+        with pytest.raises(ValueError, match=f"TCP; this socket is {name}"):
             KeepaliveSocket(fileno=theirs.fileno(), keepalive=OURS)
-        assert theirs.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM
+        assert theirs.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == kind[1]
 
 
 @pytest.mark.parametrize("kind", NOT_TCP)
