@@ -24,7 +24,7 @@ __all__ = [
 
 VARIABLE = "LONGCONN_KEEPALIVE"
 _GUARD_LIMITS = (0.5, 7 * 86400.0)
-_USER_TIMEOUT = (0.001, 2_147_483.0)
+_USER_TIMEOUT = (0.001, 2_147_483.647)  # milliseconds in an int
 # What the kernel's own timers add when they fire, measured on idle connections: 30 to 100 ms.
 _TIMER_SLACK = 0.1
 # TCP_USER_TIMEOUT counts from the first retransmission, as measured.
@@ -142,7 +142,7 @@ class Keepalive:
         if user_timeout is not None:
             user_timeout = _seconds(user_timeout, "user_timeout")
             if not _USER_TIMEOUT[0] <= user_timeout <= _USER_TIMEOUT[1]:
-                allowed = "{} s to {:.0f} s".format(*_USER_TIMEOUT)
+                allowed = "{} s to {} s".format(*_USER_TIMEOUT)
                 raise ValueError(f"user_timeout={user_timeout:g}: {_longconn.PLATFORM} takes {allowed}")
         set_("user_timeout", user_timeout)
         if not isinstance(probes, bool):
@@ -340,7 +340,7 @@ class Keepalive:
         if self.probes:
             values |= {"idle": self.idle, "interval": self.interval, "count": self.count}
         if self.user_timeout is not None:
-            values["user_timeout"] = self.user_timeout * 1000
+            values["user_timeout"] = round(self.user_timeout * 1000)
         codes = {name: code for code, name in PROGRAM_OPTIONS.items()}
         return [(*codes[name], int(value)) for name, value in values.items() if value is not None and name in codes]
 
@@ -358,7 +358,7 @@ class Keepalive:
             "keepalives_count": self.count,
         }
         if self.user_timeout is not None:
-            kwargs["tcp_user_timeout"] = int(self.user_timeout * 1000)
+            kwargs["tcp_user_timeout"] = round(self.user_timeout * 1000)
         return kwargs
 
     def __repr__(self) -> str:

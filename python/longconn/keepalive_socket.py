@@ -325,12 +325,9 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
     def setsockopt(self, level: int, optname: int, value: Any, *optlen: int) -> None:
         _Base.setsockopt(self, level, optname, value, *optlen)
         name = PROGRAM_OPTIONS.get((level, optname))
-        return result
-
-    def connect(self, address: Any, /) -> None:
-        self._keepalive_connecting(_Base.connect, address)
-        if name is not None and value is not None and self._keepalive_is_tcp():
-            self._keepalive_choose(name, value if isinstance(value, int) else int.from_bytes(value, sys.byteorder))
+        if name is not None and self._keepalive_is_tcp():
+            # not what was said, for that has many forms, but what the kernel has made of it
+            self._keepalive_choose(name, self.getsockopt(level, optname))
 
     def _keepalive_choose(self, name: str, value: int) -> None:
         """The program has set one of our options itself."""
