@@ -59,9 +59,20 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
         ValueError: A `Keepalive` was given for a socket that isn't TCP.
     """
 
-    __slots__ = ("_keepalive_chosen", "_keepalive_lost", "_keepalive_settings", "_keepalive_watch")
+    __slots__ = (
+        "_keepalive_chosen",
+        "_keepalive_is_given",
+        "_keepalive_is_late",
+        "_keepalive_lost",
+        "_keepalive_settings",
+        "_keepalive_watch",
+    )
 
     _keepalive_settings: Keepalive | None
+    _keepalive_is_given: bool
+    """The settings are the program's word, not the default."""
+    _keepalive_is_late: bool
+    """They changed while it listened: connections may wait that have inherited other options."""
     _keepalive_chosen: dict[str, int] | None
     _keepalive_watch: _longconn.Watch | None
     _keepalive_lost: Cause | None
@@ -79,13 +90,17 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
         if parent is None:
             self._keepalive_settings = resolve(keepalive)
             self._keepalive_chosen = None
+            self._keepalive_is_late = False
         else:
             self._keepalive_settings = parent._keepalive_settings
             self._keepalive_chosen = parent._keepalive_chosen
+            self._keepalive_is_late = parent._keepalive_is_late
+        self._keepalive_is_given = keepalive is not None
         self._keepalive_watch = None
         self._keepalive_lost = None
         _Base.__init__(self, family, type, proto, fileno)
         if isinstance(keepalive, Keepalive) and not self._keepalive_is_tcp():
+            error = not_tcp(_family(self), _kind(self), _proto(self))
             # the descriptor, if it was given, is its owner's again
             _Base.close(self) if fileno is None else _Base.detach(self)
             raise error
@@ -100,7 +115,6 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
         return is_tcp(_family(self), _kind(self), _proto(self))
 
     def _keepalive_effective(self) -> Keepalive | None:
-            error = not_tcp(_family(self), _kind(self), _proto(self))
         """Our settings with what the program has chosen itself."""
         settings, chosen = self._keepalive_settings, self._keepalive_chosen
         if settings is None or not chosen:
@@ -113,15 +127,9 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
         if settings is None or _fileno(self) < 0 or not self._keepalive_is_tcp():
             return
         chosen = self._keepalive_chosen or {}
-        wanted: dict[str, Any] = {
-            "enabled": settings.probes,
-            "idle": settings.idle,
-            "interval": settings.interval,
-            "count": settings.count,
-            "user_timeout": settings.user_timeout,
-        }
-        if not settings.probes:
-            wanted = {"enabled": False, "user_timeout": settings.user_timeout}
+        wanted: dict[str, Any] = {"enabled": settings.probes, "user_timeout": settings.user_timeout}
+        if settings.probes or chosen.get("enabled"):
+            wanted |= {"idle": settings.idle, "interval": settings.interval, "count": settings.count}
         _longconn.apply_keepalive(
             _fileno(self), **{name: value for name, value in wanted.items() if name not in chosen}
         )
@@ -138,27 +146,51 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
         old = self._keepalive_watch
         if old is not None:
             old.stop()
-            self._keepalive_watch = None
         self._keepalive_lost = None
+        self._keepalive_watch = self._keepalive_guard()
+
+    def _keepalive_guard(self) -> _longconn.Watch | None:
         settings = self._keepalive_effective()
         if settings is None or not self._keepalive_is_tcp():
-            return
+            return None
         limit = settings.guard_limit
         if limit is None or not _longconn.HAS_GUARD:
-            return
+            return None
         try:
-            self._keepalive_watch = _longconn.watch(_fileno(self), limit, is_owned=True, may_be_unconnected=True)
+            return _longconn.watch(_fileno(self), limit, is_owned=True, may_be_unconnected=True)
         except ValueError:  # a duplicate of a listener
             pass
         except OSError as error:  # a sandbox without TCP_INFO, for one
             _longconn.warn(f"fd {_fileno(self)}: can't be guarded: {error}")
+        return None
+
+    def _keepalive_renew(self) -> None:
+        """What the guard goes by has changed; it reads the kernel's options only when it begins.
+
+        What the old one knows is kept: its verdict, and after the end of the connection whom it was with.
+        """
+        old = self._keepalive_watch
+        if old is not None:
+            old.stop(restore=True)
+            if old.conviction is not None:
+                return
+        if self._keepalive_lost is None and self._keepalive_state() in _GUARDED:
+            self._keepalive_watch = self._keepalive_guard()
+
+    def _keepalive_state(self) -> str:
+        """The connection's, if the system tells."""
+        with suppress(OSError):
+            if _longconn.HAS_GUARD:
+                return self.tcp_info().state
+        return "ESTABLISHED"
 
     def _keepalive_adopt(self) -> None:
         """Made of a descriptor: what it is already counts at once."""
         _adopted[_fileno(self)] = self
         if self._keepalive_settings is None or not self._keepalive_is_tcp():
             return
-        state = self.tcp_info().state if _longconn.HAS_GUARD else "ESTABLISHED"
+        state = self._keepalive_state()
+        self._keepalive_is_late = state == "LISTEN"
         if state in _OPEN or state == "LISTEN":
             self._keepalive_prepare()
         if state in _OPEN:
@@ -232,25 +264,21 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
         fd = _fileno(self)
         if fd < 0:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        before = self._keepalive_effective()
+        before, chosen = self._keepalive_effective(), self._keepalive_chosen or {}
         self._keepalive_settings = settings
         self._keepalive_chosen = None
-        if before is not None and before.user_timeout and (settings is None or not settings.user_timeout):
+        self._keepalive_is_given = True
+        user_timeout = chosen.get("user_timeout") or (before and before.user_timeout)
+        if user_timeout and (settings is None or not settings.user_timeout):
             _longconn.apply_keepalive(fd, user_timeout=0)  # the system's own again
         if settings is not None:
             self._keepalive_apply()
-        elif before is not None:
+        elif before is not None or "enabled" in chosen:
             _longconn.apply_keepalive(fd, enabled=False)
-        if self._keepalive_watch is not None:
-            self._keepalive_watch.stop(restore=True)
-            self._keepalive_watch = None
-        if (
-            settings is not None
-            and self._keepalive_lost is None
-            and _longconn.HAS_GUARD
-            and (self.tcp_info().state in _OPEN)
-        ):
-            self._keepalive_open()
+        if self._keepalive_state() == "LISTEN":
+            self._keepalive_is_late = True
+        else:
+            self._keepalive_renew()
 
     @property
     def lost(self) -> Cause | None:
@@ -297,6 +325,10 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
             self._keepalive_open()
             raise
         self._keepalive_open()
+        return result
+
+    def connect(self, address: Any, /) -> None:
+        self._keepalive_connecting(_Base.connect, address)
 
     def connect_ex(self, address: Any, /) -> int:
         self._keepalive_prepare()
@@ -305,6 +337,18 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
             self._keepalive_open()
         return code
 
+    def sendto(self, *args: Any) -> Any:
+        """As `socket.socket.sendto`; a dead peer is PeerLost, once. MSG_FASTOPEN connects."""
+        if len(args) == 3 and _connects(args[1]):
+            return self._keepalive_connecting(_Base.sendto, *args)
+        return _longconn.SocketMixin.sendto(self, *args)
+
+    def sendmsg(self, *args: Any) -> Any:
+        """As `socket.socket.sendmsg`; a dead peer is PeerLost, once. MSG_FASTOPEN connects."""
+        if len(args) == 4 and _connects(args[2]):
+            return self._keepalive_connecting(_Base.sendmsg, *args)
+        return _longconn.SocketMixin.sendmsg(self, *args)
+
     def listen(self, *backlog: int) -> None:
         self._keepalive_prepare()
         _Base.listen(self, *backlog)
@@ -312,11 +356,12 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
     def accept(self) -> tuple[KeepaliveSocket, Any]:
         """As `socket.socket.accept`; the connection is a KeepaliveSocket with this one's settings."""
         fd, address = self._accept()  # type: ignore[attr-defined]
+        # Elsewhere than on Linux not all options are inherited from the listener.
+        if (self._keepalive_is_late or sys.platform != "linux") and self._keepalive_is_tcp():
+            with suppress(OSError, ValueError):  # another thread has closed the listener
+                _longconn.apply_keepalive(fd, **_options(_fileno(self)))
         _parents[fd] = self
         sock = KeepaliveSocket(_family(self), _kind(self), _proto(self), fd)
-        # Elsewhere than on Linux not all options are inherited from the listener.
-        if sys.platform != "linux":
-            sock._keepalive_prepare()
         # as the stdlib: a listener's timeout must not leave the new socket non-blocking (bpo-7995)
         if socket.getdefaulttimeout() is None and self.gettimeout():
             sock.setblocking(True)
@@ -334,24 +379,14 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
         before = self._keepalive_effective()
         self._keepalive_chosen = {**(self._keepalive_chosen or {}), name: value}
         after = self._keepalive_effective()
-    def sendto(self, *args: Any) -> Any:
-        """As `socket.socket.sendto`; a dead peer is PeerLost, once. MSG_FASTOPEN connects."""
-        if len(args) == 3 and _connects(args[1]):
-            return self._keepalive_connecting(_Base.sendto, *args)
-        return _longconn.SocketMixin.sendto(self, *args)
-
-    def sendmsg(self, *args: Any) -> Any:
-        """As `socket.socket.sendmsg`; a dead peer is PeerLost, once. MSG_FASTOPEN connects."""
-        if len(args) == 4 and _connects(args[2]):
-            return self._keepalive_connecting(_Base.sendmsg, *args)
-        return _longconn.SocketMixin.sendmsg(self, *args)
-
-        if after is None or before is None:
+        if self._keepalive_state() == "LISTEN":
+            self._keepalive_is_late = True
+        if before is None or after is None:
             return
-        if name == "enabled" and value and not before.probes and self._keepalive_watch is not None:
-            self._keepalive_apply()
-        if after.guard_limit != before.guard_limit and self._keepalive_watch is not None:
-            self._keepalive_open()
+        if after.probes and not before.probes:
+            self._keepalive_prepare()
+        if before.replace(user_timeout=None) != after.replace(user_timeout=None):
+            self._keepalive_renew()
 
     def dup(self) -> KeepaliveSocket:
         """As `socket.socket.dup`; it is the same connection, with the same settings."""
@@ -372,7 +407,7 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
             heir = _adopted.get(fd)
             if heir is not None and heir is not self and _fileno(heir) == fd:
                 if self._keepalive_watch is not None:
-                    self._keepalive_watch.stop()
+                    self._keepalive_watch.stop(restore=True)
                 heir._keepalive_take_over(self)
             elif self._keepalive_settings is not None:
                 self._keepalive_leave(fd)
@@ -380,29 +415,23 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
         return _Base.detach(self)
 
     def _keepalive_take_over(self, other: KeepaliveSocket) -> None:
-        """This object was made of the other's descriptor, as ssl does, and has the default so far; now the other's."""
+        """This object was made of the other's descriptor, as ssl does: without settings of its own it has those."""
         settings, chosen = other._keepalive_settings, other._keepalive_chosen
-        if self._keepalive_settings == settings and not chosen:
-            return
-        before, self._keepalive_settings, self._keepalive_chosen = self._keepalive_settings, settings, chosen
-        watch = self._keepalive_watch
-        if before is not None:
-            # what the default has overwritten
-            blank = _socket.socket()
-            try:
-                names = ("enabled", "idle", "interval", "count", "user_timeout")
-                wanted: dict[str, Any] = dict(zip(names, _longconn.keepalive_of(blank.fileno()), strict=True))
-            finally:
-                blank.close()
-            for name, value in (chosen or {}).items():
-                wanted[name] = bool(value) if name == "enabled" else value / 1000 if name == "user_timeout" else value
-            _longconn.apply_keepalive(_fileno(self), **wanted)
-        if watch is not None:
-            watch.stop(restore=True)
-            self._keepalive_watch = None
-        self._keepalive_prepare()
-        if watch is not None:
-            self._keepalive_open()
+        if not self._keepalive_is_given and (self._keepalive_settings != settings or chosen):
+            before, self._keepalive_settings, self._keepalive_chosen = self._keepalive_settings, settings, chosen
+            if before is not None:
+                # what the default has overwritten
+                blank = _socket.socket()
+                try:
+                    wanted = _options(blank.fileno())
+                finally:
+                    blank.close()
+                _longconn.apply_keepalive(_fileno(self), **wanted)
+                for option, name in PROGRAM_OPTIONS.items():
+                    if chosen and name in chosen:
+                        _Base.setsockopt(self, *option, chosen[name])
+            self._keepalive_prepare()
+        self._keepalive_renew()
 
     def _keepalive_leave(self, fd: int) -> None:
         """Somebody else will use the descriptor."""
@@ -438,8 +467,6 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
         _Base._real_close(self, *args)  # type: ignore[attr-defined]
 
 
-_longconn.add_fast_methods(KeepaliveSocket)
-KeepaliveSocket.__module__ = "longconn"
 def _connects(flags: Any) -> bool:
     try:
         return operator.index(flags) & _FAST_OPEN != 0
@@ -453,3 +480,5 @@ def _options(fd: int) -> dict[str, Any]:
     return dict(zip(names, _longconn.keepalive_of(fd), strict=True))
 
 
+_longconn.add_fast_methods(KeepaliveSocket)
+KeepaliveSocket.__module__ = "longconn"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import select
 import socket
 import struct
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import longconn
 import pytest
@@ -21,6 +24,7 @@ from peers import (
     listening,
     open_descriptors,
     options,
+    reset,
     rto_max,
     timings,
     wait_until,
@@ -127,10 +131,6 @@ def test_none_and_true_are_the_default(value):
         assert sock.keepalive == Keepalive()
 
 
-# ---- settable at any time
-
-
-def test_set_before_the_connection_they_are_in_force_afterwards():
 def fast_open(sock: KeepaliveSocket, way: str, address: object) -> int:
     if way == "sendto":
         return sock.sendto(b"hello", socket.MSG_FASTOPEN, address)
@@ -189,6 +189,10 @@ def test_arguments_that_sending_does_not_take_are_refused_as_by_the_stdlib(argum
     assert outcomes[0] == outcomes[1]
 
 
+# ---- settable at any time
+
+
+def test_set_before_the_connection_they_are_in_force_afterwards():
     with KeepaliveSocket() as sock, listening() as listener:
         sock.keepalive = OURS
         assert sock.keepalive == OURS
@@ -257,6 +261,62 @@ def test_set_on_a_listener_they_are_what_later_connections_get():
             with accepted:
                 assert accepted.keepalive == OURS
                 assert timings(accepted) == (1, 60, 10, 6)
+
+
+@contextmanager
+def changed_while_one_waits(change: Callable[[KeepaliveSocket], KeepaliveSocket | None]) -> Iterator[KeepaliveSocket]:
+    """The connection that was in the queue when the listener's settings changed."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(listening(KeepaliveSocket, keepalive=OURS))
+        peer = stack.enter_context(STDLIB())
+        peer.connect(listener.getsockname())
+        assert select.select([listener], [], [], PATIENCE)[0]
+        listener = stack.enter_context(change(listener) or listener)
+        accepted, _ = listener.accept()
+        with accepted:
+            yield accepted
+
+
+@pytest.mark.parametrize("keepalive", [OTHERS, OTHERS.replace(probes=False), OTHERS.replace(user_timeout=90), None])
+def test_set_on_a_listener_they_are_what_connections_get_that_wait_already(keepalive):
+    with changed_while_one_waits(lambda listener: setattr(listener, "keepalive", keepalive)) as accepted:
+        expected = keepalive or Keepalive()
+        assert accepted.keepalive == expected
+        if expected.probes:
+            assert timings(accepted) == (1, expected.idle, expected.interval, expected.count)
+        else:
+            assert options(accepted)["SO_KEEPALIVE"] == 0
+        assert options(accepted)["TCP_USER_TIMEOUT"] == (expected.user_timeout or 0) * 1000
+        assert is_guarded(accepted, expected.guard_limit)
+
+
+def test_switched_off_on_a_listener_they_are_off_for_connections_that_wait_already():
+    with changed_while_one_waits(lambda listener: setattr(listener, "keepalive", False)) as accepted:
+        assert accepted.keepalive is None
+        assert options(accepted)["SO_KEEPALIVE"] == 0
+
+
+def test_what_the_program_sets_on_a_listener_is_had_by_connections_that_wait_already():
+    def change(listener: KeepaliveSocket) -> None:
+        listener.setsockopt(*OPTIONS["TCP_KEEPIDLE"], 77)
+        listener.setsockopt(*OPTIONS["TCP_USER_TIMEOUT"], 90_000)
+
+    with changed_while_one_waits(change) as accepted:
+        assert accepted.keepalive == OURS.replace(idle=77, user_timeout=90)
+        assert timings(accepted) == (1, 77, 10, 6)
+        assert options(accepted)["TCP_USER_TIMEOUT"] == 90_000
+
+
+@pytest.mark.parametrize("kind", [STDLIB, KeepaliveSocket])
+def test_a_listener_made_of_a_descriptor_gives_its_settings_to_connections_that_wait_already(kind):
+    """As a server that has inherited its listener."""
+
+    def change(listener: KeepaliveSocket) -> KeepaliveSocket:
+        return KeepaliveSocket(fileno=kind(fileno=listener.detach()).detach(), keepalive=OTHERS)
+
+    with changed_while_one_waits(change) as accepted:
+        assert accepted.keepalive == OTHERS
+        assert timings(accepted) == (1, 40, 20, 4)
 
 
 def test_settings_that_are_no_longer_wanted_are_not_left_in_the_kernel():
@@ -409,6 +469,106 @@ def test_all_that_the_program_sets_together_wins(when):
         assert sock.keepalive == Keepalive(3, 2, 4)
 
 
+class Index:
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __index__(self) -> int:
+        return self.value
+
+
+@ORDERS
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("TCP_USER_TIMEOUT", 2**31 - 1, OURS.replace(user_timeout=2_147_483.647)),
+        ("TCP_USER_TIMEOUT", 0, OURS),
+        ("TCP_KEEPIDLE", struct.pack("ii", 77, 99), OURS.replace(idle=77)),
+        ("TCP_KEEPIDLE", Index(77), OURS.replace(idle=77)),
+        ("TCP_KEEPIDLE", bytearray(struct.pack("i", 77)), OURS.replace(idle=77)),
+        ("SO_KEEPALIVE", 5, OURS),
+        ("SO_KEEPALIVE", -1, OURS),
+    ],
+)
+def test_whatever_the_kernel_takes_is_taken_and_shown_as_the_kernel_has_it(when, name, value, shown):
+    with with_options(when, [(*OPTIONS[name], value)]) as sock:
+        assert sock.keepalive == shown
+        assert timings(sock) == (1, shown.idle, 10, 6)
+        assert options(sock)["TCP_USER_TIMEOUT"] == round((shown.user_timeout or 0) * 1000)
+        assert is_guarded(sock, shown.guard_limit)
+
+
+# ---- what the guard goes by
+
+
+@pytest.mark.parametrize(
+    "option",
+    [OFF, (*OPTIONS["TCP_KEEPIDLE"], 77), (*OPTIONS["TCP_KEEPINTVL"], 7), (*OPTIONS["TCP_KEEPCNT"], 2)],
+    ids=["SO_KEEPALIVE", "TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT"],
+)
+def test_the_guard_begins_anew_when_the_program_changes_the_probes(option):
+    """It reads once how the kernel probes; by what was before it would convict too soon."""
+    with connected(keepalive=OURS.replace(guard=20)) as (ours, _):
+        before, bound = watch_of(ours), rto_max(ours)
+        ours.setsockopt(*option)
+        now = watch_of(ours)
+        assert now is not before
+        assert now.is_active
+        assert not before.is_active
+        assert now.peer == before.peer is not None
+        assert rto_max(ours) == bound
+        ours.setsockopt(*option)
+        assert watch_of(ours) is now, "said again it changes nothing"
+        ours.setsockopt(*OPTIONS["TCP_USER_TIMEOUT"], 90_000)
+        assert watch_of(ours) is now, "the guard doesn't go by it"
+        ours.keepalive = False
+        assert rto_max(ours) == rto_max_untouched()
+
+
+def rto_max_untouched() -> int | None:
+    with STDLIB(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        return rto_max(sock)
+
+
+@pytest.mark.parametrize("change", ["option", "settings"])
+def test_a_verdict_that_nobody_has_heard_yet_is_not_lost_by_a_change(change):
+    with connected(keepalive=QUICK) as (ours, peer):
+        address = ours.getpeername()
+        cut_off(peer)
+        ours.send(b"into the void")
+        wait_until(lambda: ours.lost, "the guard convicts")
+        if change == "option":
+            ours.setsockopt(*OPTIONS["TCP_KEEPIDLE"], 77)
+        else:
+            ours.keepalive = OURS
+        assert ours.lost is not None
+        with pytest.raises(PeerLost) as caught:
+            ours.recv(1)
+        assert (caught.value.cause, caught.value.peer) == ("unreachable", address)
+
+
+@pytest.mark.parametrize("change", ["option", "settings"])
+def test_whom_a_connection_was_with_is_known_though_options_change_after_its_end(change):
+    with connected(keepalive=OURS) as (ours, peer):
+        address = ours.getpeername()
+        reset(peer)
+        wait_until(lambda: ours.tcp_info().state == "CLOSE")
+        if change == "option":
+            ours.setsockopt(*OPTIONS["TCP_KEEPIDLE"], 77)
+        else:
+            ours.keepalive = OTHERS
+        with pytest.raises(PeerLost) as caught:
+            ours.recv(1)
+        assert (caught.value.cause, caught.value.peer) == ("reset", address)
+
+
+@ORDERS
+def test_so_keepalive_1_has_our_timings_where_our_settings_leave_the_probes_off(when):
+    with with_options(when, [ON], OURS.replace(probes=False, guard=False)) as sock:
+        assert sock.keepalive == OURS.replace(guard=False)
+        assert timings(sock) == (1, 60, 10, 6)
+
+
 def test_settings_given_after_the_programs_options_win_over_them():
     with with_options("after", [(*OPTIONS["TCP_KEEPIDLE"], 77), OFF]) as sock:
         sock.keepalive = OTHERS
@@ -491,6 +651,14 @@ def test_off_shows_what_the_program_has_switched_on(when):
         assert sock.keepalive.guard is False
         assert options(sock) == {**kernels_own(), "SO_KEEPALIVE": 1, "TCP_KEEPIDLE": 77}
         assert watch_of(sock) is None
+
+
+@ORDERS
+def test_off_said_again_switches_off_what_the_program_has_switched_on(when):
+    with with_options(when, [ON, (*OPTIONS["TCP_USER_TIMEOUT"], 90_000)], keepalive=False) as sock:
+        sock.keepalive = False
+        assert sock.keepalive is None
+        assert (options(sock)["SO_KEEPALIVE"], options(sock)["TCP_USER_TIMEOUT"]) == (0, 0)
 
 
 # ---- what is not TCP
@@ -642,3 +810,27 @@ def test_a_socket_that_is_rebuilt_of_its_descriptor_can_keep_its_settings():
             assert again.keepalive == OURS
             again.send(b"x")
             assert peer.recv(1) == b"x"
+
+
+@pytest.mark.parametrize("given", ["made with", "set later"])
+def test_settings_given_to_an_object_of_the_same_descriptor_are_its_own(given):
+    """Only one made without any has those of the socket that leaves it its descriptor, as ssl's."""
+    with connected(keepalive=OURS) as (ours, _):
+        keepalive = OTHERS if given == "made with" else None
+        with KeepaliveSocket(fileno=ours.fileno(), keepalive=keepalive) as heir:
+            if given == "set later":
+                heir.keepalive = OTHERS
+            ours.detach()
+            assert heir.keepalive == OTHERS
+            assert timings(heir) == (1, 40, 20, 4)
+            assert is_guarded(heir, 120)
+            heir.keepalive = False
+            assert rto_max(heir) == rto_max_untouched()
+
+
+def test_an_object_of_the_same_descriptor_without_settings_has_those_of_the_one_that_leaves():
+    with connected(keepalive=OURS) as (ours, _), KeepaliveSocket(fileno=ours.fileno()) as heir:
+        ours.detach()
+        assert heir.keepalive == OURS
+        assert timings(heir) == (1, 60, 10, 6)
+        assert is_guarded(heir, 120)
