@@ -71,7 +71,7 @@ class Applied(NamedTuple):
     """Not done, and why."""
 
 
-def _seconds(value: object, name: str) -> float:
+def in_seconds(value: object, name: str) -> float:
     if hasattr(value, "total_seconds"):  # a timedelta, without the import
         return float(value.total_seconds())
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -83,7 +83,7 @@ def _seconds(value: object, name: str) -> float:
 
 
 def _whole_seconds(value: object, name: str) -> int:
-    seconds = _seconds(value, name)
+    seconds = in_seconds(value, name)
     least, most = _longconn.KEEPALIVE_SECONDS
     # NaN is neither, infinity is over
     if not least <= seconds <= most or seconds != int(seconds):
@@ -140,7 +140,7 @@ class Keepalive:
             raise ValueError(f"count={count}: {_longconn.PLATFORM} takes {least} to {most} probes")
         set_("count", count)
         if user_timeout is not None:
-            user_timeout = _seconds(user_timeout, "user_timeout")
+            user_timeout = in_seconds(user_timeout, "user_timeout")
             if not _USER_TIMEOUT[0] <= user_timeout <= _USER_TIMEOUT[1]:
                 allowed = "{} s to {} s".format(*_USER_TIMEOUT)
                 raise ValueError(f"user_timeout={user_timeout:g}: {_longconn.PLATFORM} takes {allowed}")
@@ -216,7 +216,7 @@ class Keepalive:
             forgets_after: Seconds of silence after which it forgets: 350 for AWS load balancers and NAT
                 gateways, 240 for Azure, 60 for nginx, often 30 to 300 at home.
         """
-        seconds = _seconds(forgets_after, "forgets_after")
+        seconds = in_seconds(forgets_after, "forgets_after")
         if not 4 <= seconds <= 65534:
             raise ValueError(f"forgets_after={seconds:g}: 4 to 65534 seconds")
         return cls(idle=int(seconds // 2), interval=max(1, int(seconds // 8)), count=3, guard=30)
@@ -374,7 +374,7 @@ class Keepalive:
 
 def check_limit(limit: object) -> float:
     """The guard's limit in seconds, in range."""
-    seconds = _seconds(limit, "guard")
+    seconds = in_seconds(limit, "guard")
     least, most = _GUARD_LIMITS
     if not least <= seconds <= most:
         raise ValueError(f"guard={seconds:g}: a limit from {least} to {most:.0f} seconds, True or False")

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any
 
 import longconn
@@ -159,6 +160,40 @@ def test_megabytes_can_be_sent_and_received():
         assert exchange(address, data, max_bytes=len(data)) == data[::-1]
 
 
+def test_an_echo_of_more_than_all_buffers_hold_is_read_while_it_is_sent():
+    def echo(sock: socket.socket) -> None:
+        with suppress(ConnectionError):  # a client that has heard enough
+            while part := sock.recv(65536):
+                sock.sendall(part)
+
+    data = bytes(range(256)) * (30_000_000 // 256)
+    with answering(echo) as address:
+        assert exchange(address, data, until=len(data), max_bytes=len(data), timeout=PATIENCE) == data
+        assert exchange(address, data, until=data[:5], timeout=PATIENCE) == data[:5], "all is sent all the same"
+
+
+def test_all_is_sent_though_the_answer_has_come_to_its_end():
+    got: list[int] = []
+
+    def answer_first(sock: socket.socket) -> None:
+        sock.sendall(b"fine")
+        sock.shutdown(socket.SHUT_WR)
+        count = 0
+        while part := sock.recv(65536):
+            count += len(part)
+        got.append(count)
+
+    with answering(answer_first) as address:
+        assert exchange(address, b"x" * 10_000_000, timeout=PATIENCE) == b"fine"
+    assert got == [10_000_000]
+
+
+def test_a_server_that_refuses_the_rest_is_a_loss():
+    with answering(lambda sock: sock.sendall(b"too much")) as address:
+        with pytest.raises(ConnectionError):
+            exchange(address, b"x" * 10_000_000, until=b"\n", timeout=PATIENCE)
+
+
 def test_the_sending_side_is_never_half_closed():
     """Many servers take that for the end of the client."""
     ends: list[bytes] = []
@@ -275,6 +310,48 @@ def test_the_time_is_for_everything_together():
         assert 0.3 <= time.monotonic() - began < 0.3 + 1.0 * SLACK
 
 
+@contextmanager
+def addresses_of(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[str, int]) -> Iterator[None]:
+    """A name with several addresses."""
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", address) for address in addresses]
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        yield
+
+
+def test_the_time_is_for_all_addresses_together(monkeypatch):
+    with listening() as first, listening() as second, listening() as third:
+        listeners = (first, second, third)
+        for listener in listeners:
+            cut_off(listener)
+        began = time.monotonic()
+        addresses = addresses_of(monkeypatch, *(listener.getsockname() for listener in listeners))
+        with addresses, pytest.raises(TimeoutError):
+            exchange("several:80", b"hello", timeout=0.6)
+        assert 0.6 <= time.monotonic() - began < 0.6 + 1.0 * SLACK
+
+
+def test_an_address_that_does_not_answer_leaves_time_for_the_next(monkeypatch):
+    with listening() as silent, answering(upper) as address:
+        cut_off(silent)
+        with addresses_of(monkeypatch, silent.getsockname(), address):
+            assert exchange("several:80", b"hello", timeout=2 * SLACK) == b"HELLO"
+
+
+@pytest.mark.parametrize("timeout", [timedelta(seconds=PATIENCE), math.inf, 1e12, None, int(PATIENCE)])
+def test_a_timeout_is_any_kind_of_duration(timeout):
+    with answering(upper) as address:
+        assert exchange(address, b"hello", timeout=timeout) == b"HELLO"
+
+
+@pytest.mark.parametrize("timeout", ["5", True, [5]])
+def test_a_timeout_that_is_none_is_a_type_error(timeout):
+    met: list[bytes] = []
+    with answering(lambda sock: met.append(sock.recv(100))) as address, pytest.raises(TypeError, match="timeout"):
+        exchange(address, b"hello", timeout=timeout)
+    assert met == []
+
+
 def test_nobody_there_is_refused_as_the_stdlib_refuses():
     with listening() as listener:
         address = listener.getsockname()
@@ -292,16 +369,28 @@ def test_nobody_who_answers_is_a_timeout():
             exchange(listener.getsockname(), b"hello", timeout=0.05)
 
 
-@pytest.mark.parametrize("data", ["hello", None, 5, ["hello"]])
-def test_what_is_no_bytes_is_a_type_error(data):
-    with answering(lambda sock: None) as address, pytest.raises(TypeError):
-        exchange(address, data)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *({"data": data} for data in ("hello", None, 5, ["hello"])),
+        *({"until": until} for until in ("\r\n", 1.5, [b"x"], object(), True)),
+        {"max_bytes": 1e6},
+        {"max_bytes": "5"},
+    ],
+    ids=repr,
+)
+def test_values_of_other_types_are_refused_before_anything_is_sent(arguments):
+    met: list[bytes] = []
+    with answering(lambda sock: met.append(sock.recv(100))) as address:
+        with pytest.raises(TypeError):
+            exchange(address, **{"data": b"hello", **arguments})
+    assert met == []
 
 
-@pytest.mark.parametrize("until", ["\r\n", 1.5, [b"x"], object()])
-def test_an_end_is_bytes_or_a_number_and_anything_else_a_type_error(until):
-    with answering(lambda sock: sock.sendall(b"fine")) as address, pytest.raises(TypeError):
-        exchange(address, b"hello", until=until)
+@pytest.mark.parametrize("until", [b"LL", bytearray(b"LL"), memoryview(b"LL")])
+def test_an_end_may_be_any_bytes(until):
+    with answering(upper_and_wait) as address:
+        assert exchange(address, b"hello", until=until) == b"HELL"
 
 
 OUT_OF_RANGE: list[dict[str, Any]] = [
@@ -346,6 +435,10 @@ def test_its_options_are_given_by_name_and_have_the_documented_defaults():
         (":8083", ("localhost", 8083)),
         (("::1", 8083, 0, 0), ("::1", 8083)),
         (("localhost", 8083), ("localhost", 8083)),
+        (["localhost", 8083], ("localhost", 8083)),
+        ((b"localhost", 8083), ("localhost", 8083)),
+        (("localhost", "8083"), ("localhost", 8083)),
+        ((None, 8083), ("localhost", 8083)),
     ],
 )
 def test_an_address_may_be_a_pair_or_a_text(text, address):
@@ -353,7 +446,13 @@ def test_an_address_may_be_a_pair_or_a_text(text, address):
 
 
 @pytest.mark.parametrize(
-    "text", ["localhost", "localhost:", "::1:8083", "localhost:http", "host:65536", "", ("host",), 5, None]
+    "text",
+    [
+        *("localhost", "localhost:", "::1:8083", "localhost:http", "host:65536", "", ("host",), 5, None),
+        *(("host", port) for port in (65536, -1, "http", None)),
+        (5, 80),
+        (b"\xff", 80),
+    ],
 )
 def test_other_addresses_are_refused_by_name(text):
     with pytest.raises(ValueError, match="address"):
