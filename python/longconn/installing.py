@@ -5,11 +5,12 @@ from __future__ import annotations
 import socket
 import sys
 
-from .keepalive_socket import KeepaliveSocket, _Base
+from .keepalive_socket import KeepaliveSocket
 
 __all__ = ["Installed", "install", "uninstall"]
 
-_depth = 0
+#: What each `install` has found in the class's place.
+_found: list[type[socket.socket]] = []
 
 
 class Installed:
@@ -43,17 +44,16 @@ def install() -> Installed:
 
     Calls nest: `uninstall` is due as often.
     """
-    global _depth
     installed = Installed()
-    _depth += 1
+    _found.append(socket.socket)
     socket.socket = KeepaliveSocket  # type: ignore[misc]
     return installed
 
 
 def uninstall() -> None:
-    """Undo one `install`; sockets that were made stay what they are."""
-    global _depth
-    if _depth:
-        _depth -= 1
-    if not _depth and socket.socket is KeepaliveSocket:
-        socket.socket = _Base  # type: ignore[misc]
+    """Undo one `install`: what it has found is back, the stdlib's class or another's; sockets stay what they are."""
+    if not _found:
+        return
+    before = _found.pop()
+    if socket.socket is KeepaliveSocket:  # and not somebody's who came after us
+        socket.socket = before  # type: ignore[misc]

@@ -181,6 +181,31 @@ def test_somebody_elses_class_in_that_place_is_not_thrown_out():
         socket.socket = STDLIB  # type: ignore[misc]
 
 
+def test_uninstall_puts_back_what_was_there(monkeypatch):
+    """PySocks and pytest-socket put classes of their own there."""
+
+    class First(STDLIB):
+        pass
+
+    class Second(First):
+        pass
+
+    monkeypatch.setattr(socket, "socket", First)
+    with longconn.install():
+        assert socket.socket is KeepaliveSocket
+        with longconn.install():
+            assert socket.socket is KeepaliveSocket
+        assert socket.socket is KeepaliveSocket
+        monkeypatch.setattr(socket, "socket", Second)
+        with longconn.install():
+            assert socket.socket is KeepaliveSocket
+        assert socket.socket is Second
+        socket.socket = KeepaliveSocket  # type: ignore[misc]
+    assert socket.socket is First
+    longconn.uninstall()
+    assert socket.socket is First
+
+
 def test_our_class_works_while_it_is_installed():
     """Its base must not be looked up by the name that it has taken."""
     with longconn.install(), connected(keepalive=Keepalive(60, 10, 6)) as (ours, peer):
