@@ -8,7 +8,9 @@ import signal
 import sys
 import types
 from collections.abc import Sequence
-from typing import NoReturn
+from contextlib import suppress
+from importlib.machinery import BuiltinImporter, SourceFileLoader
+from typing import Any, NoReturn
 
 from . import _longconn
 from .installing import install
@@ -35,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("--keepalive", metavar="IDLE,INTERVAL,COUNT", help="seconds, seconds and probes, or 'off'")
     run.add_argument("--guard", metavar="SECONDS", help="the guard's limit, or 'off'; default: idle + interval * count")
     run.add_argument("-m", dest="module", action="store_true", help="SCRIPT is the name of a module")
-    run.add_argument("script", metavar="SCRIPT")
+    run.add_argument("script", metavar="SCRIPT", help="a file, a directory or archive with __main__.py, or - for stdin")
     run.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT")
     run.set_defaults(command=_run)
 
@@ -104,27 +106,62 @@ def _run_module(name: str) -> int:
     return 0
 
 
-def _run_script(path: str) -> int:
+def _run_script(name: str) -> int:
     """What `python script.py` does: the same names, the same traceback, the same exit status."""
-    try:
-        with open(path, "rb") as file:
-            source = file.read()
-    except OSError as error:
-        print(f"longconn run: can't open file {path!r}: [Errno {error.errno}] {error.strerror}", file=sys.stderr)
-        return 2
     # multiprocessing's spawned children look the script up in this module
     main_module = types.ModuleType("__main__")
+    loader: Any
+    if name == "-":
+        path, source, loader = "<stdin>", sys.stdin.buffer.read(), BuiltinImporter
+        sys.path[0] = ""
+    else:
+        # as Python does, without resolving anything: tracebacks show it
+        path = os.path.join(os.getcwd(), name)
+        if _can_be_imported_from(path):
+            return _run_main_of(path, main_module)
+        try:
+            with open(path, "rb") as file:
+                source = file.read()
+        except OSError as error:
+            print(f"longconn run: can't open file {path!r}: [Errno {error.errno}] {error.strerror}", file=sys.stderr)
+            return 2
+        loader = SourceFileLoader("__main__", path)
+        sys.path[0] = os.path.dirname(os.path.realpath(path))
     main_module.__file__ = path
+    main_module.__loader__ = loader
     # what a script finds among its names
     main_module.__dict__.update(__builtins__=__builtins__, __cached__=None, __annotations__={})
     sys.modules["__main__"] = main_module
-    sys.path[0] = os.path.dirname(os.path.abspath(path))
     try:
         exec(compile(source, path, "exec", dont_inherit=True), main_module.__dict__)
     except SystemExit:
         raise
     except BaseException as error:
         return _died(error, lambda path: path == __file__)
+    return 0
+
+
+def _can_be_imported_from(path: str) -> bool:
+    """A directory or an archive: something that could stand in sys.path."""
+    for hook in sys.path_hooks:
+        with suppress(ImportError):
+            hook(path)
+            return True
+    return False
+
+
+def _run_main_of(path: str, main_module: types.ModuleType) -> int:
+    """Its module `__main__`, in the way of the interpreter itself."""
+    import runpy
+
+    sys.path[0] = path
+    sys.modules["__main__"] = main_module
+    try:
+        runpy._run_module_as_main("__main__", False)  # type: ignore[attr-defined]
+    except SystemExit:
+        raise
+    except BaseException as error:
+        return _died(error, lambda path: path == "<frozen runpy>" or path == __file__)
     return 0
 
 
@@ -142,7 +179,12 @@ def _died(error: BaseException, is_ours: object) -> int:
 def _interrupted() -> NoReturn:
     """End as a program does that Ctrl-C has ended, so that the shell knows."""
     import atexit
+    import threading
 
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]
+    except KeyboardInterrupt as error:  # of who won't wait for them
+        sys.excepthook(type(error), error, error.__traceback__)
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

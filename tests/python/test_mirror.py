@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -331,6 +332,7 @@ SCRIPTS: dict[str, str] = {
         print(__name__, __file__, sys.argv[0], __spec__, __doc__, __package__)
         print(sys.modules["__main__"].__dict__ is globals(), sys.path[0])
         print(sorted(name for name in globals() if name != "__annotations__"))
+        print(type(__loader__), __loader__.name, __loader__.path, __loader__.get_source("__main__")[:7])
     """,
     "has a docstring": '"""What it is."""\nprint(__doc__)',
     "has annotations": "def function(number: int) -> str: ...\nprint(function.__annotations__)",
@@ -380,11 +382,65 @@ def test_a_script_does_what_it_does_with_python(tmp_path, name):
     assert (ours.returncode, ours.stdout, ours.stderr) == (theirs.returncode, theirs.stdout, theirs.stderr)
 
 
-@pytest.mark.parametrize("what", ["missing.py", "directory", "secret.py"])
+SHOWS = """
+    import os, sys
+    print(__name__, globals().get("__file__"), sys.argv, sys.path[0], __package__, getattr(__spec__, "name", None))
+    print(sorted(name for name in globals() if name != "__annotations__"), getattr(__loader__, "__name__", "") )
+    print(sys.modules["__main__"].__dict__ is globals())
+    import threading
+    def later():
+        threading.main_thread().join()
+        import neighbour
+        print("later", neighbour.__name__, __name__)
+    threading.Thread(target=later).start()
+    os.chdir("/")
+    def function():
+        raise RuntimeError("in the script")
+    function()
+"""
+
+
+@pytest.mark.parametrize("path", ["script.py", "./script.py", "../program/script.py", "link.py"])
+def test_a_script_by_a_relative_path_does_what_it_does_with_python(tmp_path, path):
+    """Its name is absolute, so that tracebacks find the source wherever the program has gone."""
+    program = tmp_path / "program"
+    program.mkdir()
+    script(program, SHOWS)
+    (program / "neighbour.py").write_text("")
+    (program / "link.py").symlink_to(program / "script.py")
+    theirs, ours = python(path, "one", cwd=program), run(path, "one", cwd=program)
+    assert (ours.returncode, ours.stdout, ours.stderr) == (theirs.returncode, theirs.stdout, theirs.stderr)
+    assert "in the script" in ours.stderr
+
+
+@pytest.mark.parametrize("kind", ["directory", "zip", "missing in directory"])
+def test_a_directory_or_archive_does_what_it_does_with_python(tmp_path, kind):
+    directory = tmp_path / "program"
+    directory.mkdir()
+    (directory / "neighbour.py").write_text("")
+    if kind != "missing in directory":
+        script(directory, SHOWS, "__main__.py")
+    path = "program"
+    if kind == "zip":
+        path = Path(shutil.make_archive(str(tmp_path / "program"), "zip", directory)).name
+    theirs, ours = python(path, "one", cwd=tmp_path), run(path, "one", cwd=tmp_path)
+    assert (ours.returncode, ours.stdout) == (theirs.returncode, theirs.stdout)
+    assert without_runpy(ours.stderr) == without_runpy(theirs.stderr)
+
+
+def test_a_script_from_stdin_does_what_it_does_with_python(tmp_path):
+    (tmp_path / "neighbour.py").write_text("")
+    code = textwrap.dedent(SHOWS)
+    theirs, ours = (way("-", "one", cwd=tmp_path, input=code) for way in (python, run))
+    assert (ours.returncode, ours.stdout) == (theirs.returncode, theirs.stdout)
+    assert "<stdin>" in ours.stderr
+    assert ours.stderr.splitlines()[-1] == theirs.stderr.splitlines()[-1]
+    assert "cli.py" not in ours.stderr
+
+
+@pytest.mark.parametrize("what", ["missing.py", "secret.py"])
 def test_a_script_that_can_not_be_read_ends_with_status_2(tmp_path, what):
-    if what == "directory":
-        (tmp_path / what).mkdir()
-    elif what == "secret.py":
+    if what == "secret.py":
         if os.geteuid() == 0:
             pytest.skip("root may read everything")
         (tmp_path / what).write_text("")
@@ -598,6 +654,24 @@ def test_what_runs_at_exit_runs_after_ctrl_c_too(tmp_path):
     path = script(tmp_path, "import atexit; atexit.register(print, 'at exit'); raise KeyboardInterrupt")
     theirs, ours = python(path), run(path)
     assert (ours.returncode, ours.stdout, ours.stderr) == (theirs.returncode, theirs.stdout, theirs.stderr)
+
+
+def test_after_ctrl_c_too_threads_are_waited_for(tmp_path):
+    path = script(
+        tmp_path,
+        """
+        import atexit, threading
+        atexit.register(print, "at exit")
+        def work():
+            threading.main_thread().join()
+            print("worked")
+        threading.Thread(target=work).start()
+        raise KeyboardInterrupt
+        """,
+    )
+    theirs, ours = python(path), run(path)
+    assert (ours.returncode, ours.stdout, ours.stderr) == (theirs.returncode, theirs.stdout, theirs.stderr)
+    assert "worked" in ours.stdout
 
 
 # ---- too late
