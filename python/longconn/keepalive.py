@@ -7,7 +7,7 @@ import math
 import os
 import socket
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from . import _longconn
 
@@ -488,9 +488,13 @@ def detection_time(
 # ---- the process's default -----------------------------------------------------------------------------------
 
 
+#: None is off; read from the environment at the first use, so that a bad value there stops nobody from importing this.
+_default: Keepalive | Literal["unread"] | None = "unread"
+
+
 def _default_from_environment() -> Keepalive | None:
-    text = os.environ.get(VARIABLE)
-    if text is None:
+    text = os.environ.get(VARIABLE, "").strip()
+    if not text:
         return Keepalive()
     try:
         return Keepalive.parse(text)
@@ -498,11 +502,15 @@ def _default_from_environment() -> Keepalive | None:
         raise ValueError(f"environment variable {VARIABLE}: {error}") from None
 
 
-_default: Keepalive | None = _default_from_environment()
-
-
 def default_keepalive() -> Keepalive | None:
-    """What sockets get that are made with ``keepalive=None``; None is off."""
+    """What sockets get that are made with ``keepalive=None``; None is off.
+
+    Raises:
+        ValueError: The environment variable ``LONGCONN_KEEPALIVE`` is to be the default and makes no sense.
+    """
+    global _default
+    if isinstance(_default, str):
+        _default = _default_from_environment()
     return _default
 
 
@@ -520,7 +528,7 @@ def set_default_keepalive(keepalive: Keepalive | bool | None) -> None:
 def resolve(keepalive: Keepalive | bool | None) -> Keepalive | None:
     """What a parameter ``keepalive`` means: None is the default, False is off (None here)."""
     if keepalive is None or keepalive is True:
-        return _default
+        return default_keepalive()
     if keepalive is False:
         return None
     if not isinstance(keepalive, Keepalive):

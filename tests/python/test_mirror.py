@@ -540,11 +540,21 @@ def test_no_script_at_all_is_a_usage_error():
         assert "usage: longconn" in done.stderr
 
 
-def test_nonsense_in_the_environment_is_an_error_that_names_the_variable(tmp_path):
-    done = run(script(tmp_path, "print('it ran')"), env=environment(LONGCONN_KEEPALIVE="nonsense"))
-    assert done.returncode != 0
-    assert done.stdout == ""
+@pytest.mark.parametrize("command", ["run", "explain"])
+def test_nonsense_in_the_environment_is_an_error_that_names_the_variable(tmp_path, command):
+    arguments = [script(tmp_path, "print('it ran')")] if command == "run" else []
+    done = python("-m", "longconn", command, *arguments, env=environment(LONGCONN_KEEPALIVE="nonsense"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
     assert "LONGCONN_KEEPALIVE" in done.stderr.splitlines()[-1]
+
+
+def test_nonsense_in_the_environment_is_none_where_the_settings_are_given(tmp_path):
+    env = environment(LONGCONN_KEEPALIVE="nonsense")
+    path = script(tmp_path, "import longconn; print(longconn.default_keepalive())")
+    done = run("--keepalive", "1,1,3", path, env=env)
+    assert (done.returncode, done.stdout) == (0, "Keepalive(1, 1, 3)\n")
+    assert python("-m", "longconn", "explain", "1,1,3", env=env).returncode == 0
 
 
 def test_help_is_there_for_people():
