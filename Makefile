@@ -4,6 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
+# The interpreter by version and place, as a file's name; nothing if there is none, which check-tools reports.
+INTERPRETER := $(shell $(PYTHON) -c 'import os, re, sys; \
+	print(re.sub(r"\W", "-", sys.version.split()[0] + os.path.realpath(sys.executable)))' 2>/dev/null)
+ENVIRONMENT := $(STAMPS)/venv-$(INTERPRETER)
 SOURCES := $(shell find src -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
 # A wheel's speed: benches and users see the same.
 MATURIN := $(BIN)/maturin develop --release --quiet
@@ -29,7 +33,7 @@ check-tools:
 		{ echo 'longconn needs Python 3.11 or later; $(PYTHON) is older. Say PYTHON=python3.12 make ...' >&2; exit 1; }
 
 # Another interpreter, another environment: the old one is thrown away.
-$(STAMPS)/venv: | check-tools
+$(ENVIRONMENT): | check-tools
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 		{ echo 'longconn needs the module venv: on Debian, apt install python3-venv' >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
@@ -37,7 +41,7 @@ $(STAMPS)/venv: | check-tools
 	mkdir -p $(STAMPS)
 	touch $@
 
-$(STAMPS)/%: $(STAMPS)/venv pyproject.toml
+$(STAMPS)/%: $(ENVIRONMENT) pyproject.toml
 	$(BIN)/python -m pip install --quiet --group $*
 	touch $@
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -182,3 +184,29 @@ print(sys.version_info[:2], len(got), repr(ours.keepalive))
 """
     said = python_says(code, interpreter=interpreter, env=environment(PYTHONPATH=str(PACKAGE.parent)))
     assert said == f"({version.replace('.', ', ')}) 100000 Keepalive(15, 5, 3)\n"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+def test_another_interpreter_gets_another_environment(tmp_path):
+    """It went on with the one that was there, though the help says otherwise."""
+    shutil.copy(PROJECT / "Makefile", tmp_path)
+    (tmp_path / "src").mkdir()
+    other = tmp_path / "other-python"
+    other.write_text("#!/bin/sh\necho 3-99-somewhere-else\n")
+    other.chmod(0o755)
+
+    def plan(interpreter: str | Path) -> str:
+        command = ["make", "-n", ".venv/.stamps/test", f"PYTHON={interpreter}"]
+        (tmp_path / "pyproject.toml").touch()
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    makes = "-m venv --clear"
+    first = plan(sys.executable)
+    assert makes in first
+    stamps = tmp_path / ".venv/.stamps"
+    stamps.mkdir(parents=True)
+    for line in first.splitlines():
+        if line.startswith("touch "):
+            (tmp_path / line.removeprefix("touch ")).touch()
+    assert makes not in plan(sys.executable)
+    assert makes in plan(other)
