@@ -14,6 +14,8 @@ from . import _longconn
 if TYPE_CHECKING:
     from datetime import timedelta
 
+    from .keepalive_socket import KeepaliveSocket
+
 __all__ = [
     "Applied",
     "DetectionTime",
@@ -332,9 +334,9 @@ class Keepalive:
 
     @property
     def socket_options(self) -> list[tuple[int, int, int]]:
-        """As urllib3, httpx (``HTTPTransport(socket_options=...)``) and others take them: (level, name, value).
+        """As urllib3 and httpx (``HTTPTransport(socket_options=...)``) take them: (level, name, value).
 
-        The guard isn't an option of the kernel's and isn't in here.
+        The guard isn't an option of the kernel's and isn't in here. aiohttp takes a `socket_factory` instead.
         """
         values: dict[str, float | None] = {"enabled": int(self.probes)}
         if self.probes:
@@ -343,6 +345,21 @@ class Keepalive:
             values["user_timeout"] = round(self.user_timeout * 1000)
         codes = {name: code for code, name in PROGRAM_OPTIONS.items()}
         return [(*codes[name], int(value)) for name, value in values.items() if value is not None and name in codes]
+
+    def socket_factory(self, addr_info: tuple[Any, ...], /) -> KeepaliveSocket:
+        """A KeepaliveSocket with these settings, as ``aiohttp.TCPConnector(socket_factory=...)`` makes its sockets.
+
+        Args:
+            addr_info: What ``getaddrinfo`` gives: family, type, protocol and more.
+
+        Returns:
+            A non-blocking socket that isn't connected yet; unlike `socket_options` it has the guard too.
+        """
+        from .keepalive_socket import KeepaliveSocket
+
+        sock = KeepaliveSocket(*addr_info[:3], keepalive=self)
+        sock.setblocking(False)
+        return sock
 
     def redis_kwargs(self) -> dict[str, Any]:
         """Keyword arguments for ``redis.Redis``."""

@@ -24,8 +24,8 @@ import time
 import urllib.request
 import xmlrpc.client
 import xmlrpc.server
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -751,3 +751,64 @@ def test_all_this_works_installed_early_too():
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "too late" not in done.stderr
+
+
+# ---- aiohttp
+
+
+@asynccontextmanager
+async def asked_by_aiohttp(settings: Keepalive) -> AsyncIterator[tuple[Any, asyncio.StreamWriter]]:
+    """The task that waits for an answer, and whom the answer is to come from."""
+    import aiohttp
+
+    asked: asyncio.Future[asyncio.StreamWriter] = asyncio.get_running_loop().create_future()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        asked.set_result(writer)
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        connector = aiohttp.TCPConnector(socket_factory=settings.socket_factory)
+        async with aiohttp.ClientSession(connector=connector) as session:
+            answer = asyncio.create_task(session.post(f"http://{host}:{port}/"))  # a GET would be tried again
+            writer = await asked
+            yield answer, writer
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+
+def test_aiohttps_connections_have_the_settings_of_the_factory():
+    async def main() -> None:
+        async with asked_by_aiohttp(Keepalive(60, 10, 6)) as (answer, writer):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfi")
+            response = await answer
+            assert timings(response.connection.transport.get_extra_info("socket")) == (1, 60, 10, 6)
+            writer.write(b"ne")
+            assert await response.text() == "fine"
+
+    asyncio.run(main())
+
+
+def test_aiohttps_users_are_told_of_a_dead_peer():
+    import aiohttp
+
+    async def main() -> None:
+        async with asked_by_aiohttp(QUICK) as (answer, writer):
+            cut_off(writer.get_extra_info("socket"))
+            with pytest.raises(aiohttp.ClientOSError, match="unreachable"):
+                await asyncio.wait_for(answer, PATIENCE)
+
+    asyncio.run(main())
+
+
+def test_a_socket_of_the_factory_is_as_event_loops_want_it():
+    info = socket.getaddrinfo("127.0.0.1", 80, type=socket.SOCK_STREAM)[0]
+    with Keepalive(60, 10, 6).socket_factory(info) as sock:
+        assert type(sock) is KeepaliveSocket
+        assert sock.keepalive == Keepalive(60, 10, 6)
+        assert sock.gettimeout() == 0
+    info = socket.getaddrinfo("127.0.0.1", 80, type=socket.SOCK_DGRAM)[0]
+    with pytest.raises(ValueError, match="UDP"):
+        Keepalive(60, 10, 6).socket_factory(info)
