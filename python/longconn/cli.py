@@ -181,10 +181,8 @@ def _interrupted() -> NoReturn:
     import atexit
     import threading
 
-    try:
+    with suppress(KeyboardInterrupt):  # of who won't wait for them
         threading._shutdown()  # type: ignore[attr-defined]
-    except KeyboardInterrupt as error:  # of who won't wait for them
-        sys.excepthook(type(error), error, error.__traceback__)
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
