@@ -1,8 +1,6 @@
 """Long-lived TCP connections that know when the other side is gone, say why, and come back."""
 
-import atexit as _atexit
-
-from . import _longconn, processes, socket
+from . import processes, socket
 from ._longconn import TcpInfo
 from .errors import Cause, LongConnError, MessageTooLarge, PeerLost, PeerReset, PeerTimedOut
 from .guarding import Guard, guard
@@ -35,4 +33,3 @@ __all__ = [
 __version__ = "0.1.0"
 
 processes.register()
-_atexit.register(_longconn.shut_down)

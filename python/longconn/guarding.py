@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -202,10 +201,3 @@ def guard(
     assert limit is not None
     return Guard(fd, check_limit(limit), keepalive, on_lost)
 
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_longconn.before_fork,
-        after_in_parent=_longconn.after_in_parent,
-        after_in_child=_longconn.after_in_child,
-    )

@@ -46,11 +46,13 @@ pub fn after_in_child() {
     }
 }
 
-/// At the interpreter's exit: delivers what waits and ends all threads for good. Detached from Python.
-pub fn shut_down() {
-    let deadline = clock::now() + PATIENCE;
+/// At the interpreter's exit: ends all threads for good. What waits is delivered, and a callback that runs is waited
+/// for: a thread that wants the interpreter when it is gone would be torn out of our frames. False if that takes
+/// longer; to be called again then. Detached from Python.
+#[must_use]
+pub fn shut_down(patience: Duration) -> bool {
     guard::close();
     guard::pause();
     notices::close();
-    drop(notices::stop_and_hold(deadline));
+    notices::has_ended(clock::now() + patience)
 }

@@ -30,6 +30,8 @@ const BATCH: usize = 64;
 /// What the kernel takes for `TCP_RTO_MAX_MS`.
 const RTO_MAX_LEAST: Duration = Duration::from_secs(1);
 const RTO_MAX_MOST: Duration = Duration::from_secs(120);
+/// A retransmission's or probe's longest way, where the limit is short, and something for the timer.
+const EXPIRY_LEAST: Duration = Duration::from_millis(1200);
 
 /// Who found out that the path is dead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,6 +158,14 @@ struct Extras {
     /// Keepalive options before and after our change.
     keepalive: Option<(Keepalive, Keepalive)>,
     on_lost: Option<OnLost>,
+    expiry: Option<Expiry>,
+}
+
+/// A dead connection that the kernel is to end, for an abort would take away what has arrived and wasn't read.
+#[derive(Clone, Copy)]
+struct Expiry {
+    user_timeout_before: u32,
+    until: Instant,
 }
 
 type OnLost = Box<dyn FnOnce(Conviction) + Send>;
@@ -217,12 +227,15 @@ fn rto_max(fd: RawFd) -> Option<u32> {
     if WITHOUT_RTO_MAX.load(Ordering::Relaxed) { None } else { sys::rto_max_ms(fd).ok() }
 }
 
-fn set_rto_max(fd: BorrowedFd<'_>, ms: u32) -> bool {
-    let done = sys::set_rto_max_ms(fd, ms);
-    if let Err(error) = &done {
-        log::warn!(target: "longconn.guard", "TCP_RTO_MAX_MS {ms} was refused: {error}");
+/// What the kernel makes of it, which counts in jiffies; `None` if it refuses.
+fn set_rto_max(fd: BorrowedFd<'_>, ms: u32) -> Option<u32> {
+    match sys::set_rto_max_ms(fd, ms).and_then(|()| sys::rto_max_ms(fd.as_raw_fd())) {
+        Ok(now) => Some(now),
+        Err(error) => {
+            log::warn!(target: "longconn.guard", "TCP_RTO_MAX_MS {ms} was refused: {error}");
+            None
+        }
     }
-    done.is_ok()
 }
 
 /// True where the kernel has `TCP_RTO_MAX_MS`; asked of one socket, for kernels don't tell otherwise.
@@ -287,7 +300,7 @@ pub fn start(fd: BorrowedFd<'_>, limit: Duration, plan: Plan) -> Result<Arc<Watc
         is_reported: false,
         rto,
         extras: (keepalive.is_some() || plan.on_lost.is_some())
-            .then(|| Box::new(Extras { keepalive, on_lost: plan.on_lost })),
+            .then(|| Box::new(Extras { keepalive, on_lost: plan.on_lost, expiry: None })),
     };
     let mut registry = lock();
     let id = registry.entries.insert(entry);
@@ -302,7 +315,8 @@ pub fn start(fd: BorrowedFd<'_>, limit: Duration, plan: Plan) -> Result<Arc<Watc
 fn bound_rto(fd: BorrowedFd<'_>, sample: &Sample, limit: Duration) -> RtoMax {
     let Some(before) = rto_max(fd.as_raw_fd()) else { return RtoMax::NotOurs };
     let now = rto_wanted(sample, limit);
-    if before > now && set_rto_max(fd, now) { RtoMax::Set { before, now } } else { RtoMax::NotOurs }
+    let set = if before > now { set_rto_max(fd, now) } else { None };
+    set.map_or(RtoMax::NotOurs, |now| RtoMax::Set { before, now })
 }
 
 /// Under the path's round trip every segment would be sent again for nothing; four are what a retransmission
@@ -321,13 +335,20 @@ fn milliseconds(duration: Duration) -> u32 {
 }
 
 /// Ends the guard of one socket. With `restore`, options that it set are put back, unless somebody has changed
-/// them since.
+/// them since, or another guard of the same socket lives by them: then that one puts them back.
 pub fn stop(watch: &Arc<Watch>, restore: bool) {
     let mut registry = lock();
     let Some(id) = registry.find(watch) else { return };
     let entry = registry.remove(id);
+    if !restore {
+        return;
+    }
+    if let Some((_, heir)) = registry.entries.iter_mut().find(|(_, other)| other.cookie == entry.cookie) {
+        entry.bequeath(heir);
+        return;
+    }
     drop(registry);
-    if restore && let Some(pinned) = pin(&entry) {
+    if let Some(pinned) = pin(&entry) {
         entry.put_back(pinned.as_fd());
     }
 }
@@ -344,6 +365,8 @@ pub fn look_now(watch: &Arc<Watch>) {
 
 /// The socket's object no longer closes the descriptor: whoever has it now does.
 pub fn disown(watch: &Arc<Watch>) {
+    // whoever has it now doesn't call us
+    wake(watch);
     watch.is_owned.store(false, Ordering::Relaxed);
 }
 
@@ -372,6 +395,56 @@ impl Entry {
         {
             set_rto_max(fd, before);
         }
+        self.put_back_user_timeout(fd);
+    }
+
+    fn put_back_user_timeout(&self, fd: BorrowedFd<'_>) {
+        if let Some(expiry) = self.extras.as_ref().and_then(|extras| extras.expiry)
+            && let Err(error) = sys::set_user_timeout_ms(fd, expiry.user_timeout_before)
+        {
+            log::warn!(target: "longconn.guard", "TCP_USER_TIMEOUT could not be put back: {error}");
+        }
+    }
+
+    /// It lives after all.
+    fn call_off_expiry(&mut self) {
+        if self.extras.as_ref().is_some_and(|extras| extras.expiry.is_some())
+            && let Some(pinned) = pin(self)
+        {
+            self.put_back_user_timeout(pinned.as_fd());
+            if let Some(extras) = &mut self.extras {
+                extras.expiry = None;
+            }
+        }
+    }
+
+    /// What is to be put back is left to another guard of the same socket.
+    fn bequeath(self, heir: &mut Self) {
+        if let RtoMax::Set { before, now } = self.rto {
+            let now = if let RtoMax::Set { now, .. } = heir.rto { now } else { now };
+            heir.rto = RtoMax::Set { before, now };
+        }
+        let Some(extras) = self.extras else { return };
+        let of_heir = heir.extras.get_or_insert_default();
+        if let Some((before, wanted)) = extras.keepalive {
+            let wanted = of_heir.keepalive.map_or(wanted, |(_, wanted)| wanted);
+            of_heir.keepalive = Some((before, wanted));
+        }
+        of_heir.expiry = extras.expiry.or(of_heir.expiry);
+    }
+
+    /// Gives the kernel time to end a dead connection by itself: blocked calls fail, and what has arrived can still be
+    /// read. False once that time is up, or where it can't be asked for.
+    fn may_expire(&mut self, fd: BorrowedFd<'_>, now: Instant) -> bool {
+        let patience = EXPIRY_LEAST.max(self.judge.limit() / 4);
+        let extras = self.extras.get_or_insert_default();
+        if let Some(expiry) = extras.expiry {
+            return now < expiry.until;
+        }
+        let Ok(user_timeout_before) = sys::user_timeout_ms(fd.as_raw_fd()) else { return false };
+        extras.expiry = Some(Expiry { user_timeout_before, until: now + patience });
+        // Its clock runs since the first retransmission, or the last answer: at the next timer the time is up.
+        sys::set_user_timeout_ms(fd, 1).is_ok()
     }
 }
 
@@ -461,16 +534,25 @@ impl Registry {
             return;
         }
         entry.watch.looks.fetch_add(1, Ordering::Relaxed);
+        if sample.probes > 0
+            && !entry.is_suspect
+            && let Some(pinned) = pin(entry)
+        {
+            // The program may have changed them since.
+            entry.judge.set_probing(Keepalive::probing_of(pinned.as_fd()));
+        }
         entry.is_suspect = false;
         let suspected = if entry.judge.has_heard(&sample) { None } else { entry.judge.suspected() };
         match entry.judge.observe(now, &sample) {
             Verdict::Answered => {
                 entry.was_open = true;
                 entry.is_reported = false;
+                entry.call_off_expiry();
             }
             Verdict::Unanswered(since) => {
                 entry.was_open = true;
                 entry.is_suspect = true;
+                entry.call_off_expiry();
                 let is_long = since >= entry.judge.limit() / 2;
                 if is_long && !entry.is_reported {
                     log::debug!(
@@ -481,9 +563,9 @@ impl Registry {
                 }
                 entry.is_reported = is_long;
             }
-            Verdict::Dead { cause, silence } => {
+            Verdict::Dead { cause, silence, limit } => {
                 entry.is_suspect = true;
-                if self.convict(id, cause, silence) {
+                if self.convict(id, Conviction { cause, silence, limit, judged: Judged::ByGuard }) {
                     return;
                 }
             }
@@ -505,7 +587,10 @@ impl Registry {
             }
         }
         let due = self.due_after(id, now);
-        self.schedule(id, due);
+        // Somebody who asks again and again gets no further entries.
+        if self.entries[id].due.is_none_or(|standing| standing <= tick(now) || due < standing) {
+            self.schedule(id, due);
+        }
     }
 
     fn connection_made(&mut self, id: usize, sample: &Sample) {
@@ -533,12 +618,12 @@ impl Registry {
             && let Some(pinned) = pin(entry)
         {
             let now = rto_wanted(sample, entry.judge.limit()).min(before);
-            entry.rto = if set_rto_max(pinned.as_fd(), now) { RtoMax::Set { before, now } } else { RtoMax::NotOurs };
+            entry.rto = set_rto_max(pinned.as_fd(), now).map_or(RtoMax::NotOurs, |now| RtoMax::Set { before, now });
         }
     }
 
     /// Not a connection (yet, or any more): true if the guard has ended.
-    fn is_over(&mut self, id: usize, sample: &Sample, suspected: Option<Cause>) -> bool {
+    fn is_over(&mut self, id: usize, sample: &Sample, suspected: Option<(Cause, Duration)>) -> bool {
         let entry = &self.entries[id];
         if !entry.was_open && sample.state != TcpState::Listen {
             // a failed attempt to connect stays here too: the program may try again
@@ -546,8 +631,9 @@ impl Registry {
         }
         // The kernel gave up by itself while we were counting; a reset that arrived would have been counted in.
         match suspected {
-            Some(cause) if sample.state == TcpState::Close => {
-                self.pronounce(id, cause, sample.silence(), Judged::ByKernel);
+            Some((cause, limit)) if sample.state == TcpState::Close => {
+                let silence = sample.silence();
+                self.pronounce(id, Conviction { cause, silence, limit, judged: Judged::ByKernel });
             }
             _ => {
                 self.remove(id);
@@ -557,7 +643,7 @@ impl Registry {
     }
 
     /// Aborts a connection whose path is dead; false if it can't be done now, or turns out not to be needed.
-    fn convict(&mut self, id: usize, cause: Cause, silence: Duration) -> bool {
+    fn convict(&mut self, id: usize, conviction: Conviction) -> bool {
         let entry = &mut self.entries[id];
         let pinned = match sys::pin(entry.fd) {
             Ok(pinned) => pinned,
@@ -576,27 +662,33 @@ impl Registry {
         if !matches!(entry.judge.observe(now, &sample), Verdict::Dead { .. }) {
             return false;
         }
+        let is_unread = sys::bytes_readable(pinned.as_raw_fd()).is_ok_and(|bytes| bytes > 0);
+        let is_owned = entry.watch.is_owned.load(Ordering::Relaxed);
+        if is_unread && !is_owned && entry.may_expire(pinned.as_fd(), now) {
+            return false;
+        }
         // The verdict first, so that whoever is woken by the abort finds it.
-        self.pronounce(id, cause, silence, Judged::ByGuard);
-        if let Err(error) = sys::abort(pinned.as_fd()) {
+        self.pronounce(id, conviction);
+        // Our own sockets read what has arrived, and then the verdict in the end of the stream; an abort would take it.
+        let ended = if is_unread && is_owned { sys::cut(pinned.as_fd()) } else { sys::abort(pinned.as_fd()) };
+        if let Err(error) = ended {
             log::error!(target: "longconn.guard", "a dead connection could not be aborted: {error}");
         }
         true
     }
 
     /// Tells all who guard this socket, by whatever descriptor, and ends their guard.
-    fn pronounce(&mut self, id: usize, cause: Cause, silence: Duration, judged: Judged) {
+    fn pronounce(&mut self, id: usize, conviction: Conviction) {
         let cookie = self.entries[id].cookie;
         let concerned: Vec<usize> =
             self.entries.iter().filter(|(_, entry)| entry.cookie == cookie).map(|(id, _)| id).collect();
         for id in concerned {
             let entry = self.remove(id);
-            let conviction = Conviction { cause, silence, limit: entry.judge.limit(), judged };
             let _ = entry.watch.conviction.set(Box::new(conviction));
             log::warn!(
                 target: "longconn.guard",
-                "fd {}: peer lost ({cause:?}): nothing of ours answered for {:.1} s, limit {:.1} s",
-                entry.fd, silence.as_secs_f64(), entry.judge.limit().as_secs_f64(),
+                "fd {}: peer lost ({:?}): nothing of ours answered for {:.1} s, limit {:.1} s",
+                entry.fd, conviction.cause, conviction.silence.as_secs_f64(), conviction.limit.as_secs_f64(),
             );
             if let Some(on_lost) = entry.extras.and_then(|extras| extras.on_lost) {
                 notices::call(Box::new(move || on_lost(conviction)));

@@ -16,8 +16,9 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use crate::engine::clock;
 use crate::net::sys;
 
-/// Notices that may wait; arbitrary, but a program that takes none for so long reads no log either.
-const CAPACITY: usize = 10_000;
+/// Log records that may wait; arbitrary, but a program that takes none for so long reads no log either. Callbacks need
+/// no bound: there is at most one for each guarded socket, and none may be lost.
+const MAX_LOG_LINES: usize = 10_000;
 
 /// A log record that owns its text.
 #[derive(Debug)]
@@ -35,21 +36,26 @@ enum Notice {
 #[derive(Default)]
 struct Queue {
     waiting: VecDeque<Notice>,
+    log_lines: usize,
     dropped: u64,
     thread: Option<JoinHandle<()>>,
-    /// A thread whose generation has passed delivers what waits, and ends.
+    /// A thread whose generation has passed ends as soon as it has delivered the notice that it is at.
     generation: u64,
     running: bool,
-    /// No thread is started any more: the interpreter is on its way out.
+    /// No thread begins until a fork is over.
+    paused: bool,
+    /// The interpreter is on its way out: no thread is started any more, and the last delivers all that waits.
     closed: bool,
 }
 
 static QUEUE: Mutex<Queue> = Mutex::new(Queue {
     waiting: VecDeque::new(),
+    log_lines: 0,
     dropped: 0,
     thread: None,
     generation: 0,
     running: false,
+    paused: false,
     closed: false,
 });
 static CHANGED: Condvar = Condvar::new();
@@ -91,9 +97,12 @@ pub fn call(callback: Box<dyn FnOnce() + Send>) {
 
 fn post(notice: Notice) {
     let mut queue = lock();
-    if queue.waiting.len() >= CAPACITY {
-        queue.dropped += 1;
-        return;
+    if matches!(notice, Notice::Log(_)) {
+        if queue.log_lines >= MAX_LOG_LINES {
+            queue.dropped += 1;
+            return;
+        }
+        queue.log_lines += 1;
     }
     queue.waiting.push_back(notice);
     start_if_needed(&mut queue);
@@ -102,7 +111,7 @@ fn post(notice: Notice) {
 }
 
 fn start_if_needed(queue: &mut Queue) {
-    if !queue.running && !queue.closed && !queue.waiting.is_empty() {
+    if !queue.running && !queue.paused && !queue.closed && !queue.waiting.is_empty() {
         let generation = queue.generation;
         let thread = thread::Builder::new().name("longconn-notices".into());
         // Without memory for a thread the notices wait for the next try.
@@ -115,19 +124,22 @@ fn run(generation: u64) {
     sys::block_signals();
     let mut queue = lock();
     loop {
-        if let Some(notice) = queue.waiting.pop_front() {
+        let is_over = queue.generation != generation;
+        let next = if is_over && !queue.closed { None } else { queue.waiting.pop_front() };
+        if let Some(notice) = next {
+            queue.log_lines -= usize::from(matches!(notice, Notice::Log(_)));
             let dropped = std::mem::take(&mut queue.dropped);
             drop(queue);
             if dropped > 0 {
                 deliver(Notice::Log(LogLine {
                     level: Level::Warn,
                     target: module_path!().into(),
-                    text: format!("{dropped} log records or callbacks were dropped: too many were waiting"),
+                    text: format!("{dropped} log records were dropped: too many were waiting"),
                 }));
             }
             deliver(notice);
             queue = lock();
-        } else if queue.generation != generation {
+        } else if is_over {
             queue.running = false;
             CHANGED.notify_all();
             return;
@@ -151,14 +163,15 @@ fn deliver(notice: Notice) {
 /// The queue, held over a fork.
 pub struct Held(MutexGuard<'static, Queue>);
 
-/// Lets the thread deliver what waits and end, and keeps the queue locked, so that no other begins. Gives up at the
-/// deadline, when a callback takes so long, and at once when the caller is that thread. To be called detached:
+/// Lets the thread finish the notice that it is at, and end; keeps the queue locked, so that no other begins. Gives up
+/// at the deadline, when a callback takes so long, and at once when the caller is that thread. To be called detached:
 /// callbacks need the interpreter.
 #[must_use]
 pub fn stop_and_hold(deadline: Instant) -> Held {
     loop {
         let mut queue = lock();
         queue.generation += 1;
+        queue.paused = true;
         if queue.thread.as_ref().is_some_and(|thread| thread.thread().id() == thread::current().id()) {
             return Held(queue);
         }
@@ -176,13 +189,21 @@ pub fn stop_and_hold(deadline: Instant) -> Held {
     }
 }
 
-/// No thread is started from here on.
+/// No thread is started from here on; what waits is delivered.
 pub fn close() {
     lock().closed = true;
 }
 
+/// True once the thread has ended, or if the caller is that thread.
+#[must_use]
+pub fn has_ended(deadline: Instant) -> bool {
+    let held = stop_and_hold(deadline);
+    !held.0.running || held.0.thread.as_ref().is_some_and(|thread| thread.thread().id() == thread::current().id())
+}
+
 impl Held {
     pub fn release_in_parent(mut self) {
+        self.0.paused = false;
         start_if_needed(&mut self.0);
     }
 
@@ -191,6 +212,8 @@ impl Held {
         std::mem::forget(std::mem::take(&mut self.0.waiting)); // callbacks may hold objects of Python
         std::mem::forget(self.0.thread.take());
         self.0.running = false;
+        self.0.paused = false;
+        self.0.log_lines = 0;
         self.0.dropped = 0;
     }
 }

@@ -167,6 +167,8 @@ pub enum Verdict {
     Dead {
         cause: Cause,
         silence: Duration,
+        /// What has passed: the judge's limit, or the kernel's patience with an idle path where that is shorter.
+        limit: Duration,
     },
     /// There is no connection to be judged, now or any more.
     NotJudged,
@@ -267,12 +269,18 @@ impl Judge {
         self.suspicion = None;
     }
 
-    /// What the path suffers from, if it is dead: for when the kernel gives up before us.
+    /// What the path suffers from, if it is dead, and the limit for it: for when the kernel gives up before us.
     #[must_use]
-    pub fn suspected(&self) -> Option<Cause> {
+    pub fn suspected(&self) -> Option<(Cause, Duration)> {
         let suspicion = self.suspicion.as_ref()?;
         let deaf = suspicion.repeats.is_some_and(|repeats| repeats.count >= REPEATS);
-        Some(if deaf { Cause::Deaf } else { Cause::Unreachable })
+        let limit = suspicion.outstanding.map_or(self.limit, |outstanding| outstanding.limit);
+        Some(if deaf { (Cause::Deaf, self.limit) } else { (Cause::Unreachable, limit) })
+    }
+
+    /// The kernel's keepalive has been changed.
+    pub fn set_probing(&mut self, probing: Option<Probing>) {
+        self.probing = probing;
     }
 
     #[must_use]
@@ -471,7 +479,7 @@ impl Suspicion {
             // What acknowledged the last new data didn't arrive, nor did anything after it.
             let silence = sample.since_data_received;
             if silence >= limit && repeats.count >= REPEATS && repeats.probe_unanswered {
-                return Verdict::Dead { cause: Cause::Deaf, silence };
+                return Verdict::Dead { cause: Cause::Deaf, silence, limit };
             }
         }
         let Some(outstanding) = self.outstanding else { return Verdict::Answered };
@@ -486,11 +494,12 @@ impl Suspicion {
         if unanswered < outstanding.limit || attempts < outstanding.attempts {
             return Verdict::Unanswered(unanswered);
         }
+        let limit = outstanding.limit;
         let deaf = outstanding.heard.is_some_and(|heard| sample.segments_in != heard);
         if deaf {
-            Verdict::Dead { cause: Cause::Deaf, silence: unanswered }
+            Verdict::Dead { cause: Cause::Deaf, silence: unanswered, limit }
         } else {
-            Verdict::Dead { cause: Cause::Unreachable, silence: sample.silence().max(unanswered) }
+            Verdict::Dead { cause: Cause::Unreachable, silence: sample.silence().max(unanswered), limit }
         }
     }
 }

@@ -13,10 +13,13 @@ pub(super) fn collect() {
     notices::collect_log(deliver);
 }
 
-/// A warning from the Python side, which doesn't import `logging` for it.
+/// A warning from the Python side.
 #[pyfunction]
-pub(super) fn warn(text: &str) {
-    log::warn!(target: "longconn", "{text}");
+pub(super) fn warn(py: Python<'_>, text: &str) -> PyResult<()> {
+    super::fork::prepare(py)?;
+    // Never attached: over a fork the queue's lock is held by a thread that comes back to Python first.
+    py.detach(|| log::warn!(target: "longconn", "{text}"));
+    Ok(())
 }
 
 /// Nothing is cached, so that a level set by the program counts at once; records are few.

@@ -490,7 +490,7 @@ thread_local! {
 }
 
 /// A `bytes` object of what `fill` has written, in room for `size` bytes of the object itself: no copy if it
-/// fills them all, which is what FIONREAD has promised.
+/// fills them all.
 fn bytes_of<'py>(
     py: Python<'py>,
     size: usize,
@@ -531,6 +531,12 @@ impl SocketMixin {
         let method = base(py)?.class.bind(py).getattr(name)?;
         let all: Vec<Bound<'py, PyAny>> = std::iter::once(object.clone().into_any()).chain(args.iter()).collect();
         let error = match method.call(PyTuple::new(py, all)?, kwargs) {
+            Ok(result) if matches!(way, Way::In) && is_empty(&result)? => {
+                return match explain(object.as_any(), 0, way)? {
+                    Explanation::Raise(raised) => Err(raised),
+                    _ => Ok(result),
+                };
+            }
             Ok(result) => return Ok(result),
             Err(error) if error.is_instance_of::<PyOSError>(py) => error,
             Err(error) => return Err(error),
@@ -545,6 +551,15 @@ impl SocketMixin {
             _ => Err(error),
         }
     }
+}
+
+/// Whether one of the stdlib's methods has received nothing: the bytes, or their number, come first.
+fn is_empty(result: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let received = match result.cast::<PyTuple>() {
+        Ok(all) => all.get_item(0)?,
+        Err(_) => result.clone(),
+    };
+    Ok(!received.is_truthy()?)
 }
 
 /// What each of the stdlib's methods returns at the end of a stream.
@@ -582,9 +597,10 @@ impl SocketMixin {
         if size <= SMALL {
             return call.recv_by_stack::<SMALL>(size, call.deadline());
         }
-        let ready = sys::bytes_readable(call.fd).unwrap_or(0);
-        if ready > 0 {
-            return Ok(bytes_of(py, size.min(ready), |room| call.read(room))?.into_any());
+        // Enough is there: straight into the object. Otherwise a datagram might be larger than what FIONREAD told of
+        // the one before it, which somebody else has taken meanwhile.
+        if sys::bytes_readable(call.fd).is_ok_and(|ready| ready >= size) {
+            return Ok(bytes_of(py, size, |room| call.read(room))?.into_any());
         }
         // A signal handler may call recv while we wait, and then finds the place empty.
         let mut room = ROOM.take();

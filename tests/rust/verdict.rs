@@ -79,7 +79,7 @@ fn judge(name: &str, limit: Duration) -> Option<(i64, Verdict)> {
 
 #[track_caller]
 fn assert_dead(name: &str, limit: Duration, expected: Cause, within: Duration) {
-    let Some((after, Verdict::Dead { cause, silence })) = judge(name, limit) else {
+    let Some((after, Verdict::Dead { cause, silence, .. })) = judge(name, limit) else {
         panic!("{name}: nobody was told");
     };
     let after = ms(u64::try_from(after).unwrap());
