@@ -1,6 +1,8 @@
 """Long-lived TCP connections that know when the other side is gone, say why, and come back."""
 
-from . import processes, socket
+import atexit as _atexit
+
+from . import _longconn, processes, socket
 from ._longconn import TcpInfo
 from .errors import Cause, LongConnError, MessageTooLarge, PeerLost, PeerReset, PeerTimedOut
 from .guarding import Guard, guard
@@ -33,3 +35,5 @@ __all__ = [
 __version__ = "0.1.0"
 
 processes.register()
+_atexit.register(_longconn.shut_down)
+_longconn.register_at_fork()

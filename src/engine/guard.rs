@@ -148,6 +148,8 @@ struct Entry {
     is_suspect: bool,
     /// The log has been told of this suspicion.
     is_reported: bool,
+    /// The peer has taken its window back over segments in flight, and may do so again.
+    is_window_unsteady: bool,
     rto: RtoMax,
     extras: Option<Box<Extras>>,
 }
@@ -164,6 +166,7 @@ struct Extras {
 /// A dead connection that the kernel is to end, for an abort would take away what has arrived and wasn't read.
 #[derive(Clone, Copy)]
 struct Expiry {
+    conviction: Conviction,
     user_timeout_before: u32,
     until: Instant,
 }
@@ -298,6 +301,7 @@ pub fn start(fd: BorrowedFd<'_>, limit: Duration, plan: Plan) -> Result<Arc<Watc
         was_open: is_open,
         is_suspect: false,
         is_reported: false,
+        is_window_unsteady: false,
         rto,
         extras: (keepalive.is_some() || plan.on_lost.is_some())
             .then(|| Box::new(Extras { keepalive, on_lost: plan.on_lost, expiry: None })),
@@ -325,6 +329,16 @@ fn rto_wanted(sample: &Sample, limit: Duration) -> u32 {
     milliseconds(rto_max_for(limit).max(4 * sample.round_trip).min(RTO_MAX_MOST))
 }
 
+impl Entry {
+    /// Over segments in flight with the window closed Linux gives up after twice the bound without an ACK
+    /// (`tcp_rtx_probe0_timed_out`), which is to be later than our limit.
+    fn rto_wanted(&self, sample: &Sample) -> u32 {
+        let limit = self.judge.limit();
+        let least = if self.is_window_unsteady { milliseconds((limit * 11 / 20).min(RTO_MAX_MOST)) } else { 0 };
+        rto_wanted(sample, limit).max(least)
+    }
+}
+
 /// Too small a bound does harm at once; one that is somewhat large, for the first round trip was slow, does not.
 fn fits(now: u32, wanted: u32) -> bool {
     wanted <= now && now / 2 <= wanted
@@ -339,13 +353,12 @@ fn milliseconds(duration: Duration) -> u32 {
 pub fn stop(watch: &Arc<Watch>, restore: bool) {
     let mut registry = lock();
     let Some(id) = registry.find(watch) else { return };
-    let entry = registry.remove(id);
+    let mut entry = registry.remove(id);
     if !restore {
         return;
     }
     if let Some((_, heir)) = registry.entries.iter_mut().find(|(_, other)| other.cookie == entry.cookie) {
         entry.bequeath(heir);
-        return;
     }
     drop(registry);
     if let Some(pinned) = pin(&entry) {
@@ -418,31 +431,46 @@ impl Entry {
         }
     }
 
-    /// What is to be put back is left to another guard of the same socket.
-    fn bequeath(self, heir: &mut Self) {
+    /// What is to be put back is left to another guard of the same socket, which lives by it; but for what was set upon
+    /// the other's own, which is put back now.
+    fn bequeath(&mut self, heir: &mut Self) {
         if let RtoMax::Set { before, now } = self.rto {
-            let now = if let RtoMax::Set { now, .. } = heir.rto { now } else { now };
-            heir.rto = RtoMax::Set { before, now };
+            match heir.rto {
+                RtoMax::Set { now: theirs, .. } if theirs == before => {}
+                RtoMax::Set { now: theirs, .. } => {
+                    heir.rto = RtoMax::Set { before, now: theirs };
+                    self.rto = RtoMax::NotOurs;
+                }
+                RtoMax::NotYet | RtoMax::NotOurs => {
+                    heir.rto = RtoMax::Set { before, now };
+                    self.rto = RtoMax::NotOurs;
+                }
+            }
         }
-        let Some(extras) = self.extras else { return };
-        let of_heir = heir.extras.get_or_insert_default();
+        let Some(extras) = &mut self.extras else { return };
+        let theirs = heir.extras.get_or_insert_default();
         if let Some((before, wanted)) = extras.keepalive {
-            let wanted = of_heir.keepalive.map_or(wanted, |(_, wanted)| wanted);
-            of_heir.keepalive = Some((before, wanted));
+            match theirs.keepalive {
+                Some((_, standing)) if standing == before => {}
+                standing => {
+                    theirs.keepalive = Some((before, standing.map_or(wanted, |(_, standing)| standing)));
+                    extras.keepalive = None;
+                }
+            }
         }
-        of_heir.expiry = extras.expiry.or(of_heir.expiry);
+        theirs.expiry = extras.expiry.take().or(theirs.expiry);
     }
 
     /// Gives the kernel time to end a dead connection by itself: blocked calls fail, and what has arrived can still be
     /// read. False once that time is up, or where it can't be asked for.
-    fn may_expire(&mut self, fd: BorrowedFd<'_>, now: Instant) -> bool {
+    fn may_expire(&mut self, conviction: Conviction, fd: BorrowedFd<'_>, now: Instant) -> bool {
         let patience = EXPIRY_LEAST.max(self.judge.limit() / 4);
         let extras = self.extras.get_or_insert_default();
         if let Some(expiry) = extras.expiry {
             return now < expiry.until;
         }
         let Ok(user_timeout_before) = sys::user_timeout_ms(fd.as_raw_fd()) else { return false };
-        extras.expiry = Some(Expiry { user_timeout_before, until: now + patience });
+        extras.expiry = Some(Expiry { conviction, user_timeout_before, until: now + patience });
         // Its clock runs since the first retransmission, or the last answer: at the next timer the time is up.
         sys::set_user_timeout_ms(fd, 1).is_ok()
     }
@@ -576,13 +604,11 @@ impl Registry {
             }
         }
         let entry = &mut self.entries[id];
+        entry.is_window_unsteady |= sample.window_is_taken_back();
         if entry.was_open {
             match entry.rto {
                 RtoMax::NotYet => self.connection_made(id, &sample),
-                RtoMax::Set { before, .. } if sample.window_is_taken_back() => self.lift_rto(id, before),
-                RtoMax::Set { now, .. } if !fits(now, rto_wanted(&sample, entry.judge.limit())) => {
-                    self.adjust_rto(id, &sample);
-                }
+                RtoMax::Set { now, .. } if !fits(now, entry.rto_wanted(&sample)) => self.adjust_rto(id, &sample),
                 RtoMax::Set { .. } | RtoMax::NotOurs => {}
             }
         }
@@ -601,23 +627,13 @@ impl Registry {
         }
     }
 
-    /// With segments in flight and the window closed over them, Linux gives up after twice `TCP_RTO_MAX_MS` without
-    /// an ACK (`tcp_rtx_probe0_timed_out`), which may be less than the limit: no bound then, for good.
-    fn lift_rto(&mut self, id: usize, before: u32) {
-        let entry = &mut self.entries[id];
-        if let Some(pinned) = pin(entry) {
-            set_rto_max(pinned.as_fd(), before);
-            entry.rto = RtoMax::NotOurs;
-        }
-    }
-
     /// The path has turned out slower or quicker than it looked.
     fn adjust_rto(&mut self, id: usize, sample: &Sample) {
         let entry = &mut self.entries[id];
         if let RtoMax::Set { before, .. } = entry.rto
             && let Some(pinned) = pin(entry)
         {
-            let now = rto_wanted(sample, entry.judge.limit()).min(before);
+            let now = entry.rto_wanted(sample).min(before);
             entry.rto = set_rto_max(pinned.as_fd(), now).map_or(RtoMax::NotOurs, |now| RtoMax::Set { before, now });
         }
     }
@@ -628,6 +644,10 @@ impl Registry {
         if !entry.was_open && sample.state != TcpState::Listen {
             // a failed attempt to connect stays here too: the program may try again
             return false;
+        }
+        if let Some(expiry) = entry.extras.as_ref().and_then(|extras| extras.expiry) {
+            self.pronounce(id, expiry.conviction);
+            return true;
         }
         // The kernel gave up by itself while we were counting; a reset that arrived would have been counted in.
         match suspected {
@@ -664,7 +684,7 @@ impl Registry {
         }
         let is_unread = sys::bytes_readable(pinned.as_raw_fd()).is_ok_and(|bytes| bytes > 0);
         let is_owned = entry.watch.is_owned.load(Ordering::Relaxed);
-        if is_unread && !is_owned && entry.may_expire(pinned.as_fd(), now) {
+        if is_unread && !is_owned && entry.may_expire(conviction, pinned.as_fd(), now) {
             return false;
         }
         // The verdict first, so that whoever is woken by the abort finds it.

@@ -21,7 +21,7 @@ mod _longconn {
     #[pymodule_export]
     use super::fast::add_fast_methods;
     #[pymodule_export]
-    use super::fork::{after_in_child, after_in_parent, before_fork, shut_down};
+    use super::fork::{after_in_child, after_in_parent, before_fork, register_at_fork, shut_down};
     #[pymodule_export]
     use super::guard::{Watch, has_rto_max, pretend_no_rto_max, rto_max_for, watch};
     #[pymodule_export]

@@ -167,12 +167,11 @@ def on_lost(error):
         time.sleep(0.0005)
     print("done")
 began = threading.Event()
-context = connected(STDLIB)
-ours, peer = context.__enter__()
-guard = longconn.guard(ours, limit=0.5, on_lost=on_lost)
-cut_off(peer)
-ours.send(b"x")
-began.wait()
+with connected(STDLIB) as (ours, peer):
+    guard = longconn.guard(ours, limit=0.5, on_lost=on_lost)
+    cut_off(peer)
+    ours.send(b"x")
+    began.wait()
 print("exit")
 """
     )

@@ -405,6 +405,31 @@ def test_a_slow_readers_path_that_dies_is_convicted():
         assert time.monotonic() - began <= bound + SLACK
 
 
+@pytest.mark.parametrize("limit", [2.0, 8.0])
+def test_a_path_that_dies_behind_a_window_that_was_taken_back_is_convicted_in_time(limit):
+    """A receiver that has run out of memory drops what it had allowed; then its machine is gone."""
+    with connected(STDLIB) as (ours, peer):
+        ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        guard = longconn.guard(ours, limit=limit)
+        for _ in range(50):
+            ours.send(b"x" * 10)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2304)
+        ours.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                ours.send(b"y" * 5000)
+        looks = guard.looks
+        wait_until(
+            lambda: guard.looks >= looks + 32, "four limits have passed"
+        )  # the peer lives, and answers each attempt
+        assert guard.lost is None
+        cut_off(peer)
+        began = time.monotonic()
+        wait_until(lambda: guard.lost, "the verdict")
+        assert time.monotonic() - began <= 1.5 * limit + 1.5 + SLACK
+        assert guard.lost is Cause.UNREACHABLE
+
+
 def test_a_slow_reader_that_lives_is_not_convicted():
     """Nothing is read for two limits; nothing announces that nothing happens, so looks are counted."""
     with connected(STDLIB) as (ours, peer), longconn.guard(ours, limit=LIMIT) as guard:
