@@ -6,6 +6,7 @@ from . import _longconn, processes, socket
 from ._longconn import TcpInfo
 from .errors import Cause, LongConnError, MessageTooLarge, PeerLost, PeerReset, PeerTimedOut
 from .guarding import Guard, guard
+from .imports import when_imported as _when_imported
 from .installing import install, uninstall
 from .keepalive import Applied, DetectionTime, Keepalive, default_keepalive, set_default_keepalive
 from .keepalive_socket import KeepaliveSocket
@@ -37,3 +38,6 @@ __version__ = "0.1.0"
 processes.register()
 _atexit.register(_longconn.shut_down)
 _longconn.register_at_fork()
+# Hooks run before a fork in the reverse order of their registration, and logging's keeps its lock over the fork: ours,
+# which waits for the thread that delivers log records, has to be registered after it. Until then nobody reads records.
+_when_imported("logging", _longconn.logging_imported)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
+from .imports import when_imported
 from .keepalive import Keepalive
 from .keepalive_socket import KeepaliveSocket
 
@@ -40,28 +40,6 @@ def _register() -> None:
     sys.modules[_REDUCTION].register(KeepaliveSocket, _reduce)
 
 
-class _WhenImported:
-    """Waits for the import of multiprocessing.reduction, which costs several milliseconds if it isn't needed."""
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if name != _REDUCTION:
-            return None
-        sys.meta_path.remove(self)
-        spec = PathFinder.find_spec(name, path, target)
-        if spec is not None and spec.loader is not None:
-            run = spec.loader.exec_module
-
-            def exec_module(module: Any) -> None:
-                run(module)
-                _register()
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
-
-
 def register() -> None:
-    """Register now, or as soon as multiprocessing can pickle sockets at all."""
-    if _REDUCTION in sys.modules:
-        _register()
-    else:
-        sys.meta_path.insert(0, _WhenImported())
+    """Register now, or as soon as multiprocessing can pickle sockets at all: its import costs several milliseconds."""
+    when_imported(_REDUCTION, _register)

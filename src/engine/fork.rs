@@ -5,8 +5,6 @@
 //! are held, in one order, until both sides have begun anew.
 
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::engine::{clock, guard, notices};
@@ -15,38 +13,8 @@ use crate::engine::{clock, guard, notices};
 const PATIENCE: Duration = Duration::from_secs(1);
 
 struct Held {
-    preparing: MutexGuard<'static, bool>,
     guard: guard::Held,
     notices: notices::Held,
-}
-
-/// Somebody prepares the interpreter for our threads, which a fork must not interrupt.
-static PREPARING: Mutex<bool> = Mutex::new(false);
-static ENDED: Condvar = Condvar::new();
-static IS_PREPARED: AtomicBool = AtomicBool::new(false);
-
-fn preparing() -> MutexGuard<'static, bool> {
-    PREPARING.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[must_use]
-pub fn is_prepared() -> bool {
-    IS_PREPARED.load(Ordering::Acquire)
-}
-
-/// Waits for whoever is at it; detached from Python, as the end.
-pub fn begin_preparing() {
-    let mut is_under_way = preparing();
-    while *is_under_way {
-        is_under_way = ENDED.wait(is_under_way).unwrap_or_else(PoisonError::into_inner);
-    }
-    *is_under_way = true;
-}
-
-pub fn end_preparing(is_done: bool) {
-    IS_PREPARED.store(is_done, Ordering::Release);
-    *preparing() = false;
-    ENDED.notify_all();
 }
 
 thread_local! {
@@ -59,19 +27,11 @@ pub fn before() {
         return;
     }
     let deadline = clock::now() + PATIENCE;
-    let mut preparing = preparing();
-    while *preparing {
-        let left = deadline.saturating_duration_since(clock::now());
-        if left.is_zero() {
-            break;
-        }
-        preparing = ENDED.wait_timeout(preparing, left).unwrap_or_else(PoisonError::into_inner).0;
-    }
     guard::pause();
     // Callbacks may guard something and so want the guard's lock: they end before it is held.
     drop(notices::stop_and_hold(deadline));
     // One order of locks everywhere: the guard posts notices while it holds its own.
-    let held = Held { preparing, guard: guard::hold(), notices: notices::stop_and_hold(deadline) };
+    let held = Held { guard: guard::hold(), notices: notices::stop_and_hold(deadline) };
     HELD.with(|slot| slot.replace(Some(held)));
 }
 
@@ -83,8 +43,7 @@ pub fn after_in_parent() {
 }
 
 pub fn after_in_child() {
-    if let Some(mut held) = HELD.with(RefCell::take) {
-        *held.preparing = false; // whoever was at it isn't here
+    if let Some(held) = HELD.with(RefCell::take) {
         held.notices.release_in_child();
         held.guard.release_in_child();
     }

@@ -7,7 +7,7 @@ use pyo3::types::PyDict;
 
 use crate::engine::fork;
 
-/// Has the hooks run at each fork; more than once does no harm.
+/// Has the hooks run at each fork; more than once does no harm, and they run first after the last time.
 #[pyfunction]
 pub(super) fn register_at_fork(py: Python<'_>) -> PyResult<()> {
     let ours = py.import("longconn._longconn")?;
@@ -18,22 +18,6 @@ pub(super) fn register_at_fork(py: Python<'_>) -> PyResult<()> {
         hooks.set_item(when, ours.getattr(hook)?)?;
     }
     py.import("os")?.call_method("register_at_fork", (), Some(&hooks)).map(drop)
-}
-
-/// To be called before anything that posts a log record.
-///
-/// Hooks run before a fork in the reverse order of their registration, and `logging`'s keeps its lock over the fork. Ours
-/// waits for the thread that delivers records, so it has to run first, and so is registered anew after `logging`; that is
-/// imported here, and not by that thread in the middle of a fork. Not when we are imported: it takes as long as all else.
-pub(super) fn prepare(py: Python<'_>) -> PyResult<()> {
-    if fork::is_prepared() {
-        return Ok(());
-    }
-    // A fork meanwhile would leave the child half an import, with its lock.
-    py.detach(fork::begin_preparing);
-    let done = py.import("logging").and_then(|_| register_at_fork(py));
-    py.detach(|| fork::end_preparing(done.is_ok()));
-    done
 }
 
 #[pyfunction]

@@ -93,7 +93,6 @@ pub(super) fn watch(
     keepalive_options: Option<(bool, f64, f64, u32)>,
     on_lost: Option<Py<PyAny>>,
 ) -> PyResult<Watch> {
-    super::fork::prepare(py)?;
     let limit = seconds(limit)?;
     let fd = borrow(fd)?;
     let keepalive = keepalive_options

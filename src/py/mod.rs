@@ -27,7 +27,7 @@ mod _longconn {
     #[pymodule_export]
     use super::keepalive::{apply_keepalive, keepalive_of, socket_kind};
     #[pymodule_export]
-    use super::notices::warn;
+    use super::notices::{logging_imported, warn};
     #[pymodule_export]
     use super::socket::SocketMixin;
     #[pymodule_export]

@@ -462,7 +462,8 @@ from multiprocessing.reduction import ForkingPickler
 assert longconn.KeepaliveSocket in ForkingPickler._extra_reducers
 import socket
 assert socket.socket in ForkingPickler._extra_reducers, "the stdlib's own registration stays"
-assert not [each for each in sys.meta_path if type(each).__module__.startswith("longconn")], "the hook is gone"
+import logging
+assert not [each for each in sys.meta_path if type(each).__module__.startswith("longconn")], "the hooks are gone"
 import pickle
 sock = longconn.KeepaliveSocket()
 try:
