@@ -165,7 +165,9 @@ impl fmt::Display for Ending {
             Cause::Closed => {
                 out.write_str(if self.by_peer { "the peer closed" } else { "closed" })?;
             }
-            Cause::Ended => out.write_str("the peer's process ended or was killed: its end of stream came without CLOSE")?,
+            Cause::Ended => {
+                out.write_str("the peer's process ended or was killed: its end of stream came without CLOSE")?
+            }
             Cause::Reset => out.write_str("the connection was reset")?,
             Cause::Unreachable => write!(out, "nothing heard for {silence}, and the peer's kernel doesn't answer")?,
             Cause::Frozen => write!(out, "nothing heard for {silence}, though the peer's kernel answers")?,

@@ -52,9 +52,15 @@ pub enum Judgement {
     Alive,
     Suspect,
     /// Nothing was heard for so long, against this limit.
-    Lost { silence: Duration, limit: Duration },
+    Lost {
+        silence: Duration,
+        limit: Duration,
+    },
     /// Nothing of ours has arrived for so long, though the peer is heard.
-    Deaf { unproven: Duration, limit: Duration },
+    Deaf {
+        unproven: Duration,
+        limit: Duration,
+    },
 }
 
 #[derive(Debug)]
@@ -151,6 +157,10 @@ impl Detector {
         if self.grace_until.is_none() {
             let grace = self.limit(smoothed_round_trip).min(GRACE + 4 * smoothed_round_trip);
             self.grace_until = Some(now + grace);
+        }
+        // While we were paused nobody could tell us what had arrived.
+        if self.unproven_since.is_some() {
+            self.unproven_since = Some(now);
         }
         if let Some(phi) = &mut self.phi {
             phi.on_failure();
@@ -283,8 +293,7 @@ impl Phi {
     /// The silence at which the threshold is reached.
     #[must_use]
     pub fn patience(&self) -> Duration {
-        let seconds =
-            self.mean + self.config.acceptable_pause.as_secs_f64() + self.deviations * self.deviation();
+        let seconds = self.mean + self.config.acceptable_pause.as_secs_f64() + self.deviations * self.deviation();
         Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX).min(Duration::from_secs(1 << 32))
     }
 

@@ -104,7 +104,8 @@ impl Evidence {
         let answer_waits = suspicion.asked.is_none() || view.unsent > 0 || view.send_window == Some(0);
         let age = looked.saturating_duration_since(suspicion.since);
         let acked_since = view.bytes_acked > first.bytes_acked || view.since_ack_received < age;
-        if answer_waits && view.probes == 0 && acked_since && (view.unacked == 0 || view.since_ack_received < patience) {
+        if answer_waits && view.probes == 0 && acked_since && (view.unacked == 0 || view.since_ack_received < patience)
+        {
             return Finding::Answered;
         }
         let was_outstanding = first.unacked > 0 || first.probes > 0;

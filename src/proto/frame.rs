@@ -189,12 +189,12 @@ impl Decoder {
                 continue;
             };
             let whole = HEADER_BYTES + length;
-            if self.buffer.is_empty() {
-                if let Some((wire, rest)) = input.split_at_checked(whole) {
-                    *input = rest;
-                    self.first = None;
-                    return Ok(Some(Frame { kind, wire }));
-                }
+            if self.buffer.is_empty()
+                && let Some((wire, rest)) = input.split_at_checked(whole)
+            {
+                *input = rest;
+                self.first = None;
+                return Ok(Some(Frame { kind, wire }));
             }
             self.fill(whole, input);
             if self.buffer.len() < whole {

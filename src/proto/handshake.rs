@@ -53,8 +53,7 @@ impl Rhythm {
     }
 
     fn decode(fields: &mut Fields<'_>) -> Result<Self, HandshakeError> {
-        let mut ms =
-            || fields.u32().map(|ms| Duration::from_millis(ms.into())).ok_or(HandshakeError::Truncated);
+        let mut ms = || fields.u32().map(|ms| Duration::from_millis(ms.into())).ok_or(HandshakeError::Truncated);
         let (want, floor, limit) = (ms()?, ms()?, ms()?);
         for (name, duration) in [("want", want), ("floor", floor)] {
             if duration.is_zero() {
@@ -312,7 +311,8 @@ impl Welcome {
 pub fn check_limits(server: &Rhythm, client: &Rhythm) -> Result<(), Close> {
     for (who, side, peer) in [("server", server, client), ("client", client, server)] {
         if let Err((limit, interval)) = side.check_limit(peer) {
-            let reason = format!("the {who}'s limit is {limit:?}, less than twice the interval {interval:?} it hears at");
+            let reason =
+                format!("the {who}'s limit is {limit:?}, less than twice the interval {interval:?} it hears at");
             return Err(Close::new(CloseCode::LIMIT, &reason));
         }
     }
