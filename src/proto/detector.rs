@@ -170,15 +170,9 @@ impl Detector {
     /// A verdict is due: it is given after the kernel was looked at.
     #[must_use]
     pub fn judge(&mut self, now: Instant, smoothed_round_trip: Duration) -> Judgement {
-        let limit = self.limit(smoothed_round_trip);
+        let limit = self.patience(smoothed_round_trip);
         if now >= self.lost_at(smoothed_round_trip) {
-            let silence = self.silence(now);
-            return Judgement::Lost { silence, limit: self.patience(smoothed_round_trip) };
-        }
-        if let Some(unproven) = self.unproven(now)
-            && self.deaf_at(smoothed_round_trip).is_some_and(|at| now >= at)
-        {
-            return Judgement::Deaf { unproven, limit };
+            return Judgement::Lost { silence: self.silence(now), limit };
         }
         if self.suspect_since.is_none() && now >= self.suspect_at() {
             self.suspect_since = Some(now);
@@ -186,7 +180,16 @@ impl Detector {
                 phi.on_failure();
             }
         }
-        if self.suspect_since.is_some() { Judgement::Suspect } else { Judgement::Alive }
+        if self.suspect_since.is_some() {
+            return Judgement::Suspect;
+        }
+        match self.deaf_at(smoothed_round_trip) {
+            Some(deaf_at) if now >= deaf_at => {
+                let unproven = self.unproven(now).unwrap_or_default();
+                Judgement::Deaf { unproven, limit }
+            }
+            _ => Judgement::Alive,
+        }
     }
 
     /// When [`Detector::judge`] is to be asked next.
@@ -218,8 +221,10 @@ impl Detector {
         self.after_grace(self.last_heard + self.patience(smoothed_round_trip))
     }
 
+    /// Deaf is a peer that is heard; a suspect is judged by its silence, which takes no longer.
     fn deaf_at(&self, smoothed_round_trip: Duration) -> Option<Instant> {
-        Some(self.after_grace(self.unproven_since? + self.limit(smoothed_round_trip)))
+        let since = self.unproven_since.filter(|_| self.suspect_since.is_none())?;
+        Some(self.after_grace(since + self.patience(smoothed_round_trip)))
     }
 
     fn after_grace(&self, due: Instant) -> Instant {
