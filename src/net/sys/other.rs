@@ -2,8 +2,10 @@
 //! The kernel's keepalive works wherever socket2 knows its options. Written from documentation, not tried.
 
 use std::io;
+use std::io::{Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::time::Duration;
 
 use super::RawTcpInfo;
 
@@ -56,4 +58,78 @@ pub fn transmit(fd: RawFd, data: &[u8], flags: libc::c_int) -> io::Result<usize>
     // SAFETY: the kernel reads `data.len()` bytes; a number that isn't open gives EBADF.
     let sent = unsafe { libc::send(fd, data.as_ptr().cast(), data.len(), flags) };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// Wakes who polls it; it stays readable until it is cleared.
+#[derive(Debug)]
+pub struct Wakeup {
+    reader: io::PipeReader,
+    writer: io::PipeWriter,
+}
+
+impl Wakeup {
+    pub fn new() -> io::Result<Self> {
+        let (reader, writer) = io::pipe()?;
+        for fd in [reader.as_raw_fd(), writer.as_raw_fd()] {
+            super::set_nonblocking(fd)?;
+        }
+        Ok(Self { reader, writer })
+    }
+
+    /// A full pipe is set already.
+    pub fn set(&self) {
+        let _ = (&self.writer).write(&[1]);
+    }
+
+    pub fn clear(&self) {
+        let mut room = [0; 64];
+        while matches!((&self.reader).read(&mut room), Ok(length) if length > 0) {}
+    }
+}
+
+impl AsFd for Wakeup {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.reader.as_fd()
+    }
+}
+
+/// Here it comes at once.
+#[derive(Debug)]
+pub struct DelayedWakeup(Wakeup);
+
+impl DelayedWakeup {
+    pub fn new() -> io::Result<Self> {
+        Wakeup::new().map(Self)
+    }
+
+    pub fn set_after(&self, _: Duration) {
+        self.0.set();
+    }
+
+    pub fn clear(&self) {
+        self.0.clear();
+    }
+}
+
+impl AsFd for DelayedWakeup {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Unknown here; a late wake-up tells of a suspension too.
+#[must_use]
+pub fn time_suspended() -> Duration {
+    Duration::ZERO
+}
+
+/// Random bytes fit for secrets (`getentropy(3)`, 256 at a time).
+pub fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
+    for part in bytes.chunks_mut(256) {
+        // SAFETY: at most `part.len()` bytes are written there.
+        if unsafe { libc::getentropy(part.as_mut_ptr().cast(), part.len()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
