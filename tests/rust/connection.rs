@@ -193,6 +193,9 @@ fn the_newer_beat_replaces_the_older_and_keeps_its_request_and_a_mere_reply_neve
     heartbeat.handle_timeout(start + ms(1000));
     let periodic = heartbeat.pending_beat(start + ms(1000), Default::default(), b"").unwrap();
     assert!(periodic.answer && !periodic.extra);
+    // A reply that comes upon a beat of the rhythm doesn't take it out of the rhythm.
+    heartbeat.handle_beat(start, &Beat { sent_at: 3, ..asked }).unwrap();
+    assert!(!heartbeat.pending_beat(start + ms(1000), Default::default(), b"").unwrap().extra);
 }
 
 #[test]
@@ -488,6 +491,18 @@ fn our_own_pause_convicts_nobody_if_the_peer_waits_longer() {
         assert!(side.ending().is_none(), "{:?}", side.ending());
     }
     assert!(pair.sides[0].connection.stats(pair.now).unwrap().round_trip.last.unwrap() < ms(21));
+}
+
+#[test]
+fn the_second_clock_stands_still_while_we_are_paused() {
+    let start = Instant::now();
+    let mut detector = Detector::new(start, ms(1000), None, DetectorConfig::Limit);
+    detector.on_sent(start);
+    detector.on_pause(start + ms(60_000), ms(0));
+    detector.on_bytes(start + ms(60_000));
+    assert_eq!(detector.judge(start + ms(61_000), ms(0)), Judgement::Alive);
+    detector.on_bytes(start + ms(62_000));
+    assert!(matches!(detector.judge(start + ms(62_500), ms(0)), Judgement::Deaf { .. }));
 }
 
 #[test]
