@@ -861,7 +861,6 @@ impl Connection {
         }
         let (close, deadline) = (close.clone(), *deadline);
         if is_over {
-            self.session.drop_unsent();
             let ending = self.closed(close.clone());
             self.end(ending, Some(close), Action::Close);
         } else {

@@ -245,13 +245,6 @@ impl Outbox {
         }
         Ok(progress)
     }
-
-    /// What was accepted and not sent is dropped, but for the rest of a frame that was begun.
-    fn drop_unsent(&mut self) {
-        self.seek_boundary();
-        let end = if self.boundary == self.sent { self.sent } else { self.frame_end(self.boundary) };
-        self.bytes.truncate(self.at(end));
-    }
 }
 
 /// What arrived and wasn't taken: for each message its header as it came, and its bytes without further headers.
@@ -616,10 +609,6 @@ impl Session {
         }
         self.acked = self.inbox.taken;
         self.ack = AckDue::No;
-    }
-
-    pub fn drop_unsent(&mut self) {
-        self.outbox.drop_unsent();
     }
 
     /// What the peer takes at most, for its CLOSE.

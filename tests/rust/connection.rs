@@ -566,6 +566,94 @@ fn a_slow_path_with_a_queue_of_two_seconds_raises_no_alarm() {
     assert!(pair.sides[1].received.len() > 20);
 }
 
+#[test]
+fn on_a_narrow_path_a_beat_that_waits_behind_data_makes_nobody_deaf_while_the_kernel_sees_progress() {
+    let mut pair = open();
+    pair.run(ms(10_000));
+    pair.sides[1].takes = false;
+    pair.pipes[0].bytes_per_second = 8000;
+    pair.kernel_bytes = 1 << 16;
+    for _ in 0..20 {
+        pair.send(0, &[0; 10_000]);
+    }
+    pair.run(ms(60_000));
+    for side in &pair.sides {
+        assert!(side.ending().is_none(), "{}", side.ending().unwrap());
+    }
+    assert!(pair.sides[0].connection.stats(pair.now).unwrap().round_trip.last.unwrap() < ms(9000));
+}
+
+/// The client beats only every 20 s, and hears the server every second.
+fn seldom() -> Pair {
+    let mut client = one_second();
+    client.heartbeat.floor = ms(20_000);
+    client.heartbeat.limit = Some(ms(2500));
+    let mut pair = Pair::open(client, one_second());
+    pair.sides[0].is_blind = true;
+    pair
+}
+
+#[test]
+fn nobody_is_deaf_to_whom_nothing_is_owed() {
+    let mut pair = seldom();
+    pair.run(ms(500_000));
+    assert!(pair.sides.iter().all(|side| side.ending().is_none()), "{:?}", pair.sides[0].ending());
+}
+
+#[test]
+fn an_echo_speaks_only_for_what_was_sent_before_its_beat() {
+    let mut pair = seldom();
+    pair.run(ms(100_000));
+    let [client, server] = &mut pair.sides;
+    client.connection.ping(pair.now);
+    client.connection.send(b"behind it").unwrap();
+    let transmit = client.connection.poll_transmit(pair.now);
+    let (beat, length) = (transmit.control.to_vec(), transmit.control.len() + transmit.data.len());
+    assert_eq!((beat.len(), transmit.data.len()), (37, 13));
+    client.connection.transmitted(pair.now, length);
+    // The beat arrives, what is behind it doesn't.
+    server.connection.handle_input(pair.now, &beat);
+    pair.pipes[0].is_cut = true;
+    pair.turn(1);
+    let start = pair.now;
+    pair.run(ms(10_000));
+    assert_eq!(pair.sides[0].ending().unwrap().cause, Cause::Deaf);
+    assert_between(pair.sides[0].ended_at().unwrap() - start, ms(2500), ms(2600));
+}
+
+#[test]
+fn a_wake_up_that_is_late_by_more_than_a_quarter_of_the_limit_is_a_pause_of_our_own() {
+    for (late_by, given_up) in [(ms(0), None), (ms(2), Some(GivenUp::Paused))] {
+        let mut pair = open();
+        pair.run(ms(10_000));
+        let connection = &mut pair.sides[0].connection;
+        let tolerance = connection.stats(pair.now).unwrap().limit / 4;
+        let now = connection.poll_timeout(pair.now).unwrap() + tolerance + late_by;
+        connection.handle_timeout(now);
+        connection.handle_reset(now);
+        let ending = std::iter::from_fn(|| connection.poll_event()).last();
+        let Some(Event::Ended(ending)) = ending else { panic!("{ending:?}") };
+        assert_eq!(ending.given_up, given_up, "{tolerance:?} and {late_by:?} late");
+    }
+}
+
+#[test]
+fn phi_is_fed_by_the_rhythm_alone() {
+    let mut phi = one_second();
+    let window = 20;
+    phi.heartbeat.detector = DetectorConfig::Phi(PhiConfig { window, acceptable_pause: ms(0), ..PHI });
+    let mut pair = Pair::open(phi, one_second());
+    for _ in 0..600 {
+        pair.sides[0].connection.ping(pair.now);
+        pair.turn(0);
+        pair.run(ms(50));
+    }
+    assert!(pair.sides[0].ending().is_none());
+    let heard = pair.now - pair.sides[0].connection.stats(pair.now).unwrap().silence;
+    let phi = pair.sides[0].connection.stats(heard + ms(800)).unwrap().phi.unwrap();
+    assert!(phi < 1.0, "{phi}");
+}
+
 // ---- the kernel's word ----------------------------------------------------------------------------------------
 
 fn view() -> KernelView {
@@ -815,6 +903,22 @@ fn the_window_grows_when_it_is_taken_within_two_round_trips_and_shrinks_when_idl
     pair.send(0, b"x");
     pair.run(ms(1000));
     assert!(pair.sides[1].connection.budget_held() < held);
+}
+
+#[test]
+fn who_waits_for_an_acknowledgement_gets_it_as_soon_as_everything_is_taken() {
+    let mut pair = open();
+    pair.run(ms(10_000));
+    pair.sides[1].takes = false;
+    pair.send(0, b"take me");
+    pair.sides[0].connection.hurry(pair.now);
+    pair.turn(0);
+    pair.run(ms(300));
+    let server = &mut pair.sides[1].connection;
+    server.read().unwrap();
+    assert!(!server.is_urgent());
+    server.take(pair.now, 1);
+    assert!(server.is_urgent());
 }
 
 // ---- closing --------------------------------------------------------------------------------------------------

@@ -47,6 +47,9 @@ pub struct Pipe {
     pub latency: Duration,
     /// What is sent waits, as a kernel that repeats it makes it wait.
     pub is_cut: bool,
+    /// A narrow path; 0: as wide as can be.
+    pub bytes_per_second: u32,
+    busy_until: Option<Instant>,
     /// Bytes arrive and are acknowledged, and nobody gets them.
     pub swallows: bool,
     in_flight: VecDeque<(Instant, Vec<u8>)>,
@@ -327,7 +330,15 @@ impl Pair {
             connection.transmitted(now, length);
             pipe.written += length as u64;
             pipe.in_flight_bytes += length;
-            pipe.in_flight.push_back((now + pipe.latency, bytes));
+            let packet = if pipe.bytes_per_second == 0 { length } else { 1400 };
+            for bytes in bytes.chunks(packet) {
+                let mut sent = pipe.busy_until.map_or(now, |busy| busy.max(now));
+                if pipe.bytes_per_second > 0 {
+                    sent += Duration::from_secs(bytes.len() as u64) / pipe.bytes_per_second;
+                    pipe.busy_until = Some(sent);
+                }
+                pipe.in_flight.push_back((sent + pipe.latency, bytes.to_vec()));
+            }
         }
     }
 

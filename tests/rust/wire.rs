@@ -427,6 +427,32 @@ fn offsets_that_lie_end_the_link_with_a_cause_that_names_it() {
 }
 
 #[test]
+fn taken_ends_with_a_message_and_not_with_a_fragment() {
+    let mut pair = Pair::open(config(ms(1000)), config(ms(1000)));
+    pair.sides[0].takes = false;
+    pair.send(1, &[0; 40_000]);
+    pair.sides[1].connection.handle_input(pair.now, &ack(16_388, 256 * 1024));
+    pair.turn(1);
+    assert!(pair.sides[1].ending().unwrap().to_string().contains("taken is 16388, inside a message"));
+}
+
+#[test]
+fn what_hello_says_of_a_session_is_void_in_a_new_one() {
+    let session = Some(Resumption { credentials: CREDENTIALS, epoch: 1 });
+    let position = Position { received: 5000, taken: 4000, window: 1 << 20 };
+    let mut bytes = PREAMBLE.to_vec();
+    Hello { session, position, ..a_hello() }.encode(&mut bytes);
+    let now = Instant::now();
+    let mut server = Connection::server(now, config(ms(1000)));
+    server.handle_input(now, &bytes);
+    let Some(Event::Hello(hello)) = server.poll_event() else { panic!("no HELLO") };
+    assert_eq!(hello.session, session);
+    server.accept(CREDENTIALS, ms(0));
+    server.handle_input(now, &ack(0, 100_000));
+    assert!(matches!(server.poll_event(), Some(Event::Opened { resumed: false, .. })));
+}
+
+#[test]
 fn more_than_the_credit_is_an_error_before_it_is_kept() {
     let mut pair = Pair::open(config(ms(1000)), config(ms(1000)));
     pair.sides[1].takes = false;
