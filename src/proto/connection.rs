@@ -22,7 +22,8 @@ use super::detector::{Detector, Judgement};
 use super::evidence::{Arrived, Evidence, Finding, KernelView};
 use super::frame::{Decoder, Frame, FrameError, Kind, PREAMBLE};
 use super::handshake::{
-    Credentials, HandshakeError, Hello, Position, Resumption, Rhythm, VERSION, Welcome, check_limits,
+    Credentials, HandshakeError, Hello, MAX_CLIENT_ID_BYTES, MAX_TOKEN_BYTES, Position, Resumption, Rhythm, VERSION,
+    Welcome, check_limits,
 };
 use super::heartbeat::{Ages, Beat, BeatCounts, BeatError, Heartbeat, HeartbeatConfig, MAX_STATUS_BYTES, RoundTrip};
 use super::session::{SendError, Session, SessionError};
@@ -64,6 +65,15 @@ pub struct Introduction {
     pub token: Vec<u8>,
     pub will_resume: bool,
     pub session: Option<Resumption>,
+}
+
+/// The client's introduction doesn't fit HELLO.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IntroductionError {
+    #[error("a client id of {length} bytes, at most {MAX_CLIENT_ID_BYTES} are allowed")]
+    ClientId { length: usize },
+    #[error("a token of {length} bytes, at most {MAX_TOKEN_BYTES} are allowed")]
+    Token { length: usize },
 }
 
 /// What the driver has to do.
@@ -270,8 +280,15 @@ pub struct Connection {
 
 impl Connection {
     /// The side that connected: says its preamble and HELLO at once.
-    #[must_use]
-    pub fn client(now: Instant, config: Config, introduction: Introduction) -> Self {
+    pub fn client(now: Instant, config: Config, introduction: Introduction) -> Result<Self, IntroductionError> {
+        let length = introduction.client_id.len();
+        if length > MAX_CLIENT_ID_BYTES {
+            return Err(IntroductionError::ClientId { length });
+        }
+        let length = introduction.token.len();
+        if length > MAX_TOKEN_BYTES {
+            return Err(IntroductionError::Token { length });
+        }
         let mut connection = Self::new(now, config, Role::Client);
         let hello = Hello {
             least_version: VERSION,
@@ -286,7 +303,7 @@ impl Connection {
         };
         connection.first.extend_from_slice(&PREAMBLE);
         hello.encode(&mut connection.first);
-        connection
+        Ok(connection)
     }
 
     /// The side that accepted: says nothing until it has heard a preamble.
@@ -446,7 +463,7 @@ impl Connection {
 
     fn handle_welcome(&mut self, now: Instant, frame: Frame<'_>) -> Result<(), ProtocolError> {
         let welcome = Welcome::decode(frame.payload())?;
-        // Going on with a session is the next step of the project; nobody was asked for it here.
+        // Replay isn't spoken here: a session ends with its link.
         if welcome.resumed {
             return Err(HandshakeError::NotAsked.into());
         }
@@ -1052,14 +1069,17 @@ impl Connection {
 
     /// Whether something should be written now, rather than go with what is written next.
     #[must_use]
-    pub fn is_urgent(&self) -> bool {
+    pub fn is_urgent(&mut self) -> bool {
         let has_beat = self.supervision.as_ref().is_some_and(|supervision| supervision.heartbeat.is_pending());
         match self.phase {
             Phase::Handshake | Phase::Authenticating | Phase::Welcomed(_) | Phase::Left { .. } => {
                 !self.first.is_empty()
             }
             Phase::Open | Phase::Draining { .. } => {
-                has_beat || self.session.ack_is_urgent() || !self.first.is_empty() || !self.session.outbox.is_all_sent()
+                has_beat
+                    || self.session.ack_is_urgent()
+                    || !self.first.is_empty()
+                    || !self.session.outbox.ready().is_empty()
             }
             Phase::Leaving { .. } => true,
             Phase::Ended { ref parting, .. } => parting.is_some(),

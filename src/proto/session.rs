@@ -78,6 +78,8 @@ pub struct Outbox {
     credit: u64,
     /// A frame's start at or before `sent`.
     boundary: u64,
+    /// A frame's start at or before `credit`; from there is looked how far it goes.
+    allowed: u64,
     messages: u64,
     bound: usize,
     largest: u64,
@@ -85,7 +87,18 @@ pub struct Outbox {
 
 impl Outbox {
     fn new(bound: usize) -> Self {
-        Self { bytes: Vec::new(), head: 0, taken: 0, sent: 0, credit: 0, boundary: 0, messages: 0, bound, largest: 0 }
+        Self {
+            bytes: Vec::new(),
+            head: 0,
+            taken: 0,
+            sent: 0,
+            credit: 0,
+            boundary: 0,
+            allowed: 0,
+            messages: 0,
+            bound,
+            largest: 0,
+        }
     }
 
     fn at(&self, offset: u64) -> usize {
@@ -186,21 +199,17 @@ impl Outbox {
     #[must_use]
     pub fn ready(&mut self) -> &[u8] {
         let end = self.end();
-        let allowed = if end <= self.credit {
-            end
-        } else {
-            self.seek_boundary();
-            let mut last = self.boundary;
-            while last < end {
-                let next = self.frame_end(last);
-                if next > self.credit {
-                    break;
-                }
-                last = next;
+        if end <= self.credit {
+            self.allowed = end;
+        }
+        while self.allowed < end {
+            let next = self.frame_end(self.allowed);
+            if next > self.credit {
+                break;
             }
-            last.max(self.sent)
-        };
-        &self.bytes[self.at(self.sent)..self.at(allowed)]
+            self.allowed = next;
+        }
+        &self.bytes[self.at(self.sent)..self.at(self.allowed)]
     }
 
     fn on_sent(&mut self, bytes: usize) {

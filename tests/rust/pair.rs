@@ -137,8 +137,10 @@ impl Pair {
         let now = Instant::now();
         let introduction = Introduction { client_id: "device-7".into(), ..Introduction::default() };
         let server = Config { seed: server.seed + 1, ..server };
-        let sides =
-            [Side::new(Connection::client(now, client, introduction)), Side::new(Connection::server(now, server))];
+        let sides = [
+            Side::new(Connection::client(now, client, introduction).expect("a short id")),
+            Side::new(Connection::server(now, server)),
+        ];
         let pipe = || Pipe { latency: ms(10), ..Pipe::default() };
         let pipes = [pipe(), pipe()];
         Self { now, sides, pipes, splits: false, dice: Dice::new(1), kernel_bytes: 1 << 20, steps_without_time: 0 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use longconn::proto::cause::{Cause, Ending};
 use longconn::proto::close::{Close, CloseCode};
-use longconn::proto::connection::{Connection, Event, Introduction};
+use longconn::proto::connection::{Connection, Event, Introduction, IntroductionError};
 use longconn::proto::frame::{Decoder, FrameError, Kind, MAX_PAYLOAD_BYTES, PREAMBLE};
 use longconn::proto::handshake::{Credentials, HandshakeError, Hello, Position, Resumption, Rhythm, VERSION, Welcome};
 use longconn::proto::heartbeat::Beat;
@@ -221,7 +221,7 @@ proptest! {
 /// What a fresh client and a fresh server make of `said`.
 fn meets(said: &[u8]) -> [(Ending, Vec<u8>); 2] {
     let now = Instant::now();
-    let mut client = Connection::client(now, config(ms(1000)), Introduction::default());
+    let mut client = Connection::client(now, config(ms(1000)), Introduction::default()).unwrap();
     let greeting = client.poll_transmit(now).first.len();
     client.transmitted(now, greeting);
     [client, Connection::server(now, config(ms(1000)))].map(|mut connection| {
@@ -372,6 +372,24 @@ fn the_program_may_refuse_a_token() {
     assert_eq!(server.poll_transmit(now).first, PREAMBLE, "nothing is said before the program decided");
     server.refuse(Close::new(CloseCode::UNAUTHORIZED, "unknown token"));
     assert_eq!(Close::decode(&server.poll_transmit(now).control[4..]).unwrap().code, CloseCode::UNAUTHORIZED);
+}
+
+#[test]
+fn an_introduction_that_does_not_fit_hello_is_refused_and_one_that_just_does_is_sent() {
+    let introduction = |id: usize, token: usize| Introduction {
+        client_id: "x".repeat(id),
+        token: vec![0; token],
+        session: Some(Resumption { credentials: CREDENTIALS, epoch: 1 }),
+        ..Introduction::default()
+    };
+    let now = Instant::now();
+    let client = |id, token| Connection::client(now, config(ms(1000)), introduction(id, token));
+    assert_eq!(client(256, 0).unwrap_err(), IntroductionError::ClientId { length: 256 });
+    assert_eq!(client(0, 3073).unwrap_err(), IntroductionError::Token { length: 3073 });
+    let mut largest = client(255, 3072).unwrap();
+    let said = decode(Kind::Hello, &[largest.poll_transmit(now).first]).unwrap();
+    let hello = Hello::decode(&said[0].1).unwrap();
+    assert_eq!((hello.client_id.len(), hello.token.len()), (255, 3072));
 }
 
 // ---- liars ----------------------------------------------------------------------------------------------------
