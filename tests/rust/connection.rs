@@ -107,7 +107,9 @@ fn a_peer_that_wants_a_beat_every_millisecond_gets_one_every_floor() {
     client.heartbeat.floor = ms(1);
     let mut pair = Pair::open(client, one_second());
     pair.run(ms(10_000));
-    let sent = pair.sides[1].connection.stats(pair.now).unwrap().beats.sent;
+    let stats = pair.sides[1].connection.stats(pair.now).unwrap();
+    assert_eq!((stats.send_interval, stats.hear_interval), (ms(50), ms(1)));
+    let sent = stats.beats.sent;
     assert!((190..=280).contains(&sent), "{sent} beats in 10 s with a floor of 50 ms");
 }
 
@@ -1000,6 +1002,14 @@ fn a_close_is_no_handshake_with_the_dead() {
     assert!(pair.sides[0].ended_at().unwrap() - start <= ms(2600));
 }
 
+// ---- cost -----------------------------------------------------------------------------------------------------
+
+#[test]
+fn an_idle_link_costs_little_more_than_a_kilobyte_and_nothing_besides() {
+    let size = size_of::<Connection>();
+    assert!(size <= 1104, "{size} bytes");
+}
+
 // ---- years and schedules --------------------------------------------------------------------------------------
 
 #[test]
@@ -1018,8 +1028,8 @@ fn a_year_of_heartbeats_raises_no_alarm() {
 fn schedule(seed: u64) {
     let mut dice = Dice::new(seed);
     let wants = [100, 500, 1000, 5000];
-    let mut any = |seed| Config { seed, ..config(ms(wants[dice.below(4) as usize])) };
-    let mut pair = Pair::new(any(seed), any(seed ^ 0xFFFF));
+    let mut any = || config(ms(wants[dice.below(4) as usize]));
+    let mut pair = Pair::seeded(any(), any(), seed);
     pair.dice = dice.clone();
     pair.splits = dice.below(2) == 0;
     pair.kernel_bytes = 1000 + dice.below(1 << 18) as usize;
@@ -1098,7 +1108,7 @@ fn random_schedules_deliver_in_order_or_say_why_not() {
 #[test]
 fn a_server_says_nothing_to_a_stranger_and_only_its_preamble_before_hello() {
     let now = Instant::now();
-    let mut server = Connection::server(now, one_second());
+    let mut server = Connection::server(now, one_second().into(), 7);
     server.handle_input(now, b"LONGCON");
     assert!(server.poll_transmit(now).is_empty());
     server.handle_input(now, b"N");

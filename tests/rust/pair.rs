@@ -38,7 +38,7 @@ impl Dice {
 }
 
 pub fn config(want: Duration) -> Config {
-    Config { heartbeat: HeartbeatConfig { want, ..HeartbeatConfig::default() }, seed: 7, ..Config::default() }
+    Config { heartbeat: HeartbeatConfig { want, ..HeartbeatConfig::default() }, ..Config::default() }
 }
 
 /// One direction.
@@ -134,12 +134,15 @@ pub struct Pair {
 
 impl Pair {
     pub fn new(client: Config, server: Config) -> Self {
+        Self::seeded(client, server, 7)
+    }
+
+    pub fn seeded(client: Config, server: Config, seed: u64) -> Self {
         let now = Instant::now();
         let introduction = Introduction { client_id: "device-7".into(), ..Introduction::default() };
-        let server = Config { seed: server.seed + 1, ..server };
         let sides = [
-            Side::new(Connection::client(now, client, introduction).expect("a short id")),
-            Side::new(Connection::server(now, server)),
+            Side::new(Connection::client(now, client.into(), seed, introduction).expect("a short id")),
+            Side::new(Connection::server(now, server.into(), seed + 1)),
         ];
         let pipe = || Pipe { latency: ms(10), ..Pipe::default() };
         let pipes = [pipe(), pipe()];

@@ -221,10 +221,10 @@ proptest! {
 /// What a fresh client and a fresh server make of `said`.
 fn meets(said: &[u8]) -> [(Ending, Vec<u8>); 2] {
     let now = Instant::now();
-    let mut client = Connection::client(now, config(ms(1000)), Introduction::default()).unwrap();
+    let mut client = Connection::client(now, config(ms(1000)).into(), 7, Introduction::default()).unwrap();
     let greeting = client.poll_transmit(now).first.len();
     client.transmitted(now, greeting);
-    [client, Connection::server(now, config(ms(1000)))].map(|mut connection| {
+    [client, Connection::server(now, config(ms(1000)).into(), 7)].map(|mut connection| {
         connection.handle_input(now, said);
         let transmit = connection.poll_transmit(now);
         let answer = [transmit.first, transmit.control, transmit.data].concat();
@@ -290,7 +290,7 @@ fn kinds_from_0x80_up_are_skipped_unknown_ones_below_are_not() {
 fn silence_and_one_byte_a_minute_end_with_the_handshake_timeout() {
     for trickle in [false, true] {
         let start = Instant::now();
-        let mut server = Connection::server(start, config(ms(1000)));
+        let mut server = Connection::server(start, config(ms(1000)).into(), 7);
         assert_eq!(server.poll_timeout(start), Some(start + ms(10_000)));
         if trickle {
             server.handle_input(start + ms(5000), &PREAMBLE);
@@ -352,7 +352,7 @@ fn a_client_of_another_version_is_told_so() {
     let mut bytes = PREAMBLE.to_vec();
     Hello { least_version: 2, greatest_version: 3, ..a_hello() }.encode(&mut bytes);
     let now = Instant::now();
-    let mut server = Connection::server(now, config(ms(1000)));
+    let mut server = Connection::server(now, config(ms(1000)).into(), 7);
     server.handle_input(now, &bytes);
     let transmit = server.poll_transmit(now);
     assert_eq!(transmit.first, PREAMBLE);
@@ -364,7 +364,7 @@ fn the_program_may_refuse_a_token() {
     let mut bytes = PREAMBLE.to_vec();
     a_hello().encode(&mut bytes);
     let now = Instant::now();
-    let mut server = Connection::server(now, config(ms(1000)));
+    let mut server = Connection::server(now, config(ms(1000)).into(), 7);
     server.handle_input(now, &bytes);
     let Some(Event::Hello(hello)) = server.poll_event() else { panic!("no HELLO") };
     assert_eq!((&hello.client_id[..], &hello.token[..]), ("dev-7", &b"secret"[..]));
@@ -383,7 +383,7 @@ fn an_introduction_that_does_not_fit_hello_is_refused_and_one_that_just_does_is_
         ..Introduction::default()
     };
     let now = Instant::now();
-    let client = |id, token| Connection::client(now, config(ms(1000)), introduction(id, token));
+    let client = |id, token| Connection::client(now, config(ms(1000)).into(), 7, introduction(id, token));
     assert_eq!(client(256, 0).unwrap_err(), IntroductionError::ClientId { length: 256 });
     assert_eq!(client(0, 3073).unwrap_err(), IntroductionError::Token { length: 3073 });
     let mut largest = client(255, 3072).unwrap();
@@ -461,7 +461,7 @@ fn what_hello_says_of_a_session_is_void_in_a_new_one() {
     let mut bytes = PREAMBLE.to_vec();
     Hello { session, position, ..a_hello() }.encode(&mut bytes);
     let now = Instant::now();
-    let mut server = Connection::server(now, config(ms(1000)));
+    let mut server = Connection::server(now, config(ms(1000)).into(), 7);
     server.handle_input(now, &bytes);
     let Some(Event::Hello(hello)) = server.poll_event() else { panic!("no HELLO") };
     assert_eq!(hello.session, session);
