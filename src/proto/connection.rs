@@ -14,6 +14,7 @@
 
 use std::collections::VecDeque;
 use std::mem;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::cause::{Cause, Ending, GivenUp, Level};
@@ -22,7 +23,8 @@ use super::detector::{Detector, Judgement};
 use super::evidence::{Arrived, Evidence, Finding, KernelView};
 use super::frame::{Decoder, Frame, FrameError, Kind, PREAMBLE};
 use super::handshake::{
-    Credentials, HandshakeError, Hello, Position, Resumption, Rhythm, VERSION, Welcome, check_limits,
+    Credentials, HandshakeError, Hello, MAX_CLIENT_ID_BYTES, MAX_TOKEN_BYTES, Position, Resumption, Rhythm, VERSION,
+    Welcome, check_limits,
 };
 use super::heartbeat::{Ages, Beat, BeatCounts, BeatError, Heartbeat, HeartbeatConfig, MAX_STATUS_BYTES, RoundTrip};
 use super::session::{SendError, Session, SessionError};
@@ -32,7 +34,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// How long we wait for the peer's FIN after its CLOSE; it has nothing left to say. Arbitrary.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// What holds for a link from its beginning.
+/// What holds for a link from its beginning; all links of a server share one.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub heartbeat: HeartbeatConfig,
@@ -41,8 +43,6 @@ pub struct Config {
     /// For what the peer hasn't taken; a single message may be larger.
     pub send_buffer_bytes: usize,
     pub handshake_timeout: Duration,
-    /// Random: for the beats' origin, phase and jitter.
-    pub seed: u64,
 }
 
 impl Default for Config {
@@ -52,7 +52,6 @@ impl Default for Config {
             largest_message_bytes: 16 * 1024 * 1024,
             send_buffer_bytes: 1024 * 1024,
             handshake_timeout: Duration::from_secs(10),
-            seed: 0,
         }
     }
 }
@@ -64,6 +63,15 @@ pub struct Introduction {
     pub token: Vec<u8>,
     pub will_resume: bool,
     pub session: Option<Resumption>,
+}
+
+/// The client's introduction doesn't fit HELLO.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IntroductionError {
+    #[error("a client id of {length} bytes, at most {MAX_CLIENT_ID_BYTES} are allowed")]
+    ClientId { length: usize },
+    #[error("a token of {length} bytes, at most {MAX_TOKEN_BYTES} are allowed")]
+    Token { length: usize },
 }
 
 /// What the driver has to do.
@@ -154,21 +162,21 @@ enum Phase {
     /// The server's program decides about a HELLO.
     Authenticating,
     /// The server waits for the client's first ACK.
-    Welcomed(Welcome),
+    Welcomed(Box<Welcome>),
     Open,
     /// Data accepted before is being taken; then `close` goes.
     Draining {
-        close: Close,
+        close: Box<Close>,
         deadline: Instant,
     },
     /// `close` goes at the next frame boundary.
     Leaving {
-        close: Close,
+        close: Box<Close>,
         deadline: Instant,
     },
     /// CLOSE is out, we wait for the peer's FIN.
     Left {
-        close: Close,
+        close: Box<Close>,
         deadline: Instant,
     },
     /// The peer said CLOSE: nothing more but FIN.
@@ -177,7 +185,7 @@ enum Phase {
     },
     /// Over. `parting` is tried once before `action`.
     Ended {
-        parting: Option<Close>,
+        parting: Option<Box<Close>>,
         action: Option<Action>,
     },
 }
@@ -206,7 +214,7 @@ struct Supervision {
     /// Something went out behind the newest beat, so that its echo doesn't speak for everything.
     sent_behind_beat: bool,
     peer_ages: Option<(Instant, Ages)>,
-    peer_status: Vec<u8>,
+    peer_status: Box<[u8]>,
 }
 
 impl Supervision {
@@ -233,12 +241,14 @@ impl Supervision {
 #[derive(Debug)]
 pub struct Connection {
     role: Role,
-    config: Config,
+    config: Arc<Config>,
+    seed: u64,
     phase: Phase,
     decoder: Decoder,
     heard_preamble: bool,
     session: Session,
-    peer: Option<Rhythm>,
+    /// What the peer wishes, until the link is open.
+    peer: Option<Box<Rhythm>>,
     supervision: Option<Supervision>,
     handshake_deadline: Instant,
     /// The handshake, or the rest of a control frame that was cut short.
@@ -254,7 +264,7 @@ pub struct Connection {
     fin_wanted: bool,
     /// The deadline that was given out last.
     armed: Option<Instant>,
-    status: Vec<u8>,
+    status: Box<[u8]>,
     /// Somebody waits in a blocking call.
     is_waiting: bool,
     /// The program tells of its progress itself.
@@ -269,10 +279,23 @@ pub struct Connection {
 // ---- making one -----------------------------------------------------------------------------------------------
 
 impl Connection {
-    /// The side that connected: says its preamble and HELLO at once.
-    #[must_use]
-    pub fn client(now: Instant, config: Config, introduction: Introduction) -> Self {
-        let mut connection = Self::new(now, config, Role::Client);
+    /// The side that connected: says its preamble and HELLO at once. `seed` is random, another one for each link: for
+    /// the beats' origin, phase and jitter.
+    pub fn client(
+        now: Instant,
+        config: Arc<Config>,
+        seed: u64,
+        introduction: Introduction,
+    ) -> Result<Self, IntroductionError> {
+        let length = introduction.client_id.len();
+        if length > MAX_CLIENT_ID_BYTES {
+            return Err(IntroductionError::ClientId { length });
+        }
+        let length = introduction.token.len();
+        if length > MAX_TOKEN_BYTES {
+            return Err(IntroductionError::Token { length });
+        }
+        let mut connection = Self::new(now, config, seed, Role::Client);
         let hello = Hello {
             least_version: VERSION,
             greatest_version: VERSION,
@@ -286,16 +309,16 @@ impl Connection {
         };
         connection.first.extend_from_slice(&PREAMBLE);
         hello.encode(&mut connection.first);
-        connection
+        Ok(connection)
     }
 
     /// The side that accepted: says nothing until it has heard a preamble.
     #[must_use]
-    pub fn server(now: Instant, config: Config) -> Self {
-        Self::new(now, config, Role::Server)
+    pub fn server(now: Instant, config: Arc<Config>, seed: u64) -> Self {
+        Self::new(now, config, seed, Role::Server)
     }
 
-    fn new(now: Instant, config: Config, role: Role) -> Self {
+    fn new(now: Instant, config: Arc<Config>, seed: u64, role: Role) -> Self {
         let first = match role {
             Role::Client => Kind::Welcome,
             Role::Server => Kind::Hello,
@@ -310,6 +333,7 @@ impl Connection {
             supervision: None,
             handshake_deadline: now + config.handshake_timeout,
             config,
+            seed,
             first: Vec::new(),
             first_written: 0,
             control: Vec::new(),
@@ -320,7 +344,7 @@ impl Connection {
             look_wanted: false,
             fin_wanted: false,
             armed: None,
-            status: Vec::new(),
+            status: Box::default(),
             is_waiting: false,
             tells_progress: false,
             last_progress: now,
@@ -434,7 +458,7 @@ impl Connection {
             self.reject(close, detail);
             return Ok(());
         }
-        self.peer = Some(hello.rhythm);
+        self.peer = Some(Box::new(hello.rhythm));
         // What HELLO says of a session that it names is void in a new one; the client's first ACK opens the window.
         let window = if hello.session.is_some() { 0 } else { hello.position.window };
         self.session.on_peer_position(Position::start(window), hello.largest_message);
@@ -446,11 +470,11 @@ impl Connection {
 
     fn handle_welcome(&mut self, now: Instant, frame: Frame<'_>) -> Result<(), ProtocolError> {
         let welcome = Welcome::decode(frame.payload())?;
-        // Going on with a session is the next step of the project; nobody was asked for it here.
+        // Replay isn't spoken here: a session ends with its link.
         if welcome.resumed {
             return Err(HandshakeError::NotAsked.into());
         }
-        self.peer = Some(welcome.rhythm);
+        self.peer = Some(Box::new(welcome.rhythm));
         self.session.on_peer_position(welcome.position, welcome.largest_message);
         self.phase = Phase::Open;
         self.session.on_ask(true);
@@ -459,16 +483,16 @@ impl Connection {
     }
 
     fn open(&mut self, now: Instant, welcome: &Welcome) {
-        let Some(peer) = self.peer else { return };
+        let Some(peer) = self.peer.take() else { return };
         let ours = self.config.heartbeat.rhythm();
         self.supervision = Some(Supervision {
-            heartbeat: Heartbeat::new(now, ours.interval_to(&peer), self.config.seed),
+            heartbeat: Heartbeat::new(now, ours.interval_to(&peer), self.seed),
             detector: Detector::new(now, peer.interval_to(&ours), ours.limit, self.config.heartbeat.detector),
             evidence: Evidence::default(),
             last_look: None,
             sent_behind_beat: false,
             peer_ages: None,
-            peer_status: Vec::new(),
+            peer_status: Box::default(),
         });
         self.last_progress = now;
         let Welcome { credentials, resumed, retention, .. } = *welcome;
@@ -489,8 +513,8 @@ impl Connection {
         }
         let ages = Ages { interpreter: beat.interpreter_age, application: beat.application_age };
         supervision.peer_ages = Some((now, ages));
-        if supervision.peer_status != beat.status {
-            supervision.peer_status = beat.status.to_vec();
+        if *supervision.peer_status != *beat.status {
+            supervision.peer_status = beat.status.into();
         }
         while let Some(ping) = supervision.heartbeat.poll_pong() {
             self.events.push_back(Event::Pong { ping, round_trip: heard.round_trip });
@@ -538,7 +562,7 @@ impl Connection {
         if let Phase::Left { close, .. } = mem::replace(&mut self.phase, Phase::PeerLeft { deadline: now + LINGER }) {
             ending.cause = Cause::Closed;
             ending.given_up = None;
-            ending.close = Some(close);
+            ending.close = Some(*close);
         } else {
             self.fin_wanted = true;
         }
@@ -559,7 +583,7 @@ impl Connection {
                 ending
             }
             Phase::Open | Phase::Draining { .. } | Phase::Leaving { .. } => Ending::new(Cause::Ended),
-            Phase::Left { close, .. } => self.closed(close.clone()),
+            Phase::Left { close, .. } => self.closed(Close::clone(close)),
             Phase::PeerLeft { .. } => {
                 self.phase = Phase::Ended { parting: None, action: Some(Action::Close) };
                 return;
@@ -578,7 +602,7 @@ impl Connection {
                 ending.detail = Some("the connection was reset before the handshake was done".to_owned());
                 ending
             }
-            Phase::Left { close, .. } => self.closed(close.clone()),
+            Phase::Left { close, .. } => self.closed(Close::clone(close)),
             Phase::PeerLeft { .. } | Phase::Ended { .. } => {
                 self.phase = Phase::Ended { parting: None, action: Some(Action::Close) };
                 return;
@@ -641,8 +665,8 @@ impl Connection {
                 return;
             }
             Phase::Leaving { close, deadline } | Phase::Left { close, deadline } if now >= *deadline => {
-                let parting = matches!(self.phase, Phase::Leaving { .. }).then(|| close.clone());
-                let ending = self.closed(close.clone());
+                let parting = matches!(self.phase, Phase::Leaving { .. }).then(|| Close::clone(close));
+                let ending = self.closed(Close::clone(close));
                 self.end(ending, parting, Action::Close);
                 return;
             }
@@ -658,8 +682,6 @@ impl Connection {
             if now >= supervision.heartbeat.poll_timeout() {
                 self.session.on_idle_moment(now);
                 self.decoder.release_memory();
-                self.control = Vec::new();
-                self.slots = Vec::new();
             }
             supervision.heartbeat.handle_timeout(now);
             if supervision.next_look(now).is_some_and(|at| now >= at) {
@@ -747,7 +769,7 @@ impl Connection {
             retention,
         };
         welcome.encode(&mut self.first);
-        self.phase = Phase::Welcomed(welcome);
+        self.phase = Phase::Welcomed(Box::new(welcome));
     }
 
     /// The server's program, or its driver, refuses a client that isn't open yet. A server that hasn't heard a
@@ -803,7 +825,7 @@ impl Connection {
         if status.len() > MAX_STATUS_BYTES {
             return false;
         }
-        self.status = status.to_vec();
+        self.status = status.into();
         true
     }
 
@@ -841,11 +863,11 @@ impl Connection {
                 self.end(ending, parting, Action::Close);
             }
             Phase::Open if close.ends_session => {
-                self.phase = Phase::Draining { close, deadline };
+                self.phase = Phase::Draining { close: Box::new(close), deadline };
                 self.hurry(now);
                 self.advance_closing(now);
             }
-            Phase::Open => self.phase = Phase::Leaving { close, deadline },
+            Phase::Open => self.phase = Phase::Leaving { close: Box::new(close), deadline },
             Phase::Draining { deadline: before, .. }
             | Phase::Leaving { deadline: before, .. }
             | Phase::Left { deadline: before, .. } => *before = deadline.min(*before),
@@ -861,9 +883,8 @@ impl Connection {
         }
         let (close, deadline) = (close.clone(), *deadline);
         if is_over {
-            self.session.drop_unsent();
-            let ending = self.closed(close.clone());
-            self.end(ending, Some(close), Action::Close);
+            let ending = self.closed(Close::clone(&close));
+            self.end(ending, Some(*close), Action::Close);
         } else {
             self.phase = Phase::Leaving { close, deadline };
         }
@@ -899,7 +920,7 @@ impl Connection {
 
     /// The link is over: `parting` is tried once, then `action`.
     fn end(&mut self, ending: Ending, parting: Option<Close>, action: Action) {
-        self.phase = Phase::Ended { parting, action: Some(action) };
+        self.phase = Phase::Ended { parting: parting.map(Box::new), action: Some(action) };
         self.look_wanted = false;
         self.fin_wanted = false;
         self.announce(ending);
@@ -918,9 +939,8 @@ impl Connection {
 
     /// An echo is overdue.
     fn is_unheard(&self, now: Instant) -> bool {
-        let (Some(supervision), Some(peer)) = (&self.supervision, &self.peer) else { return false };
-        let interval = peer.interval_to(&self.config.heartbeat.rhythm());
-        let overdue = interval * 3 / 2 + supervision.smoothed();
+        let Some(supervision) = &self.supervision else { return false };
+        let overdue = supervision.detector.interval() * 3 / 2 + supervision.smoothed();
         supervision.detector.unproven(now).is_some_and(|unproven| unproven >= overdue)
     }
 
@@ -1018,6 +1038,7 @@ impl Connection {
             behind_beat = !matches!(slot, Slot::Beat { .. });
             self.on_control_sent(now, slot);
         }
+        self.control = Vec::new();
         if left > 0 {
             self.session.on_sent(left);
             behind_beat = true;
@@ -1053,14 +1074,17 @@ impl Connection {
 
     /// Whether something should be written now, rather than go with what is written next.
     #[must_use]
-    pub fn is_urgent(&self) -> bool {
+    pub fn is_urgent(&mut self) -> bool {
         let has_beat = self.supervision.as_ref().is_some_and(|supervision| supervision.heartbeat.is_pending());
         match self.phase {
             Phase::Handshake | Phase::Authenticating | Phase::Welcomed(_) | Phase::Left { .. } => {
                 !self.first.is_empty()
             }
             Phase::Open | Phase::Draining { .. } => {
-                has_beat || self.session.ack_is_urgent() || !self.first.is_empty() || !self.session.outbox.is_all_sent()
+                has_beat
+                    || self.session.ack_is_urgent()
+                    || !self.first.is_empty()
+                    || !self.session.outbox.ready().is_empty()
             }
             Phase::Leaving { .. } => true,
             Phase::Ended { ref parting, .. } => parting.is_some(),
@@ -1132,6 +1156,7 @@ pub struct Stats {
     pub silence: Duration,
     pub phi: Option<f64>,
     pub send_interval: Duration,
+    pub hear_interval: Duration,
     pub limit: Duration,
     pub bytes_sent: u64,
     pub bytes_heard: u64,
@@ -1213,6 +1238,7 @@ impl Connection {
             silence: supervision.detector.silence(now),
             phi: supervision.detector.phi(now),
             send_interval: supervision.heartbeat.interval(),
+            hear_interval: supervision.detector.interval(),
             limit: supervision.limit(),
             bytes_sent: self.bytes_sent,
             bytes_heard: self.bytes_heard,

@@ -68,7 +68,7 @@ pub struct Detector {
     /// The peer's effective interval.
     interval: Duration,
     explicit_limit: Option<Duration>,
-    phi: Option<Phi>,
+    phi: Option<Box<Phi>>,
     last_heard: Instant,
     suspect_since: Option<Instant>,
     /// Since when something of ours is outstanding and nothing of ours is known to have arrived.
@@ -83,7 +83,7 @@ impl Detector {
     pub fn new(now: Instant, interval: Duration, limit: Option<Duration>, config: DetectorConfig) -> Self {
         let phi = match config {
             DetectorConfig::Limit => None,
-            DetectorConfig::Phi(config) => Some(Phi::new(config, interval)),
+            DetectorConfig::Phi(config) => Some(Box::new(Phi::new(config, interval))),
         };
         Self {
             interval,
@@ -94,6 +94,11 @@ impl Detector {
             unproven_since: None,
             grace_until: None,
         }
+    }
+
+    #[must_use]
+    pub fn interval(&self) -> Duration {
+        self.interval
     }
 
     #[must_use]

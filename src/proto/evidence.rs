@@ -39,11 +39,12 @@ pub enum Finding {
     Unknown,
 }
 
-/// Collects the looks at one connection.
+/// Collects the looks at one connection. Most are never suspected, so what a suspicion needs is kept apart.
 #[derive(Debug, Default)]
 pub struct Evidence {
-    last: Option<(Instant, KernelView)>,
-    suspicion: Option<Suspicion>,
+    /// `bytes_acked` at the last look.
+    acked: Option<u64>,
+    suspicion: Option<Box<Suspicion>>,
 }
 
 #[derive(Debug)]
@@ -55,11 +56,13 @@ struct Suspicion {
     answer_end: Option<u64>,
     /// At the first look: what was acknowledged, and whether something was in flight.
     first: Option<KernelView>,
+    last: Option<(Instant, KernelView)>,
 }
 
 impl Evidence {
     pub fn on_suspicion(&mut self, now: Instant) {
-        self.suspicion = Some(Suspicion { since: now, asked: None, answer_end: None, first: None });
+        let (asked, answer_end, first, last) = (None, None, None, None);
+        self.suspicion = Some(Box::new(Suspicion { since: now, asked, answer_end, first, last }));
     }
 
     pub fn on_heard(&mut self) {
@@ -75,10 +78,11 @@ impl Evidence {
 
     /// Takes a look; says whether something of ours is now known to have arrived, and whether everything has.
     pub fn observe(&mut self, now: Instant, view: KernelView) -> Arrived {
-        let progress = self.last.is_some_and(|(_, last)| view.bytes_acked > last.bytes_acked);
-        self.last = Some((now, view));
+        let progress = self.acked.is_some_and(|acked| view.bytes_acked > acked);
+        self.acked = Some(view.bytes_acked);
         if let Some(suspicion) = &mut self.suspicion {
             suspicion.first.get_or_insert(view);
+            suspicion.last = Some((now, view));
             if suspicion.asked.is_some() {
                 suspicion.answer_end.get_or_insert(view.written);
             }
@@ -93,9 +97,8 @@ impl Evidence {
     /// What the last look says about the silence.
     #[must_use]
     pub fn finding(&self, now: Instant, smoothed_round_trip: Duration) -> Finding {
-        let (Some(suspicion), Some((looked, view))) = (&self.suspicion, &self.last) else { return Finding::Unknown };
-        // A look that was taken before the silence was suspicious says nothing about it.
-        let Some(first) = suspicion.first.filter(|_| *looked >= suspicion.since) else { return Finding::Unknown };
+        let Some(suspicion) = &self.suspicion else { return Finding::Unknown };
+        let (Some(first), Some((looked, view))) = (&suspicion.first, &suspicion.last) else { return Finding::Unknown };
         if suspicion.answer_end.is_some_and(|end| view.bytes_acked >= end) {
             return Finding::Answered;
         }

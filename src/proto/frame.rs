@@ -167,9 +167,6 @@ impl Decoder {
                 let skipped = self.skipping.min(input.len());
                 *input = &input[skipped..];
                 self.skipping -= skipped;
-                if self.skipping > 0 {
-                    return Ok(None);
-                }
             }
             if !self.buffer.is_empty() {
                 self.fill(HEADER_BYTES, input);

@@ -3,6 +3,7 @@
 
 pub mod cause;
 pub mod close;
+pub mod codec;
 pub mod connection;
 pub mod detector;
 pub mod evidence;

@@ -14,8 +14,11 @@ const ACK_DELAY: Duration = Duration::from_millis(50);
 /// A window that was grown is given back when nothing was taken for so long; arbitrary.
 const SHRINK_AFTER: Duration = Duration::from_secs(10);
 const TOTAL_BYTES: usize = 8;
-/// An emptied buffer larger than this is given back at once.
-const KEPT_BYTES: usize = 512 * 1024;
+/// An emptied buffer larger than this is given back at once, smaller ones at the next idle moment: pages that are new
+/// cost more than what is written into them.
+const KEPT_BYTES: usize = 4 * 1024 * 1024;
+/// What was taken is moved out of a buffer only from here up.
+const WORTH_MOVING_BYTES: usize = 64 * 1024;
 
 /// What a message of `length` bytes weighs on the wire. One that fits goes in one frame; a larger one is its length
 /// in eight bytes and itself, cut into full frames.
@@ -75,6 +78,8 @@ pub struct Outbox {
     credit: u64,
     /// A frame's start at or before `sent`.
     boundary: u64,
+    /// A frame's start at or before `credit`; from there is looked how far it goes.
+    allowed: u64,
     messages: u64,
     bound: usize,
     largest: u64,
@@ -82,7 +87,18 @@ pub struct Outbox {
 
 impl Outbox {
     fn new(bound: usize) -> Self {
-        Self { bytes: Vec::new(), head: 0, taken: 0, sent: 0, credit: 0, boundary: 0, messages: 0, bound, largest: 0 }
+        Self {
+            bytes: Vec::new(),
+            head: 0,
+            taken: 0,
+            sent: 0,
+            credit: 0,
+            boundary: 0,
+            allowed: 0,
+            messages: 0,
+            bound,
+            largest: 0,
+        }
     }
 
     fn at(&self, offset: u64) -> usize {
@@ -183,21 +199,17 @@ impl Outbox {
     #[must_use]
     pub fn ready(&mut self) -> &[u8] {
         let end = self.end();
-        let allowed = if end <= self.credit {
-            end
-        } else {
-            self.seek_boundary();
-            let mut last = self.boundary;
-            while last < end {
-                let next = self.frame_end(last);
-                if next > self.credit {
-                    break;
-                }
-                last = next;
+        if end <= self.credit {
+            self.allowed = end;
+        }
+        while self.allowed < end {
+            let next = self.frame_end(self.allowed);
+            if next > self.credit {
+                break;
             }
-            last.max(self.sent)
-        };
-        &self.bytes[self.at(self.sent)..self.at(allowed)]
+            self.allowed = next;
+        }
+        &self.bytes[self.at(self.sent)..self.at(self.allowed)]
     }
 
     fn on_sent(&mut self, bytes: usize) {
@@ -241,13 +253,6 @@ impl Outbox {
             }
         }
         Ok(progress)
-    }
-
-    /// What was accepted and not sent is dropped, but for the rest of a frame that was begun.
-    fn drop_unsent(&mut self) {
-        self.seek_boundary();
-        let end = if self.boundary == self.sent { self.sent } else { self.frame_end(self.boundary) };
-        self.bytes.truncate(self.at(end));
     }
 }
 
@@ -349,6 +354,11 @@ impl Inbox {
             .then(|| self.received.saturating_add(self.missing).saturating_add(frames * HEADER_BYTES as u64))
     }
 
+    /// Once it has credit; before, a length that was only claimed costs nothing.
+    fn make_room_for_begun(&mut self) {
+        self.bytes.reserve(usize::try_from(self.missing).unwrap_or_default());
+    }
+
     /// The next whole message; it stays here until it is taken.
     fn read(&mut self) -> Option<&[u8]> {
         if self.messages == 0 {
@@ -382,7 +392,7 @@ impl Inbox {
                 self.bytes = Vec::new();
             }
             (self.taken_at, self.read_at, self.complete) = (0, 0, 0);
-        } else if self.taken_at >= KEPT_BYTES / 8 && self.taken_at >= self.bytes.len() / 2 {
+        } else if self.taken_at >= WORTH_MOVING_BYTES && self.taken_at >= self.bytes.len() / 2 {
             self.bytes.drain(..self.taken_at);
             self.read_at -= self.taken_at;
             self.complete -= self.taken_at;
@@ -463,6 +473,9 @@ impl Session {
         self.inbox.push(frame, self.credit)?;
         if frame.kind == Kind::DataStart {
             self.extension = self.inbox.end_of_begun().filter(|end| *end > self.credit);
+            if self.extension.is_none() {
+                self.inbox.make_room_for_begun();
+            }
         }
         Ok(())
     }
@@ -544,6 +557,7 @@ impl Session {
     pub fn grant_budget(&mut self) {
         if let Some(end) = self.extension.take() {
             self.credit = end;
+            self.inbox.make_room_for_begun();
         } else if self.growth_wanted {
             self.window = (self.window * 2).min(MAX_WINDOW_BYTES);
             self.growth_wanted = false;
@@ -604,10 +618,6 @@ impl Session {
         }
         self.acked = self.inbox.taken;
         self.ack = AckDue::No;
-    }
-
-    pub fn drop_unsent(&mut self) {
-        self.outbox.drop_unsent();
     }
 
     /// What the peer takes at most, for its CLOSE.

@@ -38,7 +38,7 @@ impl Dice {
 }
 
 pub fn config(want: Duration) -> Config {
-    Config { heartbeat: HeartbeatConfig { want, ..HeartbeatConfig::default() }, seed: 7, ..Config::default() }
+    Config { heartbeat: HeartbeatConfig { want, ..HeartbeatConfig::default() }, ..Config::default() }
 }
 
 /// One direction.
@@ -47,6 +47,9 @@ pub struct Pipe {
     pub latency: Duration,
     /// What is sent waits, as a kernel that repeats it makes it wait.
     pub is_cut: bool,
+    /// A narrow path; 0: as wide as can be.
+    pub bytes_per_second: u32,
+    busy_until: Option<Instant>,
     /// Bytes arrive and are acknowledged, and nobody gets them.
     pub swallows: bool,
     in_flight: VecDeque<(Instant, Vec<u8>)>,
@@ -131,11 +134,16 @@ pub struct Pair {
 
 impl Pair {
     pub fn new(client: Config, server: Config) -> Self {
+        Self::seeded(client, server, 7)
+    }
+
+    pub fn seeded(client: Config, server: Config, seed: u64) -> Self {
         let now = Instant::now();
         let introduction = Introduction { client_id: "device-7".into(), ..Introduction::default() };
-        let server = Config { seed: server.seed + 1, ..server };
-        let sides =
-            [Side::new(Connection::client(now, client, introduction)), Side::new(Connection::server(now, server))];
+        let sides = [
+            Side::new(Connection::client(now, client.into(), seed, introduction).expect("a short id")),
+            Side::new(Connection::server(now, server.into(), seed + 1)),
+        ];
         let pipe = || Pipe { latency: ms(10), ..Pipe::default() };
         let pipes = [pipe(), pipe()];
         Self { now, sides, pipes, splits: false, dice: Dice::new(1), kernel_bytes: 1 << 20, steps_without_time: 0 }
@@ -327,7 +335,15 @@ impl Pair {
             connection.transmitted(now, length);
             pipe.written += length as u64;
             pipe.in_flight_bytes += length;
-            pipe.in_flight.push_back((now + pipe.latency, bytes));
+            let packet = if pipe.bytes_per_second == 0 { length } else { 1400 };
+            for bytes in bytes.chunks(packet) {
+                let mut sent = pipe.busy_until.map_or(now, |busy| busy.max(now));
+                if pipe.bytes_per_second > 0 {
+                    sent += Duration::from_secs(bytes.len() as u64) / pipe.bytes_per_second;
+                    pipe.busy_until = Some(sent);
+                }
+                pipe.in_flight.push_back((sent + pipe.latency, bytes.to_vec()));
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use longconn::proto::cause::{Cause, Ending};
 use longconn::proto::close::{Close, CloseCode};
-use longconn::proto::connection::{Connection, Event, Introduction};
+use longconn::proto::connection::{Connection, Event, Introduction, IntroductionError};
 use longconn::proto::frame::{Decoder, FrameError, Kind, MAX_PAYLOAD_BYTES, PREAMBLE};
 use longconn::proto::handshake::{Credentials, HandshakeError, Hello, Position, Resumption, Rhythm, VERSION, Welcome};
 use longconn::proto::heartbeat::Beat;
@@ -221,10 +221,10 @@ proptest! {
 /// What a fresh client and a fresh server make of `said`.
 fn meets(said: &[u8]) -> [(Ending, Vec<u8>); 2] {
     let now = Instant::now();
-    let mut client = Connection::client(now, config(ms(1000)), Introduction::default());
+    let mut client = Connection::client(now, config(ms(1000)).into(), 7, Introduction::default()).unwrap();
     let greeting = client.poll_transmit(now).first.len();
     client.transmitted(now, greeting);
-    [client, Connection::server(now, config(ms(1000)))].map(|mut connection| {
+    [client, Connection::server(now, config(ms(1000)).into(), 7)].map(|mut connection| {
         connection.handle_input(now, said);
         let transmit = connection.poll_transmit(now);
         let answer = [transmit.first, transmit.control, transmit.data].concat();
@@ -290,7 +290,7 @@ fn kinds_from_0x80_up_are_skipped_unknown_ones_below_are_not() {
 fn silence_and_one_byte_a_minute_end_with_the_handshake_timeout() {
     for trickle in [false, true] {
         let start = Instant::now();
-        let mut server = Connection::server(start, config(ms(1000)));
+        let mut server = Connection::server(start, config(ms(1000)).into(), 7);
         assert_eq!(server.poll_timeout(start), Some(start + ms(10_000)));
         if trickle {
             server.handle_input(start + ms(5000), &PREAMBLE);
@@ -352,7 +352,7 @@ fn a_client_of_another_version_is_told_so() {
     let mut bytes = PREAMBLE.to_vec();
     Hello { least_version: 2, greatest_version: 3, ..a_hello() }.encode(&mut bytes);
     let now = Instant::now();
-    let mut server = Connection::server(now, config(ms(1000)));
+    let mut server = Connection::server(now, config(ms(1000)).into(), 7);
     server.handle_input(now, &bytes);
     let transmit = server.poll_transmit(now);
     assert_eq!(transmit.first, PREAMBLE);
@@ -364,7 +364,7 @@ fn the_program_may_refuse_a_token() {
     let mut bytes = PREAMBLE.to_vec();
     a_hello().encode(&mut bytes);
     let now = Instant::now();
-    let mut server = Connection::server(now, config(ms(1000)));
+    let mut server = Connection::server(now, config(ms(1000)).into(), 7);
     server.handle_input(now, &bytes);
     let Some(Event::Hello(hello)) = server.poll_event() else { panic!("no HELLO") };
     assert_eq!((&hello.client_id[..], &hello.token[..]), ("dev-7", &b"secret"[..]));
@@ -372,6 +372,24 @@ fn the_program_may_refuse_a_token() {
     assert_eq!(server.poll_transmit(now).first, PREAMBLE, "nothing is said before the program decided");
     server.refuse(Close::new(CloseCode::UNAUTHORIZED, "unknown token"));
     assert_eq!(Close::decode(&server.poll_transmit(now).control[4..]).unwrap().code, CloseCode::UNAUTHORIZED);
+}
+
+#[test]
+fn an_introduction_that_does_not_fit_hello_is_refused_and_one_that_just_does_is_sent() {
+    let introduction = |id: usize, token: usize| Introduction {
+        client_id: "x".repeat(id),
+        token: vec![0; token],
+        session: Some(Resumption { credentials: CREDENTIALS, epoch: 1 }),
+        ..Introduction::default()
+    };
+    let now = Instant::now();
+    let client = |id, token| Connection::client(now, config(ms(1000)).into(), 7, introduction(id, token));
+    assert_eq!(client(256, 0).unwrap_err(), IntroductionError::ClientId { length: 256 });
+    assert_eq!(client(0, 3073).unwrap_err(), IntroductionError::Token { length: 3073 });
+    let mut largest = client(255, 3072).unwrap();
+    let said = decode(Kind::Hello, &[largest.poll_transmit(now).first]).unwrap();
+    let hello = Hello::decode(&said[0].1).unwrap();
+    assert_eq!((hello.client_id.len(), hello.token.len()), (255, 3072));
 }
 
 // ---- liars ----------------------------------------------------------------------------------------------------
@@ -424,6 +442,32 @@ fn offsets_that_lie_end_the_link_with_a_cause_that_names_it() {
         assert_eq!(ending.cause, Cause::Protocol);
         assert!(ending.to_string().contains(named), "{ending}, not {named}");
     }
+}
+
+#[test]
+fn taken_ends_with_a_message_and_not_with_a_fragment() {
+    let mut pair = Pair::open(config(ms(1000)), config(ms(1000)));
+    pair.sides[0].takes = false;
+    pair.send(1, &[0; 40_000]);
+    pair.sides[1].connection.handle_input(pair.now, &ack(16_388, 256 * 1024));
+    pair.turn(1);
+    assert!(pair.sides[1].ending().unwrap().to_string().contains("taken is 16388, inside a message"));
+}
+
+#[test]
+fn what_hello_says_of_a_session_is_void_in_a_new_one() {
+    let session = Some(Resumption { credentials: CREDENTIALS, epoch: 1 });
+    let position = Position { received: 5000, taken: 4000, window: 1 << 20 };
+    let mut bytes = PREAMBLE.to_vec();
+    Hello { session, position, ..a_hello() }.encode(&mut bytes);
+    let now = Instant::now();
+    let mut server = Connection::server(now, config(ms(1000)).into(), 7);
+    server.handle_input(now, &bytes);
+    let Some(Event::Hello(hello)) = server.poll_event() else { panic!("no HELLO") };
+    assert_eq!(hello.session, session);
+    server.accept(CREDENTIALS, ms(0));
+    server.handle_input(now, &ack(0, 100_000));
+    assert!(matches!(server.poll_event(), Some(Event::Opened { resumed: false, .. })));
 }
 
 #[test]
