@@ -35,7 +35,9 @@ use crate::net::sys::{self, Wakeup};
 use crate::net::{tcp_info, tuning};
 use crate::proto::cause::{Cause, Ending};
 use crate::proto::close::Close;
-use crate::proto::connection::{Action, Config, Connection, Event, Introduction, State, Stats, Transmit};
+use crate::proto::connection::{
+    Action, Config, Connection, Event, Introduction, IntroductionError, State, Stats, Transmit,
+};
 use crate::proto::evidence::KernelView;
 use crate::proto::handshake::Credentials;
 use crate::proto::heartbeat::Ages;
@@ -82,6 +84,8 @@ pub enum LinkError {
     Closed,
     #[error("message of {length} bytes, the peer takes at most {largest}")]
     TooLarge { length: u64, largest: u64 },
+    #[error(transparent)]
+    Introduction(#[from] IntroductionError),
     #[error(transparent)]
     System(#[from] io::Error),
 }
@@ -185,7 +189,7 @@ struct Inner {
     share: Share,
     /// It stands in the listener's list of those that have messages.
     is_listed: bool,
-    client_id: String,
+    client_id: Box<str>,
 }
 
 /// A descriptor that is readable while a message, or the end, could be received.
@@ -198,20 +202,20 @@ struct Notification {
 
 impl Link {
     /// The side that connected; `socket` is a connected TCP socket. Says its preamble and HELLO at once.
-    pub fn client(socket: OwnedFd, config: Config, introduction: Introduction) -> io::Result<Arc<Self>> {
+    pub fn client(socket: OwnedFd, config: Arc<Config>, introduction: Introduction) -> Result<Arc<Self>, LinkError> {
         let now = clock::now();
-        let client_id = introduction.client_id.clone();
-        let core = Connection::client(now, with_seed(config)?, introduction);
+        let client_id = introduction.client_id.as_str().into();
+        let core = Connection::client(now, config, new_seed()?, introduction)?;
         let link = Self::new(socket, core, now, None, client_id)?;
         link.begin(now)?;
         Ok(link)
     }
 
     /// The side that accepted.
-    pub(super) fn server(socket: OwnedFd, config: Config, listener: Weak<Listener>) -> io::Result<Arc<Self>> {
+    pub(super) fn server(socket: OwnedFd, config: Arc<Config>, listener: Weak<Listener>) -> io::Result<Arc<Self>> {
         let now = clock::now();
-        let core = Connection::server(now, with_seed(config)?);
-        Self::new(socket, core, now, Some(listener), String::new())
+        let core = Connection::server(now, config, new_seed()?);
+        Self::new(socket, core, now, Some(listener), Box::default())
     }
 
     fn new(
@@ -219,7 +223,7 @@ impl Link {
         core: Connection,
         now: Instant,
         listener: Option<Weak<Listener>>,
-        client_id: String,
+        client_id: Box<str>,
     ) -> io::Result<Arc<Self>> {
         let fd = socket.as_fd();
         let address = |address: io::Result<socket2::SockAddr>| {
@@ -288,10 +292,10 @@ impl Link {
 
 const BOTH: Readiness = Readiness::READABLE.add(Readiness::WRITABLE);
 
-fn with_seed(config: Config) -> io::Result<Config> {
+fn new_seed() -> io::Result<u64> {
     let mut seed = [0; 8];
     sys::fill_random(&mut seed)?;
-    Ok(Config { seed: u64::from_ne_bytes(seed), ..config })
+    Ok(u64::from_ne_bytes(seed))
 }
 
 /// Over a fork the lock and what it guards are as some thread of the parent had them: they are left alone.
@@ -420,7 +424,7 @@ impl Link {
         let listener = self.listener.as_ref().and_then(Weak::upgrade);
         match event {
             Event::Hello(hello) => {
-                inner.client_id.clone_from(&hello.client_id);
+                inner.client_id = hello.client_id.as_str().into();
                 match (listener, self.this.upgrade()) {
                     (Some(listener), Some(this)) => listener.on_hello(&this, hello, &mut inner.core),
                     _ => inner.core.refuse(crate::engine::listener::going_away()),
@@ -1081,7 +1085,7 @@ impl Link {
 
     /// What the client calls itself; empty before its HELLO.
     pub fn client_id(&self) -> Result<String, LinkError> {
-        Ok(self.enter()?.client_id.clone())
+        Ok(self.enter()?.client_id.to_string())
     }
 
     /// `None` before the link is open.

@@ -35,7 +35,8 @@ const MAX_OCCURRENCES: usize = 10_000;
 
 #[derive(Clone, Debug)]
 pub struct ListenerConfig {
-    pub link: Config,
+    /// All links share it.
+    pub link: Arc<Config>,
     /// Open connections, those being admitted included.
     pub max_connections: usize,
     /// The same of one address.
@@ -49,7 +50,7 @@ pub struct ListenerConfig {
 impl Default for ListenerConfig {
     fn default() -> Self {
         Self {
-            link: Config::default(),
+            link: Arc::default(),
             max_connections: 10_000,
             max_per_address: usize::MAX,
             max_handshakes: 1000,
