@@ -59,6 +59,9 @@ const MAX_OCCURRENCES: usize = 64;
 /// A message up to this may be sent by who holds the interpreter: it is copied and handed over in a few microseconds.
 pub const INLINE_BYTES: usize = 16 * 1024;
 
+/// Who read so much at once will find more: dozens of small messages. Less is one side of a conversation.
+const MUCH_BYTES: usize = 4 * 1024;
+
 thread_local! {
     /// Where a thread receives; a link keeps no buffer.
     static ROOM: RefCell<Box<[MaybeUninit<u8>]>> = RefCell::new(Box::new_uninit_slice(CHUNK_BYTES));
@@ -162,7 +165,7 @@ struct Inner {
     last_read: Instant,
     /// The engine has something left to read.
     is_unread: bool,
-    /// The last attempt to read found something.
+    /// The last attempt to read found much.
     is_flowing: bool,
     /// The kernel took no more; until it says that it does again.
     is_write_blocked: bool,
@@ -552,7 +555,7 @@ impl Inner {
                 Ok(bytes) => {
                     self.core.handle_input(now, bytes);
                     self.is_unread = bytes.len() == capacity;
-                    self.is_flowing = true;
+                    self.is_flowing = bytes.len() >= MUCH_BYTES;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.is_unread = false;
