@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use longconn::engine::clock;
 use longconn::engine::link::{Attempt, Link};
 use longconn::engine::listener::{Listener, ListenerConfig};
-use longconn::proto::connection::{Config, Introduction};
+use longconn::proto::connection::{Config, Introduction, State};
 use longconn::proto::heartbeat::HeartbeatConfig;
 
 const SMALL: usize = 64;
@@ -173,15 +173,94 @@ fn pings_beside_data(total: usize) {
         }
         trips.sort();
         let at = |share: f64| trips[((trips.len() - 1) as f64 * share) as usize];
-        println!("{} pings beside {} MB: median {:?}, 99 % {:?}, worst {:?}", trips.len(), total >> 20, at(0.5), at(0.99), at(1.0));
+        println!(
+            "{} pings beside {} MB: median {:?}, 99 % {:?}, worst {:?}",
+            trips.len(),
+            total >> 20,
+            at(0.5),
+            at(0.99),
+            at(1.0)
+        );
         println!("beats: {:?}", client.stats().unwrap().unwrap().beats);
     });
 }
 
+fn cpu_time() -> Duration {
+    // SAFETY: getrusage fills in a plain struct.
+    let usage = unsafe {
+        let mut usage = std::mem::zeroed::<libc::rusage>();
+        libc::getrusage(libc::RUSAGE_SELF, &raw mut usage);
+        usage
+    };
+    let of = |time: libc::timeval| Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1000);
+    of(usage.ru_utime) + of(usage.ru_stime)
+}
+
+fn memory_bytes() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
+/// What idle links cost the side that is here.
+fn report_idle(side: &str, before: usize, links: &[Arc<Link>]) {
+    let wait = |time| while links[0].wait_state(State::Closed, Some(time)).is_ok() {};
+    wait(clock::now() + Duration::from_millis(2500));
+    let memory = memory_bytes().saturating_sub(before) / links.len();
+    let (start, cpu) = (clock::now(), cpu_time());
+    wait(start + Duration::from_secs(5));
+    let share = (cpu_time() - cpu).as_secs_f64() / (clock::now() - start).as_secs_f64();
+    let beats = links.iter().map(|link| link.stats().unwrap().unwrap().beats);
+    let (late, worst) =
+        beats.fold((0, Duration::ZERO), |(late, worst), beats| (late + beats.late, worst.max(beats.worst_lateness)));
+    println!(
+        "{side}: {} idle links, a beat each second: {:.1} % of a core, {memory} bytes a link; {late} beats late, worst {worst:?}",
+        links.len(),
+        share * 100.0
+    );
+}
+
+/// The client's process: so many links to that address.
+fn idle_clients(count: usize, address: &str) {
+    let heartbeat = HeartbeatConfig { want: Duration::from_secs(1), ..HeartbeatConfig::default() };
+    let config = Arc::new(Config { heartbeat, ..Config::default() });
+    let before = memory_bytes();
+    let links: Vec<_> = (0..count)
+        .map(|_| {
+            let socket: OwnedFd = TcpStream::connect(address).unwrap().into();
+            let link = Link::client(socket, config.clone(), Introduction::default()).unwrap();
+            link.wait_open(soon()).unwrap();
+            link
+        })
+        .collect();
+    report_idle("clients", before, &links);
+}
+
+fn idle(count: usize) {
+    let heartbeat = HeartbeatConfig { want: Duration::from_secs(1), ..HeartbeatConfig::default() };
+    let link = Arc::new(Config { heartbeat, ..Config::default() });
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let before = memory_bytes();
+    let listener = Listener::new(socket.into(), ListenerConfig { link, ..ListenerConfig::default() }).unwrap();
+    let program = std::env::current_exe().unwrap();
+    let arguments = ["clients".to_owned(), count.to_string(), listener.address().to_string()];
+    let mut clients = std::process::Command::new(program).args(arguments).spawn().unwrap();
+    let links: Vec<_> = (0..count).map(|_| listener.accept(soon()).unwrap()).collect();
+    report_idle("server", before, &links);
+    clients.wait().unwrap();
+}
+
 fn main() {
-    round_trips(std::env::var("ROUND_TRIPS").map_or(50_000, |count| count.parse().unwrap()));
-    one_way(SMALL, 3_000_000);
-    one_way(16 * 1024, 100_000);
-    one_way(1 << 20, 1000);
-    pings_beside_data(1 << 30);
+    let arguments: Vec<_> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["clients", count, address] => idle_clients(count.parse().unwrap(), address),
+        ["idle", count] => idle(count.parse().unwrap()),
+        _ => {
+            round_trips(50_000);
+            one_way(SMALL, 3_000_000);
+            one_way(16 * 1024, 100_000);
+            one_way(1 << 20, 1000);
+            pings_beside_data(1 << 30);
+            idle(1000);
+        }
+    }
 }

@@ -379,11 +379,10 @@ impl Link {
             let Transmit { first, control, data } = inner.core.poll_transmit(now);
             let data = &data[..data.len().min(CHUNK_BYTES)];
             let offered = first.len() + control.len() + data.len();
-            let done = match (first.is_empty() && control.is_empty(), control.is_empty() && data.is_empty()) {
-                (true, true) => return,
-                (true, false) => sys::transmit(socket.as_raw_fd(), data, SEND_FLAGS),
-                (false, true) => sys::transmit(socket.as_raw_fd(), first, SEND_FLAGS),
-                (false, false) => sys::transmit_parts(socket.as_fd(), [first, control, data]),
+            let done = match (first, control, data) {
+                ([], [], []) => return,
+                (part, [], []) | ([], part, []) | ([], [], part) => sys::transmit(socket.as_raw_fd(), part, SEND_FLAGS),
+                parts => sys::transmit_parts(socket.as_fd(), parts.into()),
             };
             match done {
                 Ok(length) => {

@@ -188,7 +188,7 @@ impl Reactor {
                 return self;
             }
             let timeout = if self.engine.orders().urgent.is_empty() {
-                self.timers.next().map(|at| at.saturating_duration_since(clock::now()))
+                self.timers.next_wake_up().map(|at| at.saturating_duration_since(clock::now()))
             } else {
                 Some(Duration::ZERO)
             };
