@@ -471,6 +471,10 @@ impl Link {
             inner.occurrences.pop_front();
             inner.occurrences_dropped += 1;
         }
+        if inner.occurrences.capacity() == 0 {
+            // Most links open, and that is all for long.
+            inner.occurrences.reserve_exact(1);
+        }
         inner.occurrences.push_back(occurrence);
         Interest::STATE | Interest::EVENT
     }

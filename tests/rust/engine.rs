@@ -5,13 +5,14 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use longconn::engine::clock;
 use longconn::engine::link::{Attempt, Link, LinkError, What};
 use longconn::engine::listener::{Listener, ListenerConfig};
+use longconn::engine::{clock, fork};
 use longconn::proto::cause::{Cause, Ending};
 use longconn::proto::close::{Close, CloseCode};
 use longconn::proto::connection::{Config, Introduction, State};
@@ -447,6 +448,163 @@ fn a_peer_that_says_nothing_more_is_lost_within_the_limit() {
         occurrences.push(occurrence.what);
     }
     assert!(matches!(occurrences[..], [What::Opened, What::Suspect { .. }, What::Ended(_)]), "{occurrences:?}");
+}
+
+/// Waits without sleeping, on a link where nothing comes.
+fn pass(idle: &Link, time: Duration) {
+    assert!(matches!(idle.wait_readable(Some(clock::now() + time)), Err(LinkError::TimedOut)));
+}
+
+#[test]
+fn the_readers_role_changes_hands_and_no_message_waits_unseen() {
+    const COUNT: u32 = 400;
+    let (_listener, client, server) = pair();
+    let (_other_listener, idle, other_idle) = pair();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 0..COUNT {
+                client.send(&number.to_be_bytes(), soon()).unwrap();
+                pass(&idle, ms(u64::from(number * 7 % 13)));
+            }
+        });
+        let late = scope.spawn(|| {
+            // One that waits beside, without being the one that reads.
+            while server.stats().unwrap().unwrap().bytes_heard < u64::from(COUNT) * 8 {
+                match server.wait_state(State::Closed, Some(clock::now() + ms(3))) {
+                    Err(LinkError::TimedOut) => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+        });
+        let mut expected = 0;
+        let mut worst = Duration::ZERO;
+        while expected < COUNT {
+            let start = clock::now();
+            match server.wait_readable(Some(start + ms(1 + u64::from(expected * 5 % 11)))) {
+                Ok(()) => {}
+                // Nobody reads for a while: the engine has to.
+                Err(LinkError::TimedOut) => pass(&other_idle, ms(u64::from(expected * 3 % 17))),
+                Err(error) => panic!("{error}"),
+            }
+            while let Attempt::Done(message) = server.try_recv(<[u8]>::to_vec).unwrap() {
+                assert_eq!(message, expected.to_be_bytes());
+                expected += 1;
+            }
+            worst = worst.max(clock::now() - start);
+        }
+        late.join().unwrap();
+        assert!(worst < ms(1000).mul_f64(slack()), "{worst:?}");
+    });
+}
+
+#[test]
+fn the_engine_reads_what_nobody_waits_for() {
+    let (_listener, client, server) = pair();
+    // The callers take the role, and leave.
+    pass(&server, ms(1));
+    client.send(b"for whom it may concern", soon()).unwrap();
+    wait_for(|| server.stats().unwrap().unwrap().inbox_messages == 1);
+    // A burst is written, though its sender does nothing more.
+    for _ in 0..5 {
+        client.send(b"and more", soon()).unwrap();
+    }
+    wait_for(|| server.stats().unwrap().unwrap().inbox_messages == 6);
+    // Whatever the program does, beats are answered.
+    assert!(client.ping(soon()).unwrap() < ms(1000).mul_f64(slack()));
+}
+
+static SIGNALS: AtomicU32 = AtomicU32::new(0);
+
+extern "C" fn count_signal(_: libc::c_int) {
+    SIGNALS.fetch_add(1, Ordering::Relaxed);
+}
+
+#[test]
+fn a_signal_interrupts_the_wait_and_the_wait_goes_on() {
+    let (listener, client, server) = pair();
+    // SAFETY: the handler only counts; without SA_RESTART the system call ends with EINTR.
+    unsafe {
+        let mut action = std::mem::zeroed::<libc::sigaction>();
+        action.sa_sigaction = count_signal as *const () as usize;
+        libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut());
+    }
+    let until_interrupted = |wait: &(dyn Fn() -> Result<(), LinkError> + Sync)| {
+        let interrupted = AtomicBool::new(false);
+        let (tell, who) = std::sync::mpsc::channel();
+        thread::scope(|scope| {
+            let interrupted = &interrupted;
+            let waits = scope.spawn(move || {
+                // SAFETY: asks for the calling thread.
+                tell.send(unsafe { libc::pthread_self() }).unwrap();
+                let result = wait();
+                interrupted.store(true, Ordering::Relaxed);
+                result
+            });
+            let thread = who.recv().unwrap();
+            wait_for(|| {
+                // SAFETY: the thread isn't joined yet.
+                unsafe { libc::pthread_kill(thread, libc::SIGUSR1) };
+                interrupted.load(Ordering::Relaxed)
+            });
+            let error = waits.join().unwrap().unwrap_err();
+            assert!(matches!(error, LinkError::Interrupted), "{error}");
+        });
+    };
+    until_interrupted(&|| client.wait_readable(soon()));
+    until_interrupted(&|| listener.accept(soon()).map(drop));
+    assert!(SIGNALS.load(Ordering::Relaxed) > 0);
+    server.send(b"after the handler", soon()).unwrap();
+    assert_eq!(receive(&client).unwrap(), b"after the handler");
+}
+
+fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// What the child finds; in a process that has this thread alone.
+fn in_the_child(listener: Arc<Listener>, client: Arc<Link>, server: Arc<Link>) {
+    assert!(matches!(client.try_send(b"x"), Err(LinkError::Forked)));
+    assert!(matches!(receive(&server), Err(LinkError::Forked)));
+    assert!(matches!(listener.accept(soon()), Err(LinkError::Forked)));
+    assert!(matches!(client.close(Close::new(CloseCode::NORMAL, ""), ms(1)), Err(LinkError::Forked)));
+    drop((listener, client, server));
+    let (_listener, client, server) = pair();
+    client.send(b"born here", soon()).unwrap();
+    assert_eq!(receive(&server).unwrap(), b"born here");
+}
+
+#[test]
+fn a_forked_child_has_no_part_in_its_parents_links() {
+    let (listener, client, server) = pair();
+    // The forking thread has waited before: its descriptor for that isn't the child's.
+    pass(&server, ms(1));
+    let sockets_of_ours = 3;
+    fork::before();
+    let before = open_descriptors();
+    // SAFETY: the child calls what is made for it, and ends by _exit.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let outcome = std::panic::catch_unwind(|| {
+            fork::after_in_child();
+            assert!(open_descriptors() + sockets_of_ours <= before, "{} of {before}", open_descriptors());
+            in_the_child(listener, client, server);
+        });
+        // SAFETY: ends the process at once.
+        unsafe { libc::_exit(i32::from(outcome.is_err())) };
+    }
+    fork::after_in_parent();
+    client.send(b"through the fork", soon()).unwrap();
+    assert_eq!(receive(&server).unwrap(), b"through the fork");
+    let mut status = -1;
+    // SAFETY: waits for the child, whose status is written to an int.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert_eq!(status, 0, "the child failed");
+    assert!(client.ping(soon()).is_ok());
+    server.send(b"after the child", soon()).unwrap();
+    assert_eq!(receive(&client).unwrap(), b"after the child");
+    listener.close(&Close::new(CloseCode::NORMAL, ""), ms(1000)).unwrap();
+    listener.wait_closed(soon()).unwrap();
+    assert_eq!(ended(&client).cause, Cause::Closed);
 }
 
 // ---- strangers ------------------------------------------------------------------------------------------------
