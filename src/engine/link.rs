@@ -48,8 +48,8 @@ use crate::proto::verdict::Sample;
 const CHUNK_BYTES: usize = 256 * 1024;
 /// What one link reads or writes before others have their turn.
 const TURN_BYTES: usize = 4 * CHUNK_BYTES;
-/// Messages closer than this come back to back: less than a round trip on loopback.
-const BURST_GAP: Duration = Duration::from_micros(20);
+/// Messages closer than this come back to back: some 20 us, and what writing the first takes.
+const BURST_GAP: Duration = Duration::from_micros(30);
 /// Who has appended so much writes it: some hundred small messages for one system call.
 const BURST_BYTES: usize = 64 * 1024;
 /// How long callers keep the reader's role without reading.
@@ -181,7 +181,6 @@ struct Inner {
     /// The engine will write what a burst has left.
     is_flush_coming: bool,
     waiters: Waiters,
-    sleepers: usize,
     notification: Option<Notification>,
     occurrences: VecDeque<Occurrence>,
     occurrences_dropped: u64,
@@ -254,7 +253,6 @@ impl Link {
             burst_bytes: 0,
             is_flush_coming: false,
             waiters: Waiters::default(),
-            sleepers: 0,
             notification: None,
             occurrences: VecDeque::new(),
             occurrences_dropped: 0,
@@ -737,28 +735,36 @@ impl Link {
     ) -> Result<T, LinkError> {
         let mut inner = self.enter()?;
         inner.last_send = None;
+        let mut now = clock::now();
+        let mut has_slept = false;
         let result = loop {
-            let now = clock::now();
             if let Some(result) = ready(self, &mut inner, now) {
                 break result;
             }
-            if !inner.is_polled && inner.socket.is_some() {
+            let reads = !inner.is_polled && inner.socket.is_some();
+            let has_read = reads && {
                 self.take_role(&mut inner);
-                let has_read = inner.read(now);
                 inner.last_read = now;
+                inner.read(now)
+            };
+            if reads || inner.core.is_urgent() {
                 self.turn(&mut inner, now);
-                if has_read {
-                    continue;
+                has_slept = false;
+                if let Some(result) = ready(self, &mut inner, now) {
+                    break result;
                 }
-            } else if inner.core.is_urgent() {
-                self.turn(&mut inner, now);
             }
-            // The turn may have brought it about.
-            if let Some(result) = ready(self, &mut inner, now) {
-                break result;
+            if has_read {
+                now = clock::now();
+                continue;
             }
             let slept;
-            (inner, slept) = self.sleep(inner, interest, deadline);
+            (inner, slept) = self.sleep(inner, interest, now, deadline);
+            has_slept = true;
+            now = clock::now();
+            if inner.waiters.is_empty() {
+                inner.core.set_waiting(now, false);
+            }
             if let Err(error) = slept {
                 break Err(error.into());
             }
@@ -766,6 +772,10 @@ impl Link {
         if !inner.is_polled {
             // Another that sleeps has to read now; and if none does, the engine.
             inner.waiters.wake_any();
+            if has_slept {
+                inner.last_read = now;
+                self.set_alarm(&mut inner, now);
+            }
         }
         if inner.core.has_message() {
             inner.waiters.wake_one(Interest::READABLE);
@@ -773,13 +783,17 @@ impl Link {
         result
     }
 
-    /// One sleep, with the lock given up meanwhile.
+    /// One sleep, with the lock given up meanwhile. Who finds nobody polling the socket does.
     fn sleep<'l>(
         &'l self,
         mut inner: MutexGuard<'l, Inner>,
         interest: Interest,
+        now: Instant,
         deadline: Option<Instant>,
     ) -> (MutexGuard<'l, Inner>, Result<(), WaitError>) {
+        if inner.waiters.is_empty() {
+            inner.core.set_waiting(now, true);
+        }
         let place = match inner.waiters.enter(interest) {
             Ok(place) => place,
             Err(error) => return (inner, Err(error.into())),
@@ -787,26 +801,15 @@ impl Link {
         let polled = if inner.is_polled { None } else { inner.socket.clone() };
         let events = if inner.is_write_blocked { libc::POLLIN | libc::POLLOUT } else { libc::POLLIN };
         inner.is_polled |= polled.is_some();
-        inner.sleepers += 1;
-        if inner.sleepers == 1 {
-            inner.core.set_waiting(clock::now(), true);
-        }
         drop(inner);
-        let slept = place.sleep(polled.as_ref().map(AsFd::as_fd), events, deadline);
+        let slept = place.sleep(polled.as_ref().map(AsFd::as_fd), events, now, deadline);
         let mut inner = self.lock();
-        let now = clock::now();
         inner.waiters.leave(place);
-        inner.sleepers -= 1;
-        if inner.sleepers == 0 {
-            inner.core.set_waiting(now, false);
-        }
         if polled.is_some() {
             inner.is_polled = false;
-            inner.last_read = now;
             if matches!(slept, Ok(came) if came & libc::POLLOUT != 0) {
                 inner.is_write_blocked = false;
             }
-            self.set_alarm(&mut inner, now);
         }
         (inner, slept.map(drop))
     }
@@ -885,8 +888,8 @@ impl Link {
         let now = clock::now();
         let is_burst = inner.last_send.is_some_and(|last| now.saturating_duration_since(last) < BURST_GAP);
         inner.burst_bytes += message.len();
+        inner.last_send = Some(now);
         if is_burst && inner.burst_bytes < BURST_BYTES {
-            inner.last_send = Some(now);
             if !inner.is_flush_coming {
                 inner.is_flush_coming = true;
                 self.engine.attend_soon(self.key);
@@ -894,7 +897,6 @@ impl Link {
             return Ok(Attempt::Done(()));
         }
         self.turn(inner, now);
-        inner.last_send = Some(clock::now());
         Ok(Attempt::Done(()))
     }
 
@@ -924,10 +926,10 @@ impl Link {
     /// The same for all that are there, `most` at the most; says how many it were.
     pub fn try_recv_many(&self, most: usize, take: impl FnMut(&[u8])) -> Result<Attempt<usize>, LinkError> {
         let Some(mut inner) = self.try_enter()? else { return Ok(Attempt::Later) };
-        let now = clock::now();
         // While callers read anyway and there is much to read, this saves the way through a wait.
         let reads = inner.is_flowing && inner.reader == Reader::Callers && !inner.is_polled;
         if reads && !inner.core.has_message() {
+            let now = clock::now();
             inner.last_read = now;
             inner.read(now);
             self.turn(&mut inner, now);
@@ -936,7 +938,7 @@ impl Link {
         if count == 0 {
             return inner.over().map_or(Ok(Attempt::Later), Err);
         }
-        self.take(&mut inner, now, count);
+        self.take(&mut inner, clock::now(), count);
         Ok(Attempt::Done(count))
     }
 

@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
-use crate::engine::fork;
 use crate::engine::link::{Attempt, Link, LinkError, Occurrence};
 use crate::engine::reactor::{self, Engine};
 use crate::engine::waiting::{Interest, WaitError, Waiters};
+use crate::engine::{clock, fork};
 use crate::net::sys;
 use crate::proto::close::{Close, CloseCode};
 use crate::proto::connection::{Config, Connection};
@@ -395,7 +395,7 @@ impl Listener {
             }
             let place = hall.waiters.enter(interest)?;
             drop(hall);
-            let slept = place.sleep(None, 0, deadline);
+            let slept = place.sleep(None, 0, clock::now(), deadline);
             hall = self.lock();
             hall.waiters.leave(place);
             if let Err(error) = slept {

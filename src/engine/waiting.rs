@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::engine::{clock, fork};
+use crate::engine::fork;
 use crate::net::sys::{self, Wakeup};
 
 /// What somebody waits for: a set.
@@ -160,9 +160,10 @@ impl Place {
         &self,
         fd: Option<BorrowedFd<'_>>,
         events: libc::c_short,
+        now: Instant,
         deadline: Option<Instant>,
     ) -> Result<libc::c_short, WaitError> {
-        let timeout = deadline.map(|deadline| deadline.saturating_duration_since(clock::now()));
+        let timeout = deadline.map(|deadline| deadline.saturating_duration_since(now));
         if timeout == Some(Duration::ZERO) {
             return Err(WaitError::TimedOut);
         }
