@@ -34,7 +34,7 @@ use crate::engine::{clock, fork, interpreter};
 use crate::net::sys::{self, Wakeup};
 use crate::net::{tcp_info, tuning};
 use crate::proto::cause::{Cause, Ending};
-use crate::proto::close::Close;
+use crate::proto::close::{Close, CloseCode};
 use crate::proto::connection::{
     Action, Config, Connection, Event, Introduction, IntroductionError, State, Stats, Transmit,
 };
@@ -379,7 +379,9 @@ impl Link {
             let offered = first.len() + control.len() + data.len();
             let done = match (first, control, data) {
                 ([], [], []) => return,
-                (part, [], []) | ([], part, []) | ([], [], part) => sys::transmit(socket.as_raw_fd(), part, SEND_FLAGS),
+                (part, [], []) | ([], part, []) | ([], [], part) => {
+                    sys::transmit(socket.as_raw_fd(), part, sys::SEND_FLAGS)
+                }
                 parts => sys::transmit_parts(socket.as_fd(), parts.into()),
             };
             match done {
@@ -543,8 +545,6 @@ impl Link {
     }
 }
 
-const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-
 impl Inner {
     /// Reads what is there, into the core. True if something came.
     fn read(&mut self, now: Instant) -> bool {
@@ -579,6 +579,23 @@ impl Inner {
                 self.core.handle_failure(now, Cause::Unreachable, format!("the kernel gave it up: {error}"));
             }
             _ => self.core.handle_failure(now, Cause::Reset, error.to_string()),
+        }
+    }
+
+    /// A path that turned out slower or quicker.
+    fn follow_round_trip(&mut self, stats: &Stats) {
+        if let (Some(socket), Some(bound), Some(smoothed)) = (&self.socket, self.rto_max_ms, stats.round_trip.smoothed)
+            && !tuning::fits(bound, smoothed)
+        {
+            self.rto_max_ms = tuning::bound_retransmissions(socket.as_fd(), smoothed);
+        }
+    }
+
+    /// Others wait for memory that was granted to a message which doesn't come, or isn't taken.
+    fn give_way(&mut self, now: Instant, stats: &Stats) {
+        if self.share.is_hoarding(now, stats.inbox_bytes) {
+            let close = Close::new(CloseCode::TOO_SLOW, "memory was granted for a message that doesn't come");
+            self.core.close(now, close.link_only(), now + PARTING);
         }
     }
 
@@ -664,7 +681,10 @@ impl Link {
                 while inner.read(now) {}
             }
             inner.core.handle_timeout(now);
-            self.follow_round_trip(&mut inner, now);
+            if let Some(stats) = inner.core.stats(now) {
+                inner.follow_round_trip(&stats);
+                inner.give_way(now, &stats);
+            }
         }
         self.turn(&mut inner, now);
     }
@@ -674,16 +694,6 @@ impl Link {
         while inner.read(now) {}
         inner.core.handle_pause(now);
         self.turn(&mut inner, now);
-    }
-
-    /// A path that turned out slower or quicker.
-    fn follow_round_trip(&self, inner: &mut Inner, now: Instant) {
-        if let (Some(socket), Some(bound), Some(stats)) = (&inner.socket, inner.rto_max_ms, inner.core.stats(now))
-            && let Some(smoothed) = stats.round_trip.smoothed
-            && !tuning::fits(bound, smoothed)
-        {
-            inner.rto_max_ms = tuning::bound_retransmissions(socket.as_fd(), smoothed);
-        }
     }
 
     fn give_role_to_engine(&self, inner: &mut Inner, now: Instant) {
@@ -719,6 +729,8 @@ impl Link {
     }
 }
 
+/// How long who was told to give way may take to go. Arbitrary.
+const PARTING: Duration = Duration::from_secs(1);
 /// An alarm later than this is preceded by a read.
 const LATE: Duration = Duration::from_millis(10);
 

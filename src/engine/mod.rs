@@ -1,6 +1,6 @@
 //! The native threads: they own the clock, never attach to Python, and block all signals.
 
-mod budget;
+pub mod budget;
 pub mod clock;
 pub mod fork;
 pub mod guard;

@@ -22,6 +22,8 @@ const LEAST_USER_TIMEOUT: Duration = Duration::from_secs(60);
 pub fn prepare(fd: BorrowedFd<'_>) -> io::Result<Option<u32>> {
     let socket = SockRef::from(&fd);
     socket.set_tcp_nodelay(true)?;
+    #[cfg(target_vendor = "apple")]
+    socket.set_nosigpipe(true)?;
     #[cfg(target_os = "linux")]
     socket.set_tcp_notsent_lowat(UNSENT_BYTES)?;
     Ok(bound_retransmissions(fd, Duration::ZERO))

@@ -418,6 +418,35 @@ fn a_peer_that_is_killed_ends_or_resets() {
 }
 
 #[test]
+fn a_close_ends_all_waits_though_the_end_of_stream_is_late() {
+    let (_listener, mut stream, link) = server_of_raw(Config::default());
+    let (_other_listener, idle, _other) = pair();
+    link.send(b"nobody takes this", soon()).unwrap();
+    thread::scope(|scope| {
+        let waiting = [
+            scope.spawn(|| receive(&link).map(drop)),
+            scope.spawn(|| receive(&link).map(drop)),
+            scope.spawn(|| link.flush(soon())),
+            scope.spawn(|| link.ping(soon()).map(drop)),
+        ];
+        pass(&idle, ms(30));
+        let start = clock::now();
+        let mut close = Vec::new();
+        Close::new(CloseCode::GOING_AWAY, "soon").encode(&mut close);
+        stream.write_all(&close).unwrap();
+        for waiting in waiting {
+            let error = waiting.join().unwrap().unwrap_err();
+            assert!(matches!(&error, LinkError::Ended(ending) if ending.untaken_bytes > 0), "{error}");
+        }
+        // Our own patience with its end of stream is 2 s.
+        assert!(clock::now() - start < ms(1500));
+    });
+    // It is told the end of ours.
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).unwrap();
+}
+
+#[test]
 fn a_peer_that_says_nothing_more_is_lost_within_the_limit() {
     let heartbeat = HeartbeatConfig { want: ms(200), limit: Some(ms(500)), ..HeartbeatConfig::default() };
     let listener = listen(ListenerConfig {
@@ -498,19 +527,51 @@ fn the_readers_role_changes_hands_and_no_message_waits_unseen() {
 }
 
 #[test]
-fn the_engine_reads_what_nobody_waits_for() {
-    let (_listener, client, server) = pair();
+fn the_engine_reads_and_writes_what_nobody_waits_for() {
+    // No beat comes to its help.
+    let (_listener, client, server) = pair_of(config(ms(10_000_000)), config(ms(10_000_000)));
     // The callers take the role, and leave.
     pass(&server, ms(1));
     client.send(b"for whom it may concern", soon()).unwrap();
     wait_for(|| server.stats().unwrap().unwrap().inbox_messages == 1);
-    // A burst is written, though its sender does nothing more.
-    for _ in 0..5 {
-        client.send(b"and more", soon()).unwrap();
+    // A burst is written, though its sender does nothing more; and another.
+    for round in 1..=3 {
+        for _ in 0..5 {
+            client.send(b"and more", soon()).unwrap();
+        }
+        wait_for(|| server.stats().unwrap().unwrap().inbox_messages == 1 + 5 * round);
     }
-    wait_for(|| server.stats().unwrap().unwrap().inbox_messages == 6);
     // Whatever the program does, beats are answered.
     assert!(client.ping(soon()).unwrap() < ms(1000).mul_f64(slack()));
+}
+
+/// The one that polls the socket waits for something else, and for long.
+#[test]
+fn whoever_reads_wakes_those_for_whom_something_came() {
+    let (_listener, client, server) = pair_of(config(ms(10_000_000)), config(ms(10_000_000)));
+    let (_other_listener, idle, _other) = pair();
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| client.wait_state(State::Suspect, soon()));
+        pass(&idle, ms(30));
+        let receiver = scope.spawn(|| receive(&client));
+        let filled = fill(&client, &[0; 16 * 1024]);
+        let sender = scope.spawn(|| client.send(&[0; 16 * 1024], soon()));
+        let flusher = scope.spawn(|| client.flush(soon()));
+        pass(&idle, ms(30));
+        let start = clock::now();
+        server.send(b"for you", soon()).unwrap();
+        assert_eq!(receiver.join().unwrap().unwrap(), b"for you");
+        for _ in 0..filled {
+            receive(&server).unwrap();
+        }
+        sender.join().unwrap().unwrap();
+        receive(&server).unwrap();
+        flusher.join().unwrap().unwrap();
+        assert!(clock::now() - start < ms(5000).mul_f64(slack()));
+        assert!(!reader.is_finished());
+        client.close(Close::new(CloseCode::NORMAL, ""), ms(1000)).unwrap();
+        assert!(matches!(reader.join().unwrap(), Err(LinkError::Ended(_))));
+    });
 }
 
 static SIGNALS: AtomicU32 = AtomicU32::new(0);

@@ -15,6 +15,8 @@ pub const PLATFORM: &str = "Linux";
 pub const KEEPALIVE_SECONDS: (u64, u64) = (1, 32767);
 /// `MAX_TCP_KEEPCNT` of the kernel.
 pub const KEEPALIVE_COUNT: (u32, u32) = (1, 127);
+/// Without waiting, and without SIGPIPE.
+pub const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 /// The guard needs `TCP_INFO`, `SO_COOKIE` and an abort.
 pub const HAS_GUARD: bool = true;
 

@@ -14,6 +14,11 @@ pub const PLATFORM: &str = std::env::consts::OS;
 pub const KEEPALIVE_SECONDS: (u64, u64) = (1, 65_535);
 /// What fits into every system's option.
 pub const KEEPALIVE_COUNT: (u32, u32) = (1, 127);
+/// Without waiting. Apple's systems have no MSG_NOSIGNAL; the socket is told instead (`net/tuning.rs`).
+#[cfg(target_vendor = "apple")]
+pub const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT;
+#[cfg(not(target_vendor = "apple"))]
+pub const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 pub const HAS_GUARD: bool = false;
 
 fn unsupported<T>(what: &str) -> io::Result<T> {

@@ -90,7 +90,7 @@ pub fn transmit_parts(fd: BorrowedFd<'_>, parts: [&[u8]; 3]) -> io::Result<usize
     message.msg_iov = vector.as_mut_ptr();
     message.msg_iovlen = vector.len() as _;
     // SAFETY: the kernel reads the parts, and writes to neither them nor the vector, which live through the call.
-    let sent = unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+    let sent = unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, super::SEND_FLAGS) };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
