@@ -306,6 +306,79 @@ fn the_notification_is_readable_exactly_while_something_can_be_received() {
     assert!(readable(ms(1)));
 }
 
+/// Numbers without pattern (xorshift, Marsaglia 2003).
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % end
+    }
+}
+
+/// Whatever threads do to a link at the same time: each message arrives once, in order, and nobody hangs.
+#[test]
+fn many_threads_do_anything_to_a_link() {
+    const COUNT: u64 = 5000;
+    let (_listener, client, server) = pair_of(config(ms(50)), config(ms(50)));
+    let may_time_out = |result: Result<(), LinkError>| match result {
+        Ok(()) | Err(LinkError::TimedOut) => {}
+        Err(error) => panic!("{error}"),
+    };
+    let is_done = AtomicU32::new(0);
+    thread::scope(|scope| {
+        for (ours, theirs, seed) in [(&client, &server, 1), (&server, &client, 2)] {
+            let is_done = &is_done;
+            scope.spawn(move || {
+                let mut dice = Dice(seed);
+                for number in 0..COUNT {
+                    let size = [8, 8, 8, 64, 1000, 20_000, 300_000][dice.below(7) as usize];
+                    let mut message = vec![0; size];
+                    message[..8].copy_from_slice(&number.to_be_bytes());
+                    if ours.try_send(&message).unwrap() == Attempt::Later {
+                        ours.send(&message, soon()).unwrap();
+                    }
+                }
+                ours.flush(soon()).unwrap();
+            });
+            scope.spawn(move || {
+                let mut dice = Dice(seed + 2);
+                let mut expected = 0_u64;
+                while expected < COUNT {
+                    let check = |message: &[u8]| {
+                        assert_eq!(message[..8], expected.to_be_bytes());
+                        expected += 1;
+                    };
+                    let most = 1 + dice.below(50) as usize;
+                    if theirs.try_recv_many(most, check).unwrap() == Attempt::Later {
+                        may_time_out(theirs.wait_readable(Some(clock::now() + ms(dice.below(8)))));
+                    }
+                }
+                is_done.fetch_add(1, Ordering::Relaxed);
+            });
+            for other in 0..2 {
+                scope.spawn(move || {
+                    let mut dice = Dice(seed * 100 + other);
+                    while is_done.load(Ordering::Relaxed) < 2 {
+                        let briefly = Some(clock::now() + ms(dice.below(10)));
+                        match dice.below(6) {
+                            0 => may_time_out(ours.ping(briefly).map(drop)),
+                            1 => may_time_out(ours.flush(briefly)),
+                            2 => may_time_out(ours.wait_state(State::Closed, briefly)),
+                            3 => may_time_out(ours.next_occurrence(briefly).map(drop)),
+                            4 => assert!(ours.set_status(b"busy").unwrap()),
+                            _ => drop(ours.stats().unwrap()),
+                        }
+                    }
+                });
+            }
+        }
+    });
+    assert_eq!(client.state().unwrap(), State::Open);
+}
+
 // ---- the end --------------------------------------------------------------------------------------------------
 
 #[test]
@@ -465,7 +538,8 @@ fn a_peer_that_says_nothing_more_is_lost_within_the_limit() {
         // Its kernel answers, and nobody behind it.
         assert!(matches!(ending.cause, Cause::Frozen | Cause::Silent), "{ending}");
         assert!(ending.silence >= ms(500), "{ending}");
-        assert!(took < ms(800).mul_f64(slack()), "{took:?}");
+        // The limit, and the grace that follows a pause of our own, should the machine be busy.
+        assert!(took < ms(2000).mul_f64(slack()), "{took:?}");
         println!("{ending}; told after {took:?}");
     });
     // It was told, and reset.
@@ -524,25 +598,6 @@ fn the_readers_role_changes_hands_and_no_message_waits_unseen() {
         late.join().unwrap();
         assert!(worst < ms(1000).mul_f64(slack()), "{worst:?}");
     });
-}
-
-#[test]
-fn the_engine_reads_and_writes_what_nobody_waits_for() {
-    // No beat comes to its help.
-    let (_listener, client, server) = pair_of(config(ms(10_000_000)), config(ms(10_000_000)));
-    // The callers take the role, and leave.
-    pass(&server, ms(1));
-    client.send(b"for whom it may concern", soon()).unwrap();
-    wait_for(|| server.stats().unwrap().unwrap().inbox_messages == 1);
-    // A burst is written, though its sender does nothing more; and another.
-    for round in 1..=3 {
-        for _ in 0..5 {
-            client.send(b"and more", soon()).unwrap();
-        }
-        wait_for(|| server.stats().unwrap().unwrap().inbox_messages == 1 + 5 * round);
-    }
-    // Whatever the program does, beats are answered.
-    assert!(client.ping(soon()).unwrap() < ms(1000).mul_f64(slack()));
 }
 
 /// The one that polls the socket waits for something else, and for long.
