@@ -27,7 +27,7 @@ use mio::Interest as Readiness;
 use mio::event::Event as Ready;
 use socket2::SockRef;
 
-use crate::engine::budget::Share;
+use crate::engine::budget::{Share, Wish};
 use crate::engine::listener::Listener;
 use crate::engine::reactor::{self, Engine};
 use crate::engine::waiting::{Interest, WaitError, Waiters};
@@ -543,12 +543,19 @@ impl Link {
     /// Memory beyond the window is the process's to grant.
     fn ask_budget(&self, inner: &mut Inner, now: Instant, room: &mut usize) {
         let is_over = inner.socket.is_none();
-        let wanted = if is_over { 0 } else { inner.core.budget_wanted() };
+        let wish = match inner.core.budget_wanted() {
+            0 => Wish::Nothing,
+            _ if is_over => Wish::Nothing,
+            bytes if inner.core.budget_is_for_message() => Wish::Message(bytes),
+            bytes => Wish::Window(bytes),
+        };
         if !inner.share.is_empty() {
-            let held = if is_over { 0 } else { inner.core.budget_held() };
-            inner.share.settle(held, wanted > 0, &self.this);
+            let window = inner.core.budget_held_by_window();
+            let message = inner.core.budget_held().saturating_sub(window);
+            let (message, window) = if is_over { (0, 0) } else { (message, window) };
+            inner.share.settle(message, window, wish, &self.this);
         }
-        if wanted > 0 && inner.share.ask(wanted, &self.this) {
+        if !matches!(wish, Wish::Nothing) && inner.share.ask(wish, &self.this) {
             inner.core.grant_budget();
             self.transmit(inner, now, room);
         }
