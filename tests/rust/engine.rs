@@ -854,6 +854,26 @@ fn too_many_connections_are_refused_with_the_reason() {
     dial(listener.address(), Config::default()).wait_open(soon()).unwrap();
 }
 
+#[test]
+fn connections_that_nobody_accepts_are_bounded_though_they_are_over() {
+    let listener = listen(ListenerConfig { max_connections: 3, ..ListenerConfig::default() });
+    let leave = |client: Arc<Link>| {
+        client.wait_open(soon()).unwrap();
+        client.close(Close::new(CloseCode::NORMAL, "").link_only(), ms(1000)).unwrap();
+        ended(&client);
+    };
+    for opened in 1..=3 {
+        leave(dial(listener.address(), Config::default()));
+        wait_for(|| listener.counts().unwrap().opened == opened && listener.counts().unwrap().open == 0);
+    }
+    let refused = dial(listener.address(), Config::default());
+    let Err(LinkError::Ended(ending)) = refused.wait_open(soon()) else { panic!("it opened") };
+    assert_eq!(ending.close.as_ref().unwrap().code, CloseCode::TOO_MANY);
+    let over = listener.accept(soon()).unwrap();
+    assert!(matches!(receive(&over), Err(LinkError::Ended(_))));
+    leave(dial(listener.address(), Config::default()));
+}
+
 // ---- many -----------------------------------------------------------------------------------------------------
 
 #[test]
