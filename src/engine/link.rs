@@ -4,6 +4,8 @@
 //! (`try_*`, which say [`Attempt::Later`] when it is taken), and who doesn't may take it (all others, to be called
 //! detached).
 //!
+//! The engine keeps a link until it has ended, whether the program still knows of it or not: to be rid of it, close it.
+//!
 //! **Who reads.** The engine, until somebody waits: that thread takes the reader's role and polls the socket itself, for
 //! a hop through another thread would double a round trip. The role stays with the callers for a moment after that, so
 //! that a conversation doesn't wake the engine at all; then an alarm gives it back. Before any verdict the engine reads,
@@ -28,7 +30,7 @@ use mio::event::Event as Ready;
 use socket2::SockRef;
 
 use crate::engine::budget::{Share, Wish};
-use crate::engine::listener::Listener;
+use crate::engine::listener::{Listener, going_away};
 use crate::engine::reactor::{self, Engine};
 use crate::engine::waiting::{Interest, WaitError, Waiters};
 use crate::engine::{clock, fork, interpreter};
@@ -490,7 +492,7 @@ impl Link {
                 inner.client_id = hello.client_id.as_str().into();
                 match (listener, self.this.upgrade()) {
                     (Some(listener), Some(this)) => listener.on_hello(&this, hello, &mut inner.core),
-                    _ => inner.core.refuse(crate::engine::listener::going_away()),
+                    _ => inner.core.refuse(going_away()),
                 }
                 Interest::NOTHING
             }

@@ -278,7 +278,7 @@ impl Listener {
 
     fn count_in(&self, link: &Arc<Link>) -> Result<(), Close> {
         let mut hall = self.lock();
-        let address = link.peer_address().ip();
+        let address = link.peer_address().ip().to_canonical();
         if hall.socket.is_none() {
             return Err(going_away());
         }
@@ -324,7 +324,7 @@ impl Listener {
         }
         if matches!(guest.stage, Stage::Admitted | Stage::Open) {
             hall.admitted -= 1;
-            let address = link.peer_address().ip();
+            let address = link.peer_address().ip().to_canonical();
             if let Some(count) = hall.admitted_of.get_mut(&address) {
                 *count -= 1;
                 if *count == 0 {
@@ -486,6 +486,10 @@ impl Listener {
                 // Somebody is about it.
                 None => self.on_readable(link),
             }
+        }
+        let mut hall = self.lock();
+        if !hall.with_messages.is_empty() {
+            hall.waiters.wake_one(Interest::READABLE);
         }
         Ok(if count == 0 { Attempt::Later } else { Attempt::Done(count) })
     }

@@ -436,6 +436,18 @@ fn waits_end_at_their_deadline_and_the_link_goes_on() {
     assert_eq!(receive(&client).unwrap(), b"still here");
 }
 
+/// The last of these frames, if it is CLOSE.
+fn last_close(mut frames: &[u8]) -> Option<Close> {
+    loop {
+        let &[high, middle, low, kind, ref rest @ ..] = frames else { return None };
+        let (payload, behind) = rest.split_at(u32::from_be_bytes([0, high, middle, low]) as usize);
+        if behind.is_empty() {
+            return Close::decode(payload).filter(|_| kind == 8);
+        }
+        frames = behind;
+    }
+}
+
 /// A peer that shakes hands and nothing more.
 fn raw_peer(stream: &mut TcpStream, limit: Option<Duration>) {
     let rhythm = Rhythm { want: ms(5000), floor: ms(50), limit };
@@ -546,6 +558,7 @@ fn a_peer_that_says_nothing_more_is_lost_within_the_limit() {
     let mut rest = Vec::new();
     let error = stream.read_to_end(&mut rest).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    assert_eq!(last_close(&rest).unwrap().code, CloseCode::NOT_HEARD);
     let mut occurrences = Vec::new();
     while let Ok(occurrence) = link.next_occurrence(soon()) {
         occurrences.push(occurrence.what);
