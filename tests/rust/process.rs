@@ -14,6 +14,7 @@ use longconn::engine::budget::set_budget;
 use longconn::engine::link::{Attempt, Link, LinkError};
 use longconn::engine::listener::{Listener, ListenerConfig};
 use longconn::engine::{clock, fork};
+use longconn::proto::cause::Cause;
 use longconn::proto::close::{Close, CloseCode};
 use longconn::proto::connection::{Config, Introduction};
 use longconn::proto::frame::PREAMBLE;
@@ -45,6 +46,15 @@ fn dial_of(listener: &Listener, config: Arc<Config>) -> Arc<Link> {
     let link = Link::client(socket, config, Introduction::default()).unwrap();
     link.wait_open(soon()).unwrap();
     link
+}
+
+fn pair() -> (Arc<Listener>, Arc<Link>, Arc<Link>) {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener =
+        Listener::new(socket.into(), ListenerConfig { link: config(), ..ListenerConfig::default() }).unwrap();
+    let client = dial(&listener);
+    let server = listener.accept(soon()).unwrap();
+    (listener, client, server)
 }
 
 fn receive(link: &Link) -> Result<usize, LinkError> {
@@ -189,7 +199,7 @@ fn the_engine_reads_and_writes_what_nobody_waits_for() {
     let server = listener.accept(soon()).unwrap();
     let has_received = |count| wait_for(|| server.stats().unwrap().unwrap().inbox_messages == count);
     // The callers take the role of the reader, and leave.
-    assert!(server.wait_readable(Some(clock::now() + Duration::from_millis(1))).is_err());
+    assert!(server.wait_readable(Some(clock::now() + Duration::from_millis(30))).is_err());
     client.send(b"for whom it may concern", soon()).unwrap();
     has_received(1);
     // A burst is written, though its sender does nothing more; and another.
@@ -205,6 +215,55 @@ fn the_engine_reads_and_writes_what_nobody_waits_for() {
     // What was taken is acknowledged a little later.
     while let Attempt::Done(_) = server.try_recv(<[u8]>::len).unwrap() {}
     wait_for(|| client.stats().unwrap().unwrap().untaken_messages == 0);
+}
+
+/// What the child finds; in a process that has this thread alone.
+fn in_the_child(listener: Arc<Listener>, client: Arc<Link>, server: Arc<Link>) {
+    assert!(matches!(client.try_send(b"x"), Err(LinkError::Forked)));
+    assert!(matches!(receive(&server), Err(LinkError::Forked)));
+    assert!(matches!(listener.accept(soon()), Err(LinkError::Forked)));
+    assert!(matches!(client.close(Close::new(CloseCode::NORMAL, ""), Duration::ZERO), Err(LinkError::Forked)));
+    drop((listener, client, server));
+    let (_listener, client, server) = pair();
+    client.send(b"born here", soon()).unwrap();
+    assert_eq!(receive(&server).unwrap(), 9);
+}
+
+#[test]
+fn a_forked_child_has_no_part_in_its_parents_links() {
+    let _turn = turn();
+    let (listener, client, server) = pair();
+    // The forking thread has waited before: its descriptor for that isn't the child's.
+    assert!(server.wait_readable(Some(clock::now() + Duration::from_millis(1))).is_err());
+    // Three sockets, and the engine's four.
+    let inherited = 7;
+    fork::before();
+    let before = entries("/proc/self/fd");
+    // SAFETY: the child calls what is made for it, and ends by _exit.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let outcome = std::panic::catch_unwind(|| {
+            fork::after_in_child();
+            let after = entries("/proc/self/fd");
+            assert!(after + inherited <= before, "{after} of {before}");
+            in_the_child(listener, client, server);
+        });
+        // SAFETY: ends the process at once.
+        unsafe { libc::_exit(i32::from(outcome.is_err())) };
+    }
+    fork::after_in_parent();
+    client.send(b"through the fork", soon()).unwrap();
+    assert_eq!(receive(&server).unwrap(), 16);
+    let mut status = -1;
+    // SAFETY: waits for the child, whose status is written to an int.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert_eq!(status, 0, "the child failed");
+    assert!(client.ping(soon()).is_ok());
+    server.send(b"after the child", soon()).unwrap();
+    assert_eq!(receive(&client).unwrap(), 15);
+    listener.close(&Close::new(CloseCode::NORMAL, ""), Duration::from_secs(1)).unwrap();
+    listener.wait_closed(soon()).unwrap();
+    assert_eq!(client.wait_ended(soon()).unwrap().cause, Cause::Closed);
 }
 
 #[test]
