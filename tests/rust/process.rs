@@ -270,12 +270,15 @@ fn a_forked_child_has_no_part_in_its_parents_links() {
 fn large_messages_wait_their_turn_and_who_hoards_gives_way() {
     let _turn = turn();
     set_budget(MIB as u64, Duration::from_secs(30));
-    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-    let listener =
-        Listener::new(socket.into(), ListenerConfig { link: config(), ..ListenerConfig::default() }).unwrap();
-
-    // More than the budget in all, and each of them more than it.
-    let pairs: Vec<_> = (0..4).map(|_| (dial(&listener), listener.accept(soon()).unwrap())).collect();
+    let listen = |link| {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        Listener::new(socket.into(), ListenerConfig { link, ..ListenerConfig::default() }).unwrap()
+    };
+    // More than the budget in all, and each of them more than it; no beat comes to their help.
+    let rarely = config_of(Duration::from_secs(10_000));
+    let listener = listen(rarely.clone());
+    let pairs: Vec<_> =
+        (0..4).map(|_| (dial_of(&listener, rarely.clone()), listener.accept(soon()).unwrap())).collect();
     for _round in 0..3 {
         thread::scope(|scope| {
             for (client, server) in &pairs {
@@ -287,6 +290,7 @@ fn large_messages_wait_their_turn_and_who_hoards_gives_way() {
 
     // One that got it all, and sends nothing more.
     set_budget(MIB as u64, Duration::from_millis(300));
+    let listener = listen(config());
     let hoarder = begin_message(&listener, 10 * MIB as u64);
     let hoarding = listener.accept(soon()).unwrap();
     let start = clock::now();
