@@ -6,7 +6,7 @@
 //!
 //! The engine keeps a link until it has ended, whether the program still knows of it or not: to be rid of it, close it.
 //!
-//! **Who reads.** The engine, until somebody waits: that thread takes the reader's role and polls the socket itself, for
+//! **Who reads.** The engine, until somebody waits: that thread takes the reader's role and waits on the socket itself, for
 //! a hop through another thread would double a round trip. The role stays with the callers for a moment after that, so
 //! that a conversation doesn't wake the engine at all; then an alarm gives it back. Before any verdict the engine reads,
 //! whoever has the role.
@@ -57,6 +57,8 @@ const BURST_GAP: Duration = Duration::from_micros(30);
 const BURST_BYTES: usize = 64 * 1024;
 /// How long callers keep the reader's role without reading.
 const STICKY: Duration = Duration::from_millis(5);
+/// Shorter waits are poll's, which is exact to the millisecond; recv(2) counts in ticks of the kernel, up to 10 ms.
+const PRECISE: Duration = Duration::from_millis(100);
 /// Occurrences that nobody has asked for yet; older ones are dropped.
 const MAX_OCCURRENCES: usize = 64;
 /// A message up to this may be sent by who holds the interpreter: it is copied and handed over in a few microseconds.
@@ -223,6 +225,14 @@ struct Inner {
     is_unread: bool,
     /// The last attempt to read found much.
     is_flowing: bool,
+    /// A caller waits in recv(2): nobody else may read.
+    is_receiving: bool,
+    /// SO_RCVTIMEO, as it was set last.
+    receive_timeout: Option<Duration>,
+    /// Why nothing can be written; it counts once everything is read.
+    write_error: Option<io::Error>,
+    /// A verdict waits for what a caller may just have received.
+    is_judgement_put_off: bool,
     /// The kernel took no more; until it says that it does again.
     is_write_blocked: bool,
     written: u64,
@@ -289,6 +299,8 @@ impl Link {
         };
         let local = address(SockRef::from(&fd).local_addr())?;
         let peer = address(SockRef::from(&fd).peer_addr())?;
+        // Who waits for a message does so in recv(2); all other calls say MSG_DONTWAIT.
+        SockRef::from(&fd).set_nonblocking(false)?;
         let rto_max_ms = tuning::prepare(fd)?;
         let acked_before = tcp_info::sample(fd.as_raw_fd()).map_or(0, |sample| sample.bytes_acked);
         let engine = reactor::engine()?;
@@ -299,6 +311,10 @@ impl Link {
             last_read: now,
             is_unread: false,
             is_flowing: false,
+            is_receiving: false,
+            receive_timeout: None,
+            write_error: None,
+            is_judgement_put_off: false,
             is_write_blocked: false,
             written: 0,
             acked_before,
@@ -459,7 +475,7 @@ impl Link {
                     io::ErrorKind::Interrupted => {}
                     _ => {
                         inner.is_write_blocked = true;
-                        self.on_write_error(inner, now, &error);
+                        self.on_write_error(inner, now, error);
                         return;
                     }
                 },
@@ -467,22 +483,11 @@ impl Link {
         }
     }
 
-    /// What the peer said before, perhaps CLOSE, can still be read, and says more than the error.
-    fn on_write_error(&self, inner: &mut Inner, now: Instant, error: &io::Error) {
-        for _ in 0..TURN_BYTES / CHUNK_BYTES {
-            let Some(socket) = inner.socket.clone() else { return };
-            let has_more = ROOM.with_borrow_mut(|room| match sys::receive_now(socket.as_fd(), room) {
-                Ok([]) | Err(_) => false,
-                Ok(bytes) => {
-                    inner.core.handle_input(now, bytes);
-                    true
-                }
-            });
-            if !has_more {
-                break;
-            }
-        }
-        inner.on_error(now, error);
+    /// What the peer said before, perhaps CLOSE, can still be read, and says more than the error; at the end of it the error
+    /// counts.
+    fn on_write_error(&self, inner: &mut Inner, now: Instant, error: io::Error) {
+        inner.write_error = Some(error);
+        inner.read_all(now);
     }
 
     fn on_event(&self, inner: &mut Inner, now: Instant, event: Event) -> Interest {
@@ -609,6 +614,10 @@ impl Link {
         if aborts && let Err(error) = sys::abort(socket.as_fd()) {
             log::debug!(target: "longconn.engine", "{}: the connection could not be reset: {error}", self.peer);
         }
+        if inner.is_receiving {
+            // Who waits in recv(2) is to wake; it fails where that has woken already.
+            let _ = SockRef::from(&socket).shutdown(Shutdown::Both);
+        }
         self.number.store(-1, Ordering::Relaxed);
         self.engine.release(self.key);
         inner.waiters.wake_everyone();
@@ -618,26 +627,51 @@ impl Link {
 impl Inner {
     /// Reads what is there, into the core. True if something came.
     fn read(&mut self, now: Instant) -> bool {
+        if self.is_receiving {
+            return false;
+        }
         let Some(socket) = self.socket.clone() else { return false };
         ROOM.with_borrow_mut(|room| {
             let capacity = room.len();
-            match sys::receive_now(socket.as_fd(), room) {
-                Ok([]) => self.core.handle_end(now),
-                Ok(bytes) => {
-                    self.core.handle_input(now, bytes);
-                    self.is_unread = bytes.len() == capacity;
-                    self.is_flowing = bytes.len() >= MUCH_BYTES;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.is_unread = false;
-                    self.is_flowing = false;
-                    return false;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => self.on_error(now, &error),
-            }
-            true
+            self.digest(now, sys::receive_now(socket.as_fd(), room), capacity)
         })
+    }
+
+    /// What reading gave. True if it was something.
+    fn digest(&mut self, now: Instant, got: io::Result<&[u8]>, capacity: usize) -> bool {
+        match got {
+            Ok([]) => match self.write_error.take() {
+                Some(error) => self.on_error(now, &error),
+                None => self.core.handle_end(now),
+            },
+            Ok(bytes) => {
+                self.core.handle_input(now, bytes);
+                self.is_unread = bytes.len() == capacity;
+                self.is_flowing = bytes.len() >= MUCH_BYTES;
+                self.is_judgement_put_off = false;
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.is_unread = false;
+                self.is_flowing = false;
+                return false;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => self.on_error(now, &error),
+        }
+        true
+    }
+
+    /// How long recv(2) waits: whole milliseconds, rounded up. Who always waits equally long pays for it once.
+    fn bound_receiving(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let whole = |timeout: Duration| Duration::from_millis(timeout.as_millis().try_into().unwrap_or(u64::MAX) + 1);
+        let wanted = timeout.map(whole);
+        if wanted != self.receive_timeout
+            && let Some(socket) = &self.socket
+        {
+            SockRef::from(socket).set_read_timeout(wanted)?;
+            self.receive_timeout = wanted;
+        }
+        Ok(())
     }
 
     /// Until there is nothing more; a peer that says more than a turn's worth is heard anyway.
@@ -787,7 +821,15 @@ impl Link {
         // What the kernel holds is heard before it is judged. What the engine reads itself was read just now, unless it is
         // late.
         let is_late = now > deadline + LATE;
-        if inner.reader == Reader::Callers || inner.is_unread || is_late || inner.core.state() != State::Open {
+        let is_judged = is_late || inner.core.state() != State::Open;
+        if inner.is_receiving && is_judged && !mem::replace(&mut inner.is_judgement_put_off, true) {
+            // A caller reads, and may have something that it hasn't handed over yet.
+            inner.alarm = Some(now + LATE);
+            self.engine.set_alarm(self.key, now + LATE);
+            return;
+        }
+        inner.is_judgement_put_off = false;
+        if inner.reader == Reader::Callers || inner.is_unread || is_judged {
             inner.read_all(now);
         }
         inner.core.handle_timeout(now);
@@ -855,6 +897,20 @@ impl Link {
                 break result;
             }
             let reads = !inner.is_polled && inner.socket.is_some();
+            let has_time = deadline.is_none_or(|deadline| deadline > now + PRECISE);
+            if reads && has_time && interest == Interest::READABLE {
+                self.take_role(&mut inner);
+                if inner.core.is_urgent() {
+                    self.turn(&mut inner, now);
+                }
+                let received;
+                (inner, received) = self.receive(inner, now, deadline);
+                now = clock::now();
+                if let Err(error) = received {
+                    break Err(error.into());
+                }
+                continue;
+            }
             let has_read = reads && {
                 self.take_role(&mut inner);
                 inner.last_read = now;
@@ -897,6 +953,48 @@ impl Link {
             inner.waiters.wake_one(Interest::READABLE);
         }
         result
+    }
+
+    /// The way of who waits for a message and for nothing else: it waits in recv(2) itself, which is one system call where
+    /// reading, polling and reading again are three. Until it is back nobody else may read, or what it got would come too
+    /// late; the end of the link ends it, as it does every call on the socket.
+    fn receive<'l>(
+        &'l self,
+        mut inner: Guard<'l>,
+        now: Instant,
+        deadline: Option<Instant>,
+    ) -> (Guard<'l>, Result<(), WaitError>) {
+        let Some(socket) = inner.socket.clone() else { return (inner, Ok(())) };
+        if let Err(error) = inner.bound_receiving(deadline.map(|deadline| deadline.saturating_duration_since(now))) {
+            return (inner, Err(error.into()));
+        }
+        inner.is_polled = true;
+        inner.is_receiving = true;
+        inner.core.set_waiting(now, true);
+        drop(inner);
+        ROOM.with_borrow_mut(|room| {
+            let capacity = room.len();
+            let got = sys::receive_waiting(socket.as_fd(), room);
+            let mut inner = self.lock();
+            let now = clock::now();
+            inner.is_polled = false;
+            inner.is_receiving = false;
+            inner.last_read = now;
+            if inner.waiters.is_empty() {
+                inner.core.set_waiting(now, false);
+            }
+            let is_interrupted = matches!(&got, Err(error) if error.kind() == io::ErrorKind::Interrupted);
+            let is_late = matches!(&got, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+                && deadline.is_some_and(|deadline| now >= deadline);
+            inner.digest(now, got, capacity);
+            self.turn(&mut inner, now);
+            let result = match (is_interrupted, is_late) {
+                (true, _) => Err(WaitError::Interrupted),
+                (false, true) => Err(WaitError::TimedOut),
+                (false, false) => Ok(()),
+            };
+            (inner, result)
+        })
     }
 
     /// One sleep, with the lock given up meanwhile. Who finds nobody polling the socket does.

@@ -566,6 +566,47 @@ fn a_peer_that_says_nothing_more_is_lost_within_the_limit() {
     assert!(matches!(occurrences[..], [What::Opened, What::Suspect { .. }, What::Ended(_)]), "{occurrences:?}");
 }
 
+#[test]
+fn who_receives_hears_for_those_who_wait_for_something_else() {
+    let (_listener, client, server) = pair_of(config(ms(10_000_000)), config(ms(10_000_000)));
+    let (_other_listener, idle, _other) = pair();
+    thread::scope(|scope| {
+        let receiver = scope.spawn(|| receive(&client));
+        pass(&idle, ms(30));
+        let filled = fill(&client, &[0; 16 * 1024]);
+        let sender = scope.spawn(|| client.send(&[0; 16 * 1024], soon()));
+        let flusher = scope.spawn(|| client.flush(soon()));
+        let pinger = scope.spawn(|| client.ping(soon()));
+        pass(&idle, ms(30));
+        let start = clock::now();
+        for _ in 0..=filled {
+            receive(&server).unwrap();
+        }
+        sender.join().unwrap().unwrap();
+        flusher.join().unwrap().unwrap();
+        pinger.join().unwrap().unwrap();
+        assert!(clock::now() - start < ms(5000).mul_f64(slack()));
+        server.send(b"for you", soon()).unwrap();
+        assert_eq!(receiver.join().unwrap().unwrap(), b"for you");
+    });
+}
+
+#[test]
+fn a_close_that_the_peer_ignores_ends_who_receives_at_its_deadline() {
+    let (_listener, _stream, link) = server_of_raw(Config::default());
+    let (_other_listener, idle, _other) = pair();
+    thread::scope(|scope| {
+        let receiver = scope.spawn(|| receive(&link));
+        pass(&idle, ms(30));
+        let start = clock::now();
+        link.close(Close::new(CloseCode::NORMAL, ""), ms(200)).unwrap();
+        let Err(LinkError::Ended(ending)) = receiver.join().unwrap() else { panic!("it goes on") };
+        assert_eq!((ending.cause, ending.by_peer), (Cause::Closed, false));
+        let took = clock::now() - start;
+        assert!(took >= ms(200) && took < ms(2000).mul_f64(slack()), "{took:?}");
+    });
+}
+
 /// Waits without sleeping, on a link where nothing comes.
 fn pass(idle: &Link, time: Duration) {
     assert!(matches!(idle.wait_readable(Some(clock::now() + time)), Err(LinkError::TimedOut)));

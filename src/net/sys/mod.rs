@@ -22,7 +22,16 @@ pub use other::*;
 
 /// Reads what is there, without waiting; none at the end of the stream.
 pub fn receive_now<'r>(fd: BorrowedFd<'_>, room: &'r mut [MaybeUninit<u8>]) -> io::Result<&'r [u8]> {
-    let length = receive(fd.as_raw_fd(), room, libc::MSG_DONTWAIT)?;
+    receive_into(fd, room, libc::MSG_DONTWAIT)
+}
+
+/// Waits for something, as long as the socket's `SO_RCVTIMEO` says.
+pub fn receive_waiting<'r>(fd: BorrowedFd<'_>, room: &'r mut [MaybeUninit<u8>]) -> io::Result<&'r [u8]> {
+    receive_into(fd, room, 0)
+}
+
+fn receive_into<'r>(fd: BorrowedFd<'_>, room: &'r mut [MaybeUninit<u8>], flags: libc::c_int) -> io::Result<&'r [u8]> {
+    let length = receive(fd.as_raw_fd(), room, flags)?;
     // SAFETY: the kernel has written the first `length` bytes.
     Ok(unsafe { room[..length].assume_init_ref() })
 }
