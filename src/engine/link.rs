@@ -249,7 +249,6 @@ struct Inner {
     waiters: Waiters,
     notification: Option<Notification>,
     occurrences: VecDeque<Occurrence>,
-    occurrences_dropped: u64,
     /// The newest ping that was answered.
     last_pong: Option<(u64, Option<Duration>)>,
     agreement: Option<Agreement>,
@@ -327,7 +326,6 @@ impl Link {
             waiters: Waiters::default(),
             notification: None,
             occurrences: VecDeque::new(),
-            occurrences_dropped: 0,
             last_pong: None,
             agreement: None,
             ending: None,
@@ -537,7 +535,6 @@ impl Link {
         }
         if inner.occurrences.len() == MAX_OCCURRENCES {
             inner.occurrences.pop_front();
-            inner.occurrences_dropped += 1;
         }
         if inner.occurrences.capacity() == 0 {
             // Most links open, and that is all for long.
