@@ -972,6 +972,13 @@ impl Link {
         Ok(())
     }
 
+    /// The same for who holds the interpreter.
+    pub fn try_confirm(&self, count: usize) -> Result<Attempt<()>, LinkError> {
+        let Some(mut inner) = self.try_enter()? else { return Ok(Attempt::Later) };
+        self.take(&mut inner, clock::now(), count);
+        Ok(Attempt::Done(()))
+    }
+
     fn take(&self, inner: &mut Inner, now: Instant, count: usize) {
         inner.core.take(now, count);
         inner.last_send = None;
@@ -1117,6 +1124,10 @@ impl Link {
     pub fn tcp_info(&self) -> Result<Option<Sample>, LinkError> {
         let socket = self.enter()?.socket.clone();
         Ok(socket.and_then(|socket| tcp_info::sample(socket.as_raw_fd()).ok()))
+    }
+
+    pub fn status(&self) -> Result<Vec<u8>, LinkError> {
+        Ok(self.enter()?.core.status().to_vec())
     }
 
     pub fn peer_status(&self) -> Result<Vec<u8>, LinkError> {

@@ -59,6 +59,14 @@ enum Member {
     Listener(Arc<Listener>),
 }
 
+/// Links and listeners that the engine looks after, as of its last turn.
+static MEMBERS: AtomicUsize = AtomicUsize::new(0);
+
+#[must_use]
+pub fn members() -> usize {
+    MEMBERS.load(Ordering::Relaxed)
+}
+
 /// What links and listeners know of the engine.
 pub struct Engine {
     registry: Registry,
@@ -242,6 +250,7 @@ impl Reactor {
                 Order::Attend(key) => self.attend(key, now),
             }
         }
+        MEMBERS.store(self.members.len(), Ordering::Relaxed);
         for key in soon {
             self.attend(key, now);
         }
@@ -395,6 +404,7 @@ impl Held {
     /// what these guard are as some thread of the parent had them.
     pub fn release_in_child(mut self) {
         self.0.paused = false;
+        MEMBERS.store(0, Ordering::Relaxed);
         let Some(engine) = self.0.engine.take() else { return };
         let forget = |member: Member| {
             match &member {

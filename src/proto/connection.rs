@@ -1197,6 +1197,11 @@ impl Connection {
     }
 
     #[must_use]
+    pub fn status(&self) -> &[u8] {
+        &self.status
+    }
+
+    #[must_use]
     pub fn peer_status(&self) -> &[u8] {
         self.supervision.as_ref().map_or(&[], |supervision| &supervision.peer_status)
     }

@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
 
+use super::pulse;
 use crate::engine::fork;
 
 /// To be called before anything that starts a native thread.
@@ -31,22 +32,28 @@ pub(super) fn prepare(py: Python<'_>) -> PyResult<()> {
 
 #[pyfunction]
 pub(super) fn before_fork(py: Python<'_>) {
-    py.detach(fork::before);
+    py.detach(|| {
+        pulse::pause();
+        fork::before();
+    });
 }
 
 #[pyfunction]
 pub(super) fn after_in_parent() {
     fork::after_in_parent();
+    pulse::after_in_parent();
 }
 
 #[pyfunction]
 pub(super) fn after_in_child() {
     fork::after_in_child();
+    pulse::after_in_child();
 }
 
 /// Ctrl-C ends the wait for a callback.
 #[pyfunction]
 pub(super) fn shut_down(py: Python<'_>) -> PyResult<()> {
+    py.detach(pulse::pause);
     while !py.detach(|| fork::shut_down(Duration::from_millis(50))) {
         py.check_signals()?;
     }
