@@ -6,7 +6,7 @@ from types import EllipsisType, TracebackType
 from typing import Any, Final, final
 
 from .errors import Cause
-from .links import Event, LinkStats
+from .links import LinkStats
 
 __all__ = [
     "HAS_GUARD",
@@ -175,16 +175,14 @@ class LongConnection:
             PeerLost, PeerClosed, AlreadyClosed, ForkedError: The connection is over.
         """
 
-    def recv_many(
-        self, max_messages: int, *, timeout: float | timedelta | EllipsisType | None = ...
-    ) -> list[bytes]:
+    def recv_many(self, max_messages: int, *, timeout: float | timedelta | EllipsisType | None = ...) -> list[bytes]:
         """Wait for one message, and receive with it those that are there, *max_messages* at the most."""
 
     def flush(self, *, timeout: float | timedelta | EllipsisType | None = ...) -> None:
         """Wait until the peer's program took everything that was sent before. Taken isn't yet processed."""
 
     def ping(self, *, timeout: float | timedelta | EllipsisType | None = ...) -> float:
-        """Have the peer beat at once, and measure the round trip in seconds. The peer's program need not do anything."""
+        """Have the peer beat at once, and measure the round trip in seconds; its program need not do anything."""
 
     def settimeout(self, timeout: float | timedelta | None, /) -> None:
         """What calls wait for that don't say; None, as at first: for ever. 0 doesn't wait."""
@@ -212,7 +210,7 @@ class LongConnection:
 
     @property
     def principal(self) -> Any:
-        """What the server's ``authenticate`` returned for this client; None if that was True, and on the client's side."""
+        """What the server's ``authenticate`` returned for this client; None if that was True, and on the client."""
 
     @property
     def state(self) -> str:
@@ -260,9 +258,7 @@ class LongConnection:
         It isn't the TCP socket's, for the native thread may have read the message already. Don't read from it.
         """
 
-    def close(
-        self, code: int = 0, reason: str = "", *, timeout: float | timedelta | EllipsisType | None = ...
-    ) -> None:
+    def close(self, code: int = 0, reason: str = "", *, timeout: float | timedelta | EllipsisType | None = ...) -> None:
         """Say goodbye once the peer's program took everything; closing again does nothing.
 
         Args:

@@ -109,7 +109,8 @@ class PeerClosed(LongConnError, ConnectionError):
     """The peer said goodbye. Everything that it had sent before was received.
 
     Attributes:
-        code: Why: 0 is the normal end, 1 means that the peer goes away or restarts; 4096 to 65535 are the programs' own.
+        code: Why: 0 is the normal end, 1 means that the peer goes away or restarts; 4096 to 65535 are the programs'
+            own.
         reason: The peer's words.
         peer: Address of the other side.
         cause: `Cause.CLOSED`.

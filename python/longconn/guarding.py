@@ -200,4 +200,3 @@ def guard(
         limit = settings.guard_limit or Keepalive().guard_limit
     assert limit is not None
     return Guard(fd, check_limit(limit), keepalive, on_lost)
-

@@ -173,7 +173,9 @@ class Heartbeat:
         found = []
         limit = self.detection_time()
         if self.interval < self.floor:
-            found.append(f"interval={self.interval:g} is below floor={self.floor:g}: this side beats each {self.floor:g} s")
+            found.append(
+                f"interval={self.interval:g} is below floor={self.floor:g}: this side beats each {self.floor:g} s"
+            )
         if limit is not None and self.limit is not None:
             if limit < 2 * max(self.floor, self.interval):
                 found.append(

@@ -191,7 +191,8 @@ def connect(
         timeout: Seconds, or a timedelta, for all addresses and the handshake together; None waits for ever. The look-up
             of a name can't be cut short. The connection's own timeout is None at first.
         client_id: What the server sees this client as; at most 255 bytes of UTF-8.
-        token: What the server's ``authenticate`` is given; at most 3072 bytes. It travels as it is: no secret without TLS.
+        token: What the server's ``authenticate`` is given; at most 3072 bytes. It travels as it is: anybody on the way
+            can read it.
         largest_message_bytes: The largest message that this side takes, up to 1 GiB.
         keepalive: The kernel's probes beside the heartbeat, which doesn't need them; None: none.
 
@@ -278,9 +279,10 @@ class LongServer:
         heartbeat: How soon a lost client is noticed; None is ``Heartbeat()``.
         max_connections: Open connections at the most; further clients are refused with a reason.
         max_connections_per_address: The same for each client address; None: no limit.
-        authenticate: Called as ``authenticate(client_id, token, address)`` for each client, on longconn's own thread, one
-            at a time: keep it quick. True lets it in; so does any other object but False and None, and becomes the
-            connection's ``principal``. ``PermissionError`` refuses it with the error's text as reason. None: everyone is let in.
+        authenticate: Called as ``authenticate(client_id, token, address)`` for each client, on longconn's own thread,
+            one at a time: keep it quick. True lets it in; so does any other object but False and None, and becomes the
+            connection's ``principal``. ``PermissionError`` refuses it with the error's text as reason. None: everyone
+            is let in.
         handshake_timeout: Seconds in which a client must have finished its handshake.
         max_handshakes: Unfinished handshakes at the most; further connections are dropped.
         largest_message_bytes: The largest message that this side takes, up to 1 GiB.
@@ -381,7 +383,7 @@ class LongServer:
         return self._server.messages(self._timeout if timeout is ... else timeout)
 
     def events(self) -> Iterator[tuple[LongConnection, Event]]:
-        """(connection, event) of all connections: who came, went silent, came back, ended; ends when the server is closed.
+        """(connection, event) of all connections: who came, went silent, came back, ended; ends with the server.
 
         10,000 wait for who doesn't ask; older ones are dropped and counted.
         """
@@ -405,7 +407,8 @@ class LongServer:
 
         Args:
             drain: Seconds that peers have to take what was sent to them; then it is dropped.
-            code: 1 means that the server goes away or restarts, 0 is the normal end; 4096 to 65535 are the program's own.
+            code: 1 means that the server goes away or restarts, 0 is the normal end; 4096 to 65535 are the program's
+                own.
             reason: For people; at most 1024 bytes.
         """
         seconds = in_seconds(drain, "drain")

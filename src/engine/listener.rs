@@ -226,7 +226,10 @@ impl Listener {
                     if is_crowded {
                         let _ = sys::abort(socket.as_fd());
                     } else if let Err(error) = self.receive(socket.into(), now) {
-                        self.lock().handshakes -= 1;
+                        let mut hall = self.lock();
+                        hall.handshakes -= 1;
+                        hall.counts.failed += 1;
+                        drop(hall);
                         log::debug!(target: "longconn.engine", "{}: a connection was gone at once: {error}", self.address);
                     }
                 }

@@ -267,7 +267,7 @@ impl LongConnection {
     }
 
     /// Receive one message.
-    #[pyo3(signature = (*unwanted, timeout = Timeout::LeftOut))]
+    #[pyo3(signature = (*unwanted, timeout = Timeout::LeftOut), text_signature = "($self, /, *, timeout=...)")]
     fn recv<'py>(
         &self,
         py: Python<'py>,

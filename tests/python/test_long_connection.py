@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import array
 import datetime
-import gc
+import itertools
 import os
 import pickle
 import select
@@ -14,12 +14,12 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import longconn
 import pytest
 from longconn import Cause, Heartbeat, LongConnection, LongServer
-from peers import PATIENCE, SLACK, listening, python_says, reset, wait_until, wait_until_blocked
+from peers import PATIENCE, SLACK, let_go, listening, python_says, reset, wait_until, wait_until_blocked
 
 #: Convicts within a moment.
 QUICK = Heartbeat(interval=0.05, limit=0.5 * SLACK)
@@ -36,10 +36,7 @@ def served(**kwargs: object) -> Iterator[tuple[LongServer, LongConnection, LongC
             yield server, client, ours
         finally:
             for connection in (client, ours):
-                try:
-                    connection.close(timeout=0)
-                except TimeoutError:
-                    pass
+                let_go(connection)
 
 
 @pytest.fixture
@@ -79,7 +76,7 @@ def scripted(**kwargs: object) -> Iterator[tuple[LongConnection, socket.socket]]
         connection.settimeout(PATIENCE)
         with said[0]:
             yield connection, said[0]
-        connection.close(timeout=0)
+        let_go(connection)
 
 
 # ---- messages
@@ -193,14 +190,13 @@ def test_flush_waits_until_the_peers_program_took_everything(pair):
 
 def test_a_ping_needs_nothing_of_the_peers_program(pair):
     client, _ = pair
-    assert 0 < client.ping() < 1.0 * SLACK
+    assert 0 <= client.ping() < 1.0 * SLACK
 
 
 def test_a_sender_waits_for_room_and_not_for_ever(pair):
     client, ours = pair
     with pytest.raises(TimeoutError):
-        while True:
-            client.send(b"x" * 10_000, timeout=0.05)
+        client.send_many(itertools.repeat(b"x" * 10_000), timeout=0.5)
     count = client.stats().untaken_messages
     for _ in range(count):
         assert len(ours.recv()) == 10_000
@@ -238,7 +234,11 @@ def test_many_threads_share_a_connection(pair):
 
 def test_an_expired_timeout_is_plain_and_the_connection_stays_usable(pair):
     client, ours = pair
-    for wait in (client.recv, lambda **kwargs: client.recv_many(5, **kwargs), lambda **kwargs: client.wait_for("closed", **kwargs)):
+    for wait in (
+        client.recv,
+        lambda **kwargs: client.recv_many(5, **kwargs),
+        lambda **kwargs: client.wait_for("closed", **kwargs),
+    ):
         for timeout in (0, 0.01, datetime.timedelta(milliseconds=10)):
             with pytest.raises(TimeoutError) as raised:
                 wait(timeout=timeout)
@@ -490,10 +490,9 @@ def test_receiving_can_not_be_shut_down(pair):
 
 def test_with_closes_it_and_an_exception_is_told_as_going_away(pair):
     client, ours = pair
-    with pytest.raises(KeyError):
-        with client as same:
-            assert same is client
-            raise KeyError
+    with suppress(KeyError), client as same:
+        assert same is client
+        raise KeyError
     assert client.state == "closed"
     with pytest.raises(longconn.PeerClosed) as raised:
         ours.recv()
@@ -502,11 +501,10 @@ def test_with_closes_it_and_an_exception_is_told_as_going_away(pair):
 
 def test_one_that_nobody_closes_is_closed_with_a_warning():
     with LongServer(("127.0.0.1", 0)) as server:
-        client = longconn.connect(server.address)
+        clients = [longconn.connect(server.address)]
         ours = server.accept(timeout=PATIENCE)
         with pytest.warns(ResourceWarning, match="unclosed"):
-            del client
-            gc.collect()
+            clients.clear()
         with pytest.raises(longconn.PeerClosed):
             ours.recv(timeout=PATIENCE)
 
@@ -544,8 +542,7 @@ def test_a_peer_that_falls_silent_is_lost_within_the_limit():
 def test_a_blocked_sender_learns_of_it():
     with scripted(heartbeat=QUICK) as (client, _peer):
         with pytest.raises(longconn.PeerLost):
-            while True:
-                client.send(b"x" * 100_000)
+            client.send_many(itertools.repeat(b"x" * 100_000))
 
 
 def test_an_end_of_stream_without_a_goodbye_is_an_ended_process():
@@ -572,7 +569,8 @@ def test_a_reset_is_told_as_such():
 
 
 @pytest.mark.parametrize(
-    "said", [frame(0x20, b""), frame(1, b""), b"\xff\xff\xff\x05", frame(6, b"short"), frame(6, b"\xff" * 16), frame(7, b"")]
+    "said",
+    [frame(0x20, b""), frame(1, b""), b"\xff\xff\xff\x05", frame(6, b"short"), frame(6, b"\xff" * 16), frame(7, b"")],
 )
 def test_a_peer_that_breaks_the_rules_is_a_protocol_error(said):
     with scripted() as (client, peer):
@@ -673,7 +671,9 @@ def answered_by(said: bytes) -> longconn.ConnectFailed:
         return raised.value
 
 
-@pytest.mark.parametrize("said", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x15\x03\x01\x00\x02\x02\x28" * 2, b"+PONG\r\n...."])
+@pytest.mark.parametrize(
+    "said", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x15\x03\x01\x00\x02\x02\x28" * 2, b"+PONG\r\n...."]
+)
 def test_a_server_that_speaks_something_else_is_shown(said):
     error = answered_by(said)
     assert error.cause is Cause.PROTOCOL
