@@ -9,7 +9,7 @@ use std::mem;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
@@ -107,8 +107,6 @@ pub struct Listener {
     number: AtomicI32,
     /// Messages are taken from all links in one loop.
     lists_messages: AtomicBool,
-    /// Called for each client to decide about, under its link's lock: posts, and doesn't wait.
-    herald: OnceLock<Box<dyn Fn() + Send + Sync>>,
     hall: Arc<Mutex<Hall>>,
 }
 
@@ -137,6 +135,8 @@ struct Hall {
     to_decide: VecDeque<(Arc<Link>, Box<Hello>)>,
     to_accept: VecDeque<Arc<Link>>,
     with_messages: VecDeque<Arc<Link>>,
+    /// Called for each client to decide about, under its link's lock: posts, and doesn't wait.
+    herald: Option<Arc<dyn Fn() + Send + Sync>>,
     occurrences: VecDeque<(Arc<Link>, Occurrence)>,
     counts: Counts,
     waiters: Waiters,
@@ -180,7 +180,6 @@ impl Listener {
             address,
             number: AtomicI32::new(socket.as_raw_fd()),
             lists_messages: AtomicBool::new(false),
-            herald: OnceLock::new(),
             hall: Arc::new(Mutex::new(Hall { socket: Some(socket), ..Hall::default() })),
         });
         listener.engine.adopt_listener(listener.key, listener.clone());
@@ -263,8 +262,9 @@ impl Listener {
             // Bounded by the handshakes under way.
             hall.to_decide.push_back((link.clone(), hello));
             hall.waiters.wake_one(Interest::HELLO);
+            let herald = hall.herald.clone();
             drop(hall);
-            if let Some(herald) = self.herald.get() {
+            if let Some(herald) = herald {
                 herald();
             }
         } else {
@@ -430,12 +430,13 @@ impl Listener {
         })
     }
 
-    /// Has somebody told of each client to decide about, instead of a thread that waits for it; sometimes once too often.
-    /// The first call counts.
-    pub fn tell_of_clients(&self, herald: Box<dyn Fn() + Send + Sync>) {
-        let herald = self.herald.get_or_init(|| herald);
+    /// Has somebody told of each client to decide about, instead of a thread that waits for it.
+    pub fn tell_of_clients(&self, herald: Arc<dyn Fn() + Send + Sync>) {
+        let mut hall = self.lock();
+        hall.herald = Some(herald.clone());
         // Those that came before.
-        let waiting = self.lock().to_decide.len();
+        let waiting = hall.to_decide.len();
+        drop(hall);
         (0..waiting).for_each(|_| herald());
     }
 

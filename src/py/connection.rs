@@ -470,7 +470,9 @@ impl LongConnection {
         let was_closed = self.is_closed.load(Ordering::Relaxed);
         self.say_goodbye(py, close, timeout.or(Some(self.settled().unwrap_or(PATIENCE))))?;
         match self.wait_closed(py)? {
-            Some(ending) if !was_closed && ending.cause == Cause::Closed && !ending.by_peer && ending.untaken_bytes > 0 => {
+            Some(ending)
+                if !was_closed && ending.cause == Cause::Closed && !ending.by_peer && ending.untaken_bytes > 0 =>
+            {
                 Err(PyTimeoutError::new_err(format!(
                     "closed, but the peer's program had not taken {} bytes in time",
                     ending.untaken_bytes
@@ -561,9 +563,7 @@ impl Drop for LongConnection {
             let pending = PyErr::take(py);
             let (ours, theirs) = (self.link.local_address(), self.link.peer_address());
             let text = std::ffi::CString::new(format!("unclosed <longconn.LongConnection {ours} -> {theirs}>"));
-            let warned = text.map_or(Ok(()), |text| {
-                PyErr::warn(py, &py.get_type::<PyResourceWarning>(), &text, 1)
-            });
+            let warned = text.map_or(Ok(()), |text| PyErr::warn(py, &py.get_type::<PyResourceWarning>(), &text, 1));
             if let Err(error) = warned {
                 error.write_unraisable(py, None);
             }

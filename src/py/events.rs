@@ -8,8 +8,8 @@ use pyo3::prelude::*;
 use super::connection::{LongConnection, state_name};
 use super::errors::{ended, link_error, listener_error};
 use super::server::{Server, wait_for_listener};
-use crate::engine::link::{Link, LinkError, Occurrence, What};
 use crate::engine::clock;
+use crate::engine::link::{Link, LinkError, Occurrence, What};
 use crate::proto::connection::State;
 
 enum Source {

@@ -23,8 +23,7 @@ struct Pulse {
     is_held: bool,
 }
 
-static PULSE: Mutex<Pulse> =
-    Mutex::new(Pulse { thread: None, is_running: false, is_stopping: false, is_held: false });
+static PULSE: Mutex<Pulse> = Mutex::new(Pulse { thread: None, is_running: false, is_stopping: false, is_held: false });
 static CHANGED: Condvar = Condvar::new();
 
 fn lock() -> MutexGuard<'static, Pulse> {

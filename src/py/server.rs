@@ -75,9 +75,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+type Message = (Arc<Link>, Py<PyBytes>);
+
 #[derive(Default)]
 struct Batch {
-    waiting: VecDeque<(Arc<Link>, Py<PyBytes>)>,
+    waiting: VecDeque<Message>,
     /// Handed to the program while the link's lock was taken.
     unconfirmed: Vec<Arc<Link>>,
 }
@@ -142,7 +144,7 @@ impl Server {
     }
 
     /// The next message of the batch, which is filled anew if there is none. Nothing of Python's runs under the lock.
-    fn next_in_batch(&self, py: Python<'_>) -> Result<Option<(Arc<Link>, Py<PyBytes>)>, LinkError> {
+    fn next_in_batch(&self, py: Python<'_>) -> Result<Option<Message>, LinkError> {
         let mut batch = lock(&self.batch);
         if batch.waiting.is_empty() {
             let waiting = &mut batch.waiting;
@@ -328,7 +330,7 @@ pub(super) fn listen(
             let listener = Listener::new(socket, config)?;
             if asks {
                 let this = Arc::downgrade(&listener);
-                listener.tell_of_clients(Box::new(move || {
+                listener.tell_of_clients(Arc::new(move || {
                     let (this, keeper) = (this.clone(), keeper.clone());
                     notices::call(Box::new(move || receive_client(&this, &keeper)));
                 }));
@@ -337,13 +339,7 @@ pub(super) fn listen(
         })
         .map_err(|error: std::io::Error| os_error(&error))?;
     pulse::begin();
-    Ok(Server {
-        listener,
-        mode: AtomicU8::new(UNDECIDED),
-        shown: Mutex::default(),
-        door,
-        batch: Mutex::default(),
-    })
+    Ok(Server { listener, mode: AtomicU8::new(UNDECIDED), shown: Mutex::default(), door, batch: Mutex::default() })
 }
 
 /// On the thread of the notices: has the program decide about one client.
