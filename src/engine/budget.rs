@@ -1,6 +1,7 @@
 //! What all links together may hold beyond their base windows: for messages larger than a window, and for windows that
-//! grew. Wishes are granted in order, and each in whole; the budget always admits one when nothing is granted. Who sits on
-//! a grant while others wait is told to go.
+//! grew. Messages are granted theirs in order, each in whole, and one always is when none other has a grant, for it
+//! can't go on without. Windows grow only into what nobody waits for. Who sits on a message's grant while others wait is
+//! told to go.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
@@ -15,12 +16,20 @@ const GRANT_TIMEOUT: Duration = Duration::from_secs(30);
 struct Budget {
     bytes: u64,
     grant_timeout: Duration,
-    granted: u64,
+    /// Granted.
+    messages: u64,
+    windows: u64,
+    /// Those whose messages wait.
     queue: VecDeque<Weak<Link>>,
 }
 
-static BUDGET: Mutex<Budget> =
-    Mutex::new(Budget { bytes: BUDGET_BYTES, grant_timeout: GRANT_TIMEOUT, granted: 0, queue: VecDeque::new() });
+static BUDGET: Mutex<Budget> = Mutex::new(Budget {
+    bytes: BUDGET_BYTES,
+    grant_timeout: GRANT_TIMEOUT,
+    messages: 0,
+    windows: 0,
+    queue: VecDeque::new(),
+});
 
 fn lock() -> MutexGuard<'static, Budget> {
     BUDGET.lock().unwrap_or_else(PoisonError::into_inner)
@@ -34,10 +43,19 @@ pub fn set_budget(bytes: u64, grant_timeout: Duration) {
     budget.call_first();
 }
 
+/// What one link wants of the budget.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Wish {
+    Nothing,
+    Message(u64),
+    Window(u64),
+}
+
 /// What one link has of the budget; under its lock.
 #[derive(Debug, Default)]
 pub(super) struct Share {
-    granted: u64,
+    message: u64,
+    window: u64,
     is_queued: bool,
     /// Since when the inbox holds so many bytes.
     unmoved: Option<(Instant, usize)>,
@@ -46,40 +64,56 @@ pub(super) struct Share {
 impl Share {
     #[must_use]
     pub(super) fn is_empty(&self) -> bool {
-        self.granted == 0 && !self.is_queued
+        self.message == 0 && self.window == 0 && !self.is_queued
     }
 
-    /// True if `wanted` is granted; else the link stands in the queue, and is attended to when its turn has come.
-    pub(super) fn ask(&mut self, wanted: u64, link: &Weak<Link>) -> bool {
+    /// True if it is granted. A message that isn't stands in the queue, and its link is attended to when its turn has come.
+    pub(super) fn ask(&mut self, wish: Wish, link: &Weak<Link>) -> bool {
         let mut budget = lock();
-        let is_first = budget.queue.front().is_none_or(|first| Weak::ptr_eq(first, link));
-        let fits = budget.granted == 0 || budget.granted.saturating_add(wanted) <= budget.bytes;
-        if is_first && fits {
-            budget.granted = budget.granted.saturating_add(wanted);
-            self.granted = self.granted.saturating_add(wanted);
-            self.withdraw(&mut budget, link);
-            return true;
+        match wish {
+            Wish::Nothing => false,
+            Wish::Window(bytes) => {
+                let is_granted = budget.queue.is_empty() && budget.fits(bytes);
+                if is_granted {
+                    self.window += bytes;
+                    budget.windows += bytes;
+                }
+                is_granted
+            }
+            Wish::Message(bytes) => {
+                let is_first = budget.queue.front().is_none_or(|first| Weak::ptr_eq(first, link));
+                if is_first && (budget.messages == 0 || budget.fits(bytes)) {
+                    self.message = self.message.saturating_add(bytes);
+                    budget.messages = budget.messages.saturating_add(bytes);
+                    self.withdraw(&mut budget, link);
+                    return true;
+                }
+                if !self.is_queued {
+                    self.is_queued = true;
+                    budget.queue.push_back(link.clone());
+                }
+                false
+            }
         }
-        if !self.is_queued {
-            self.is_queued = true;
-            budget.queue.push_back(link.clone());
-        }
-        false
     }
 
-    /// The link holds no more than `held` by now, and wants more or not.
-    pub(super) fn settle(&mut self, held: u64, wants: bool, link: &Weak<Link>) {
-        if self.granted <= held && (wants || !self.is_queued) {
+    /// The link holds no more than this by now.
+    pub(super) fn settle(&mut self, message: u64, window: u64, wish: Wish, link: &Weak<Link>) {
+        let waits = matches!(wish, Wish::Message(_));
+        if self.message <= message && self.window <= window && (waits || !self.is_queued) {
             return;
         }
         let mut budget = lock();
-        let given_back = self.granted.saturating_sub(held);
-        self.granted -= given_back;
-        budget.granted -= given_back.min(budget.granted);
-        if !wants {
+        let of_message = self.message.saturating_sub(message);
+        let of_window = self.window.saturating_sub(window);
+        self.message -= of_message;
+        self.window -= of_window;
+        budget.messages = budget.messages.saturating_sub(of_message);
+        budget.windows = budget.windows.saturating_sub(of_window);
+        if !waits {
             self.withdraw(&mut budget, link);
         }
-        if given_back > 0 {
+        if of_message > 0 || of_window > 0 {
             budget.call_first();
         }
     }
@@ -92,9 +126,9 @@ impl Share {
         }
     }
 
-    /// True if others wait for what this link was granted, and its inbox has been the same for too long.
+    /// True if others wait for what this link was granted for a message, and its inbox has been the same for too long.
     pub(super) fn is_hoarding(&mut self, now: Instant, inbox_bytes: usize) -> bool {
-        if self.granted == 0 {
+        if self.message == 0 {
             self.unmoved = None;
             return false;
         }
@@ -112,6 +146,10 @@ impl Share {
 }
 
 impl Budget {
+    fn fits(&self, bytes: u64) -> bool {
+        self.messages.saturating_add(self.windows).saturating_add(bytes) <= self.bytes
+    }
+
     /// Has the engine look after the first in the queue; it will ask again.
     fn call_first(&mut self) {
         while let Some(first) = self.queue.front() {
@@ -134,7 +172,7 @@ pub(super) fn hold() -> Held {
 
 impl Held {
     pub(super) fn release_in_child(mut self) {
-        self.0.granted = 0;
+        (self.0.messages, self.0.windows) = (0, 0);
         std::mem::forget(std::mem::take(&mut self.0.queue));
     }
 }

@@ -4,6 +4,8 @@
 //! (`try_*`, which say [`Attempt::Later`] when it is taken), and who doesn't may take it (all others, to be called
 //! detached).
 //!
+//! The engine keeps a link until it has ended, whether the program still knows of it or not: to be rid of it, close it.
+//!
 //! **Who reads.** The engine, until somebody waits: that thread takes the reader's role and polls the socket itself, for
 //! a hop through another thread would double a round trip. The role stays with the callers for a moment after that, so
 //! that a conversation doesn't wake the engine at all; then an alarm gives it back. Before any verdict the engine reads,
@@ -17,8 +19,9 @@ use std::collections::VecDeque;
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::net::{Shutdown, SocketAddr};
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{self, AtomicI32, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
@@ -26,8 +29,8 @@ use mio::Interest as Readiness;
 use mio::event::Event as Ready;
 use socket2::SockRef;
 
-use crate::engine::budget::Share;
-use crate::engine::listener::Listener;
+use crate::engine::budget::{Share, Wish};
+use crate::engine::listener::{Listener, going_away};
 use crate::engine::reactor::{self, Engine};
 use crate::engine::waiting::{Interest, WaitError, Waiters};
 use crate::engine::{clock, fork, interpreter};
@@ -150,8 +153,61 @@ pub struct Link {
     peer: SocketAddr,
     /// The descriptor's number while it is ours to close; for a forked child, which can't take the lock.
     number: AtomicI32,
+    /// What the engine has left to be done by who has the lock.
+    errands: AtomicU8,
     /// Behind a pointer of its own, so that a forked child can leave it alone.
     inner: Arc<Mutex<Inner>>,
+}
+
+/// What the engine wants of a link: a set.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Errand(u8);
+
+impl Errand {
+    const READABLE: Self = Self(1);
+    /// The end of the stream, or an error, lies behind what can be read.
+    const TO_THE_END: Self = Self(2);
+    const WRITABLE: Self = Self(4);
+    const BROKEN: Self = Self(8);
+    pub(super) const ALARM: Self = Self(16);
+    /// Write on, read on, ask the budget: whatever was left.
+    pub(super) const ATTENTION: Self = Self(32);
+    /// The machine was suspended.
+    pub(super) const SUSPENSION: Self = Self(64);
+
+    fn has(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+}
+
+/// The lock, held. Who gives it back does what the engine would have done meanwhile.
+struct Guard<'l> {
+    link: &'l Link,
+    inner: Option<MutexGuard<'l, Inner>>,
+}
+
+impl Deref for Guard<'_> {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        self.inner.as_deref().expect("it is there until the guard is dropped")
+    }
+}
+
+impl DerefMut for Guard<'_> {
+    fn deref_mut(&mut self) -> &mut Inner {
+        self.inner.as_deref_mut().expect("it is there until the guard is dropped")
+    }
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        drop(self.inner.take());
+        atomic::fence(Ordering::SeqCst);
+        if self.link.errands.load(Ordering::SeqCst) != 0 {
+            self.link.run(Errand(0));
+        }
+    }
 }
 
 struct Inner {
@@ -273,6 +329,7 @@ impl Link {
             local,
             peer,
             number: AtomicI32::new(socket.as_raw_fd()),
+            errands: AtomicU8::new(0),
             inner: Arc::new(Mutex::new(Inner { socket: Some(Arc::new(socket)), ..inner })),
         }))
     }
@@ -312,23 +369,28 @@ impl Drop for Link {
 // ---- the turn -------------------------------------------------------------------------------------------------
 
 impl Link {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> Guard<'_> {
+        Guard { link: self, inner: Some(self.inner.lock().unwrap_or_else(PoisonError::into_inner)) }
+    }
+
+    fn try_lock(&self) -> Option<Guard<'_>> {
+        let inner = match self.inner.try_lock() {
+            Ok(inner) => inner,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        Some(Guard { link: self, inner: Some(inner) })
     }
 
     /// After a fork the lock isn't to be touched.
-    fn enter(&self) -> Result<MutexGuard<'_, Inner>, LinkError> {
+    fn enter(&self) -> Result<Guard<'_>, LinkError> {
         self.check_process()?;
         Ok(self.lock())
     }
 
-    fn try_enter(&self) -> Result<Option<MutexGuard<'_, Inner>>, LinkError> {
+    fn try_enter(&self) -> Result<Option<Guard<'_>>, LinkError> {
         self.check_process()?;
-        match self.inner.try_lock() {
-            Ok(inner) => Ok(Some(inner)),
-            Err(TryLockError::Poisoned(poisoned)) => Ok(Some(poisoned.into_inner())),
-            Err(TryLockError::WouldBlock) => Ok(None),
-        }
+        Ok(self.try_lock())
     }
 
     fn check_process(&self) -> Result<(), LinkError> {
@@ -407,15 +469,16 @@ impl Link {
 
     /// What the peer said before, perhaps CLOSE, can still be read, and says more than the error.
     fn on_write_error(&self, inner: &mut Inner, now: Instant, error: &io::Error) {
-        while let Some(socket) = inner.socket.clone() {
-            let more = ROOM.with_borrow_mut(|room| match sys::receive_now(socket.as_fd(), room) {
+        for _ in 0..TURN_BYTES / CHUNK_BYTES {
+            let Some(socket) = inner.socket.clone() else { return };
+            let has_more = ROOM.with_borrow_mut(|room| match sys::receive_now(socket.as_fd(), room) {
                 Ok([]) | Err(_) => false,
                 Ok(bytes) => {
                     inner.core.handle_input(now, bytes);
                     true
                 }
             });
-            if !more {
+            if !has_more {
                 break;
             }
         }
@@ -429,7 +492,7 @@ impl Link {
                 inner.client_id = hello.client_id.as_str().into();
                 match (listener, self.this.upgrade()) {
                     (Some(listener), Some(this)) => listener.on_hello(&this, hello, &mut inner.core),
-                    _ => inner.core.refuse(crate::engine::listener::going_away()),
+                    _ => inner.core.refuse(going_away()),
                 }
                 Interest::NOTHING
             }
@@ -482,12 +545,19 @@ impl Link {
     /// Memory beyond the window is the process's to grant.
     fn ask_budget(&self, inner: &mut Inner, now: Instant, room: &mut usize) {
         let is_over = inner.socket.is_none();
-        let wanted = if is_over { 0 } else { inner.core.budget_wanted() };
+        let wish = match inner.core.budget_wanted() {
+            0 => Wish::Nothing,
+            _ if is_over => Wish::Nothing,
+            bytes if inner.core.budget_is_for_message() => Wish::Message(bytes),
+            bytes => Wish::Window(bytes),
+        };
         if !inner.share.is_empty() {
-            let held = if is_over { 0 } else { inner.core.budget_held() };
-            inner.share.settle(held, wanted > 0, &self.this);
+            let window = inner.core.budget_held_by_window();
+            let message = inner.core.budget_held().saturating_sub(window);
+            let (message, window) = if is_over { (0, 0) } else { (message, window) };
+            inner.share.settle(message, window, wish, &self.this);
         }
-        if wanted > 0 && inner.share.ask(wanted, &self.this) {
+        if !matches!(wish, Wish::Nothing) && inner.share.ask(wish, &self.this) {
             inner.core.grant_budget();
             self.transmit(inner, now, room);
         }
@@ -570,6 +640,15 @@ impl Inner {
         })
     }
 
+    /// Until there is nothing more; a peer that says more than a turn's worth is heard anyway.
+    fn read_all(&mut self, now: Instant) {
+        for _ in 0..TURN_BYTES / CHUNK_BYTES {
+            if !self.read(now) {
+                return;
+            }
+        }
+    }
+
     fn on_error(&mut self, now: Instant, error: &io::Error) {
         match error.raw_os_error() {
             // An RST that came after the peer's FIN (tcp_reset in net/ipv4/tcp_input.c): its process had ended.
@@ -632,16 +711,57 @@ impl Notification {
 // ---- what the engine does -------------------------------------------------------------------------------------
 
 impl Link {
-    pub(super) fn on_ready(&self, now: Instant, ready: &Ready) {
-        let mut inner = self.lock();
-        if ready.is_writable() {
+    pub(super) fn on_ready(&self, ready: &Ready) {
+        let mut errand = Errand(0);
+        let is_broken = ready.is_error() || ready.is_write_closed();
+        for (is_so, what) in [
+            (ready.is_writable(), Errand::WRITABLE),
+            (ready.is_readable(), Errand::READABLE),
+            (ready.is_read_closed() || is_broken, Errand::TO_THE_END),
+            (is_broken, Errand::BROKEN),
+        ] {
+            if is_so {
+                errand = Errand(errand.0 | what.0);
+            }
+        }
+        self.run(errand);
+    }
+
+    /// Has the errand done: now, or, while somebody else has the lock, by who that is. So nobody who is slow with one link
+    /// delays the others.
+    pub(super) fn run(&self, errand: Errand) {
+        let taken = self.try_lock().or_else(|| {
+            self.errands.fetch_or(errand.0, Ordering::SeqCst);
+            // Who gave the lock back before that can't have seen it.
+            atomic::fence(Ordering::SeqCst);
+            self.try_lock()
+        });
+        if let Some(mut inner) = taken {
+            let left = Errand(self.errands.swap(0, Ordering::SeqCst));
+            self.do_errand(&mut inner, Errand(errand.0 | left.0));
+        }
+    }
+
+    fn do_errand(&self, inner: &mut Inner, errand: Errand) {
+        let now = clock::now();
+        if errand.has(Errand::WRITABLE) {
             inner.is_write_blocked = false;
         }
-        let is_broken = ready.is_error() || ready.is_write_closed();
-        if (ready.is_readable() && inner.reader == Reader::Engine) || is_broken {
-            self.read_for_engine(&mut inner, now, is_broken || ready.is_read_closed());
+        if errand.has(Errand::ATTENTION) {
+            inner.is_flush_coming = false;
         }
-        self.turn(&mut inner, now);
+        let is_for_engine = errand.has(Errand::READABLE) || (errand.has(Errand::ATTENTION) && inner.is_unread);
+        if (is_for_engine && inner.reader == Reader::Engine) || errand.has(Errand::BROKEN) {
+            self.read_for_engine(inner, now, errand.has(Errand::TO_THE_END) || inner.is_unread);
+        }
+        if errand.has(Errand::SUSPENSION) {
+            inner.read_all(now);
+            inner.core.handle_pause(now);
+        }
+        if errand.has(Errand::ALARM) {
+            self.on_alarm(inner, now);
+        }
+        self.turn(inner, now);
     }
 
     /// Edge-triggered: until there is nothing more, or others are to have their turn. Less than what there was room for is
@@ -658,42 +778,23 @@ impl Link {
         self.engine.attend(self.key);
     }
 
-    pub(super) fn on_attention(&self, now: Instant) {
-        let mut inner = self.lock();
-        inner.is_flush_coming = false;
-        if inner.is_unread && inner.reader == Reader::Engine {
-            self.read_for_engine(&mut inner, now, true);
-        }
-        self.turn(&mut inner, now);
-    }
-
-    pub(super) fn on_alarm(&self, now: Instant) {
-        let mut inner = self.lock();
+    fn on_alarm(&self, inner: &mut Inner, now: Instant) {
         inner.alarm = None;
         if inner.reader == Reader::Callers && !inner.is_polled && now >= inner.last_read + STICKY {
-            self.give_role_to_engine(&mut inner, now);
+            self.give_role_to_engine(inner, now);
         }
-        if inner.deadline.is_some_and(|deadline| now >= deadline) {
-            // What the kernel holds is heard before it is judged. What the engine reads itself was read just now, unless
-            // it is late.
-            let is_late = inner.deadline.is_some_and(|deadline| now > deadline + LATE);
-            if inner.reader == Reader::Callers || inner.is_unread || is_late || inner.core.state() != State::Open {
-                while inner.read(now) {}
-            }
-            inner.core.handle_timeout(now);
-            if let Some(stats) = inner.core.stats(now) {
-                inner.follow_round_trip(&stats);
-                inner.give_way(now, &stats);
-            }
+        let Some(deadline) = inner.deadline.filter(|deadline| now >= *deadline) else { return };
+        // What the kernel holds is heard before it is judged. What the engine reads itself was read just now, unless it is
+        // late.
+        let is_late = now > deadline + LATE;
+        if inner.reader == Reader::Callers || inner.is_unread || is_late || inner.core.state() != State::Open {
+            inner.read_all(now);
         }
-        self.turn(&mut inner, now);
-    }
-
-    pub(super) fn on_suspension(&self, now: Instant) {
-        let mut inner = self.lock();
-        while inner.read(now) {}
-        inner.core.handle_pause(now);
-        self.turn(&mut inner, now);
+        inner.core.handle_timeout(now);
+        if let Some(stats) = inner.core.stats(now) {
+            inner.follow_round_trip(&stats);
+            inner.give_way(now, &stats);
+        }
     }
 
     fn give_role_to_engine(&self, inner: &mut Inner, now: Instant) {
@@ -715,7 +816,7 @@ impl Link {
         }
     }
 
-    /// The budget has something for it.
+    /// The budget has something for it, perhaps.
     pub(super) fn ask_for_attention(&self) {
         self.engine.attend(self.key);
     }
@@ -732,7 +833,7 @@ impl Link {
 /// How long who was told to give way may take to go. Arbitrary.
 const PARTING: Duration = Duration::from_secs(1);
 /// An alarm later than this is preceded by a read.
-const LATE: Duration = Duration::from_millis(10);
+pub(super) const LATE: Duration = Duration::from_millis(10);
 
 // ---- waiting --------------------------------------------------------------------------------------------------
 
@@ -767,6 +868,9 @@ impl Link {
                 }
             }
             if has_read {
+                // Others are to have a chance at the lock while a large message comes.
+                drop(inner);
+                inner = self.lock();
                 now = clock::now();
                 continue;
             }
@@ -798,18 +902,16 @@ impl Link {
     /// One sleep, with the lock given up meanwhile. Who finds nobody polling the socket does.
     fn sleep<'l>(
         &'l self,
-        mut inner: MutexGuard<'l, Inner>,
+        mut inner: Guard<'l>,
         interest: Interest,
         now: Instant,
         deadline: Option<Instant>,
-    ) -> (MutexGuard<'l, Inner>, Result<(), WaitError>) {
-        if inner.waiters.is_empty() {
-            inner.core.set_waiting(now, true);
-        }
+    ) -> (Guard<'l>, Result<(), WaitError>) {
         let place = match inner.waiters.enter(interest) {
             Ok(place) => place,
             Err(error) => return (inner, Err(error.into())),
         };
+        inner.core.set_waiting(now, true);
         let polled = if inner.is_polled { None } else { inner.socket.clone() };
         let events = if inner.is_write_blocked { libc::POLLIN | libc::POLLOUT } else { libc::POLLIN };
         inner.is_polled |= polled.is_some();

@@ -1,7 +1,8 @@
 //! One listening socket: who may come, who has come, and what all of them have to say.
 //!
 //! The engine accepts and refuses; a client that nobody has decided about, or that doesn't finish its handshake, costs a
-//! bounded number of links and never a thread. The lock is taken while a link's is held, never the other way round.
+//! bounded number of links and never a thread. The lock is taken while a link's is held, never the other way round, and for a
+//! few instructions at a time, so that who holds the interpreter may take it too.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -127,7 +128,8 @@ struct Guest {
 
 #[derive(Default)]
 struct Hall {
-    socket: Option<Socket>,
+    /// Shared with who accepts at the moment; none once the listener is closed.
+    socket: Option<Arc<Socket>>,
     guests: HashMap<usize, Guest>,
     admitted_of: HashMap<IpAddr, usize>,
     handshakes: usize,
@@ -180,7 +182,7 @@ impl Listener {
             address,
             number: AtomicI32::new(socket.as_raw_fd()),
             lists_messages: AtomicBool::new(false),
-            hall: Arc::new(Mutex::new(Hall { socket: Some(socket), ..Hall::default() })),
+            hall: Arc::new(Mutex::new(Hall { socket: Some(Arc::new(socket)), ..Hall::default() })),
         });
         listener.engine.adopt_listener(listener.key, listener.clone());
         let hall = listener.lock();
@@ -210,10 +212,10 @@ impl Listener {
     /// Somebody knocks.
     pub(super) fn on_ready(&self, now: Instant) {
         for _ in 0..ACCEPT_BATCH {
-            let mut hall = self.lock();
-            let Some(socket) = &hall.socket else { return };
+            let Some(socket) = self.lock().socket.clone() else { return };
             match socket.accept() {
                 Ok((socket, _)) => {
+                    let mut hall = self.lock();
                     hall.counts.accepted += 1;
                     let is_crowded = hall.handshakes >= self.config.max_handshakes;
                     if is_crowded {
@@ -237,7 +239,7 @@ impl Listener {
                 Err(error) if matches!(error.raw_os_error(), Some(libc::ECONNABORTED | libc::EINTR | libc::EPROTO)) => {
                 }
                 Err(error) => {
-                    hall.counts.starved += 1;
+                    self.lock().counts.starved += 1;
                     log::warn!(target: "longconn.engine", "{}: can't accept now: {error}", self.address);
                     self.engine.set_alarm(self.key, now + ACCEPT_PAUSE);
                     return;
@@ -288,7 +290,7 @@ impl Listener {
 
     fn count_in(&self, link: &Arc<Link>) -> Result<(), Close> {
         let mut hall = self.lock();
-        let address = link.peer_address().ip();
+        let address = link.peer_address().ip().to_canonical();
         if hall.socket.is_none() {
             return Err(going_away());
         }
@@ -334,7 +336,7 @@ impl Listener {
         }
         if matches!(guest.stage, Stage::Admitted | Stage::Open) {
             hall.admitted -= 1;
-            let address = link.peer_address().ip();
+            let address = link.peer_address().ip().to_canonical();
             if let Some(count) = hall.admitted_of.get_mut(&address) {
                 *count -= 1;
                 if *count == 0 {
@@ -489,9 +491,7 @@ impl Listener {
     ) -> Result<Attempt<usize>, LinkError> {
         self.check_process()?;
         let mut count = 0;
-        let Ok(hall) = self.hall.try_lock() else { return Ok(Attempt::Later) };
-        let mut turns = hall.with_messages.len();
-        drop(hall);
+        let mut turns = self.lock().with_messages.len();
         while count < most && turns > 0 {
             turns -= 1;
             let Some(link) = self.lock().with_messages.pop_front() else { break };
@@ -506,6 +506,10 @@ impl Listener {
                 // Somebody is about it.
                 None => self.on_readable(link),
             }
+        }
+        let mut hall = self.lock();
+        if !hall.with_messages.is_empty() {
+            hall.waiters.wake_one(Interest::READABLE);
         }
         Ok(if count == 0 { Attempt::Later } else { Attempt::Done(count) })
     }

@@ -1,8 +1,8 @@
 //! The engine's thread: waits until a descriptor is ready or an alarm rings, and has the link concerned do its turn.
 //!
-//! It starts with the first link or listener, blocks all signals, never attaches to Python and never waits for a link's
-//! lock long, for nobody holds one while waiting. Locks are taken in this order: a link's, a listener's, the budget's, the
-//! engine's orders.
+//! It starts with the first link or listener, blocks all signals and never attaches to Python. Nor does it wait for a link's
+//! lock: who has that does the engine's errand when giving it back. Locks are taken in this order: a link's, a listener's,
+//! the budget's, the engine's orders.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -18,7 +18,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token};
 
 use crate::engine::clock;
-use crate::engine::link::Link;
+use crate::engine::link::{Errand, LATE, Link};
 use crate::engine::listener::Listener;
 use crate::engine::timers::Timers;
 use crate::net::sys::{self, DelayedWakeup, Wakeup};
@@ -209,7 +209,7 @@ impl Reactor {
             let now = clock::now();
             // Who is reported was adopted before it was watched.
             self.carry_out_orders(now);
-            self.notice_suspension(now);
+            self.notice_suspension();
             let mut count = 0;
             for event in &events {
                 count += 1;
@@ -217,14 +217,15 @@ impl Reactor {
                     WAKEUP => self.engine.wakeup.clear(),
                     SOON => self.engine.soon.clear(),
                     key => match self.members.get(&key).cloned() {
-                        Some(Member::Link(link)) => link.on_ready(now, event),
+                        Some(Member::Link(link)) => link.on_ready(event),
                         Some(Member::Listener(listener)) => listener.on_ready(now),
                         None => {}
                     },
                 }
             }
-            // Verdicts come after everything that was heard; a full batch may have left something.
-            if count < EVENTS {
+            // Verdicts come after everything that was heard, and a full batch may have left something; who is late reads by
+            // itself.
+            if count < EVENTS || self.timers.next_wake_up().is_some_and(|at| now > at + LATE) {
                 self.ring_alarms(now);
             }
         }
@@ -258,7 +259,7 @@ impl Reactor {
 
     fn attend(&mut self, key: usize, now: Instant) {
         match self.members.get(&key) {
-            Some(Member::Link(link)) => link.on_attention(now),
+            Some(Member::Link(link)) => link.run(Errand::ATTENTION),
             Some(Member::Listener(listener)) => listener.on_ready(now),
             None => {}
         }
@@ -268,7 +269,7 @@ impl Reactor {
         for _ in 0..BATCH {
             let Some(key) = self.timers.pop_due(now) else { return };
             match self.members.get(&key) {
-                Some(Member::Link(link)) => link.on_alarm(clock::now()),
+                Some(Member::Link(link)) => link.run(Errand::ALARM),
                 Some(Member::Listener(listener)) => listener.on_ready(now),
                 None => {}
             }
@@ -276,12 +277,12 @@ impl Reactor {
     }
 
     /// The clock stands still while the machine sleeps, so no alarm tells of it.
-    fn notice_suspension(&mut self, now: Instant) {
+    fn notice_suspension(&mut self) {
         let suspended = clock::suspended();
         if suspended > self.suspended + SUSPENSION {
             for member in self.members.values() {
                 if let Member::Link(link) = member {
-                    link.on_suspension(now);
+                    link.run(Errand::SUSPENSION);
                 }
             }
         }

@@ -1229,6 +1229,16 @@ impl Connection {
     }
 
     #[must_use]
+    pub fn budget_is_for_message(&self) -> bool {
+        self.session.budget_is_for_message()
+    }
+
+    #[must_use]
+    pub fn budget_held_by_window(&self) -> u64 {
+        self.session.budget_held_by_window()
+    }
+
+    #[must_use]
     pub fn budget_held(&self) -> u64 {
         self.session.budget_held()
     }

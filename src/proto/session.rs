@@ -547,6 +547,18 @@ impl Session {
         }
     }
 
+    /// It is wanted for a message that has begun, which can't go on without; else for a larger window.
+    #[must_use]
+    pub fn budget_is_for_message(&self) -> bool {
+        self.extension.is_some()
+    }
+
+    /// What the window holds of it beyond its base; the rest is held for a message.
+    #[must_use]
+    pub fn budget_held_by_window(&self) -> u64 {
+        self.window - BASE_WINDOW_BYTES
+    }
+
     /// What it holds of it.
     #[must_use]
     pub fn budget_held(&self) -> u64 {

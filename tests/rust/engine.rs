@@ -10,9 +10,9 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use longconn::engine::clock;
 use longconn::engine::link::{Attempt, Link, LinkError, What};
 use longconn::engine::listener::{Listener, ListenerConfig};
-use longconn::engine::{clock, fork};
 use longconn::proto::cause::{Cause, Ending};
 use longconn::proto::close::{Close, CloseCode};
 use longconn::proto::connection::{Config, Introduction, State};
@@ -306,6 +306,79 @@ fn the_notification_is_readable_exactly_while_something_can_be_received() {
     assert!(readable(ms(1)));
 }
 
+/// Numbers without pattern (xorshift, Marsaglia 2003).
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % end
+    }
+}
+
+/// Whatever threads do to a link at the same time: each message arrives once, in order, and nobody hangs.
+#[test]
+fn many_threads_do_anything_to_a_link() {
+    const COUNT: u64 = 5000;
+    let (_listener, client, server) = pair_of(config(ms(50)), config(ms(50)));
+    let may_time_out = |result: Result<(), LinkError>| match result {
+        Ok(()) | Err(LinkError::TimedOut) => {}
+        Err(error) => panic!("{error}"),
+    };
+    let is_done = AtomicU32::new(0);
+    thread::scope(|scope| {
+        for (ours, theirs, seed) in [(&client, &server, 1), (&server, &client, 2)] {
+            let is_done = &is_done;
+            scope.spawn(move || {
+                let mut dice = Dice(seed);
+                for number in 0..COUNT {
+                    let size = [8, 8, 8, 64, 1000, 20_000, 300_000][dice.below(7) as usize];
+                    let mut message = vec![0; size];
+                    message[..8].copy_from_slice(&number.to_be_bytes());
+                    if ours.try_send(&message).unwrap() == Attempt::Later {
+                        ours.send(&message, soon()).unwrap();
+                    }
+                }
+                ours.flush(soon()).unwrap();
+            });
+            scope.spawn(move || {
+                let mut dice = Dice(seed + 2);
+                let mut expected = 0_u64;
+                while expected < COUNT {
+                    let check = |message: &[u8]| {
+                        assert_eq!(message[..8], expected.to_be_bytes());
+                        expected += 1;
+                    };
+                    let most = 1 + dice.below(50) as usize;
+                    if theirs.try_recv_many(most, check).unwrap() == Attempt::Later {
+                        may_time_out(theirs.wait_readable(Some(clock::now() + ms(dice.below(8)))));
+                    }
+                }
+                is_done.fetch_add(1, Ordering::Relaxed);
+            });
+            for other in 0..2 {
+                scope.spawn(move || {
+                    let mut dice = Dice(seed * 100 + other);
+                    while is_done.load(Ordering::Relaxed) < 2 {
+                        let briefly = Some(clock::now() + ms(dice.below(10)));
+                        match dice.below(6) {
+                            0 => may_time_out(ours.ping(briefly).map(drop)),
+                            1 => may_time_out(ours.flush(briefly)),
+                            2 => may_time_out(ours.wait_state(State::Closed, briefly)),
+                            3 => may_time_out(ours.next_occurrence(briefly).map(drop)),
+                            4 => assert!(ours.set_status(b"busy").unwrap()),
+                            _ => drop(ours.stats().unwrap()),
+                        }
+                    }
+                });
+            }
+        }
+    });
+    assert_eq!(client.state().unwrap(), State::Open);
+}
+
 // ---- the end --------------------------------------------------------------------------------------------------
 
 #[test]
@@ -361,6 +434,18 @@ fn waits_end_at_their_deadline_and_the_link_goes_on() {
     assert!(matches!(client.wait_readable(Some(start)), Err(LinkError::TimedOut)));
     server.send(b"still here", soon()).unwrap();
     assert_eq!(receive(&client).unwrap(), b"still here");
+}
+
+/// The last of these frames, if it is CLOSE.
+fn last_close(mut frames: &[u8]) -> Option<Close> {
+    loop {
+        let &[high, middle, low, kind, ref rest @ ..] = frames else { return None };
+        let (payload, behind) = rest.split_at(u32::from_be_bytes([0, high, middle, low]) as usize);
+        if behind.is_empty() {
+            return Close::decode(payload).filter(|_| kind == 8);
+        }
+        frames = behind;
+    }
 }
 
 /// A peer that shakes hands and nothing more.
@@ -463,15 +548,17 @@ fn a_peer_that_says_nothing_more_is_lost_within_the_limit() {
         let Err(LinkError::Ended(ending)) = waits.join().unwrap() else { panic!("it goes on") };
         let took = clock::now() - start;
         // Its kernel answers, and nobody behind it.
-        assert!(matches!(ending.cause, Cause::Frozen | Cause::Silent), "{ending}");
+        assert_eq!((ending.cause, ending.kernel_answers), (Cause::Frozen, Some(true)), "{ending}");
         assert!(ending.silence >= ms(500), "{ending}");
-        assert!(took < ms(800).mul_f64(slack()), "{took:?}");
+        // The limit, and the grace that follows a pause of our own, should the machine be busy.
+        assert!(took < ms(2000).mul_f64(slack()), "{took:?}");
         println!("{ending}; told after {took:?}");
     });
     // It was told, and reset.
     let mut rest = Vec::new();
     let error = stream.read_to_end(&mut rest).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    assert_eq!(last_close(&rest).unwrap().code, CloseCode::NOT_HEARD);
     let mut occurrences = Vec::new();
     while let Ok(occurrence) = link.next_occurrence(soon()) {
         occurrences.push(occurrence.what);
@@ -524,25 +611,6 @@ fn the_readers_role_changes_hands_and_no_message_waits_unseen() {
         late.join().unwrap();
         assert!(worst < ms(1000).mul_f64(slack()), "{worst:?}");
     });
-}
-
-#[test]
-fn the_engine_reads_and_writes_what_nobody_waits_for() {
-    // No beat comes to its help.
-    let (_listener, client, server) = pair_of(config(ms(10_000_000)), config(ms(10_000_000)));
-    // The callers take the role, and leave.
-    pass(&server, ms(1));
-    client.send(b"for whom it may concern", soon()).unwrap();
-    wait_for(|| server.stats().unwrap().unwrap().inbox_messages == 1);
-    // A burst is written, though its sender does nothing more; and another.
-    for round in 1..=3 {
-        for _ in 0..5 {
-            client.send(b"and more", soon()).unwrap();
-        }
-        wait_for(|| server.stats().unwrap().unwrap().inbox_messages == 1 + 5 * round);
-    }
-    // Whatever the program does, beats are answered.
-    assert!(client.ping(soon()).unwrap() < ms(1000).mul_f64(slack()));
 }
 
 /// The one that polls the socket waits for something else, and for long.
@@ -616,56 +684,6 @@ fn a_signal_interrupts_the_wait_and_the_wait_goes_on() {
     assert!(SIGNALS.load(Ordering::Relaxed) > 0);
     server.send(b"after the handler", soon()).unwrap();
     assert_eq!(receive(&client).unwrap(), b"after the handler");
-}
-
-fn open_descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd").unwrap().count()
-}
-
-/// What the child finds; in a process that has this thread alone.
-fn in_the_child(listener: Arc<Listener>, client: Arc<Link>, server: Arc<Link>) {
-    assert!(matches!(client.try_send(b"x"), Err(LinkError::Forked)));
-    assert!(matches!(receive(&server), Err(LinkError::Forked)));
-    assert!(matches!(listener.accept(soon()), Err(LinkError::Forked)));
-    assert!(matches!(client.close(Close::new(CloseCode::NORMAL, ""), ms(1)), Err(LinkError::Forked)));
-    drop((listener, client, server));
-    let (_listener, client, server) = pair();
-    client.send(b"born here", soon()).unwrap();
-    assert_eq!(receive(&server).unwrap(), b"born here");
-}
-
-#[test]
-fn a_forked_child_has_no_part_in_its_parents_links() {
-    let (listener, client, server) = pair();
-    // The forking thread has waited before: its descriptor for that isn't the child's.
-    pass(&server, ms(1));
-    let sockets_of_ours = 3;
-    fork::before();
-    let before = open_descriptors();
-    // SAFETY: the child calls what is made for it, and ends by _exit.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
-        let outcome = std::panic::catch_unwind(|| {
-            fork::after_in_child();
-            assert!(open_descriptors() + sockets_of_ours <= before, "{} of {before}", open_descriptors());
-            in_the_child(listener, client, server);
-        });
-        // SAFETY: ends the process at once.
-        unsafe { libc::_exit(i32::from(outcome.is_err())) };
-    }
-    fork::after_in_parent();
-    client.send(b"through the fork", soon()).unwrap();
-    assert_eq!(receive(&server).unwrap(), b"through the fork");
-    let mut status = -1;
-    // SAFETY: waits for the child, whose status is written to an int.
-    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
-    assert_eq!(status, 0, "the child failed");
-    assert!(client.ping(soon()).is_ok());
-    server.send(b"after the child", soon()).unwrap();
-    assert_eq!(receive(&client).unwrap(), b"after the child");
-    listener.close(&Close::new(CloseCode::NORMAL, ""), ms(1000)).unwrap();
-    listener.wait_closed(soon()).unwrap();
-    assert_eq!(ended(&client).cause, Cause::Closed);
 }
 
 // ---- strangers ------------------------------------------------------------------------------------------------
@@ -797,6 +815,26 @@ fn too_many_connections_are_refused_with_the_reason() {
     drop(silent);
     wait_for(|| listener.counts().unwrap().handshakes == 0);
     dial(listener.address(), Config::default()).wait_open(soon()).unwrap();
+}
+
+#[test]
+fn connections_that_nobody_accepts_are_bounded_though_they_are_over() {
+    let listener = listen(ListenerConfig { max_connections: 3, ..ListenerConfig::default() });
+    let leave = |client: Arc<Link>| {
+        client.wait_open(soon()).unwrap();
+        client.close(Close::new(CloseCode::NORMAL, "").link_only(), ms(1000)).unwrap();
+        ended(&client);
+    };
+    for opened in 1..=3 {
+        leave(dial(listener.address(), Config::default()));
+        wait_for(|| listener.counts().unwrap().opened == opened && listener.counts().unwrap().open == 0);
+    }
+    let refused = dial(listener.address(), Config::default());
+    let Err(LinkError::Ended(ending)) = refused.wait_open(soon()) else { panic!("it opened") };
+    assert_eq!(ending.close.as_ref().unwrap().code, CloseCode::TOO_MANY);
+    let over = listener.accept(soon()).unwrap();
+    assert!(matches!(receive(&over), Err(LinkError::Ended(_))));
+    leave(dial(listener.address(), Config::default()));
 }
 
 // ---- many -----------------------------------------------------------------------------------------------------
