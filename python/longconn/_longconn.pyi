@@ -6,7 +6,7 @@ from types import EllipsisType, TracebackType
 from typing import Any, Final, final
 
 from .errors import Cause
-from .links import LinkStats
+from .links import Event, LinkStats
 
 __all__ = [
     "HAS_GUARD",
@@ -324,6 +324,7 @@ def open_link(
     client_id: str,
     token: bytes,
     timeout: float | None,
+    on_event: Callable[[Event], object] | None,
 ) -> LongConnection: ...
 def listen(
     fd: int,
@@ -335,6 +336,7 @@ def listen(
     max_connections_per_address: int,
     max_handshakes: int,
     authenticate: Callable[[str, bytes, tuple[str, int]], object] | None,
+    on_event: Callable[[LongConnection, Event], object] | None,
 ) -> Server: ...
 def add_fast_methods(class_: type[SocketMixin], /) -> None:
     """Give the class, of the mixin and of `socket.socket`, bare C functions for small `recv` and `send`."""

@@ -143,6 +143,11 @@ def _positive_seconds(value: object, name: str) -> float:
     return seconds
 
 
+def _check_callable(value: object, name: str) -> None:
+    if value is not None and not callable(value):
+        raise TypeError(f"{name}: a callable or None, not {type(value).__name__}")
+
+
 def _dial(host: str, port: int, deadline: float | None) -> KeepaliveSocket:
     """To the first address that answers in its part of the time; the heartbeat makes a guard superfluous."""
     failure: OSError | None = None
@@ -182,6 +187,7 @@ def connect(
     token: bytes = b"",
     largest_message_bytes: int = 16 * 1024 * 1024,
     keepalive: Keepalive | None = None,
+    on_event: Callable[[Event], object] | None = None,
 ) -> LongConnection:
     """Connect to a `LongServer`, and have the connection supervised from both sides.
 
@@ -195,6 +201,7 @@ def connect(
             can read it.
         largest_message_bytes: The largest message that this side takes, up to 1 GiB.
         keepalive: The kernel's probes beside the heartbeat, which doesn't need them; None: none.
+        on_event: Called with each `Event`, on longconn's own thread; `LongConnection.events` is told the same.
 
     Raises:
         ConnectFailed: No connection could be made, or what answered isn't a longconn server; ``cause`` says which.
@@ -214,6 +221,7 @@ def connect(
         raise ValueError(f"token: {len(token)} bytes, at most 3072")
     if keepalive is not None and not isinstance(keepalive, Keepalive):
         raise TypeError(f"keepalive: a Keepalive or None, not {type(keepalive).__name__}")
+    _check_callable(on_event, "on_event")
     deadline = None
     if timeout is not None:
         seconds = in_seconds(timeout, "timeout")
@@ -244,6 +252,7 @@ def connect(
             client_id=client_id,
             token=token,
             timeout=left,
+            on_event=on_event,
         )
     except TimeoutError:
         raise TimeoutError(f"{host}:{port} accepted the connection and did not finish the handshake in time") from None
@@ -288,6 +297,7 @@ class LongServer:
         largest_message_bytes: The largest message that this side takes, up to 1 GiB.
         backlog: Connections that the kernel keeps waiting for us, as of ``socket.listen``.
         reuse_port: Let several processes listen at this address (SO_REUSEPORT).
+        on_event: Called with each connection and `Event`, on longconn's own thread; `events` is told the same.
 
     Raises:
         OSError: The address can't be had; ``errno`` is kept.
@@ -309,11 +319,12 @@ class LongServer:
         largest_message_bytes: int = 16 * 1024 * 1024,
         backlog: int = 1024,
         reuse_port: bool = False,
+        on_event: Callable[[LongConnection, Event], object] | None = None,
     ) -> None:
         self._closed = True
         self._timeout: float | None = None
-        if authenticate is not None and not callable(authenticate):
-            raise TypeError(f"authenticate: a callable or None, not {type(authenticate).__name__}")
+        _check_callable(authenticate, "authenticate")
+        _check_callable(on_event, "on_event")
         settings: dict[str, Any] = {
             "heartbeat": _rhythm(heartbeat),
             "largest_message_bytes": _whole(largest_message_bytes, "largest_message_bytes", 1, _LARGEST),
@@ -324,6 +335,7 @@ class LongServer:
             else _whole(max_connections_per_address, "max_connections_per_address", 1, _MANY),
             "max_handshakes": _whole(max_handshakes, "max_handshakes", 1, _MANY),
             "authenticate": authenticate,
+            "on_event": on_event,
         }
         _whole(backlog, "backlog", 0, 65535)
         if isinstance(address, tuple | list) and len(address) >= 2 and address[0] == "":

@@ -129,6 +129,9 @@ pub enum What {
     Ended(Arc<Ending>),
 }
 
+/// Told of each occurrence under the link's lock: posts, and doesn't wait.
+pub type Observer = Arc<dyn Fn(&Occurrence) + Send + Sync>;
+
 /// What both sides agreed on, once the link is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Agreement {
@@ -240,6 +243,7 @@ struct Inner {
     notification: Option<Notification>,
     occurrences: VecDeque<Occurrence>,
     occurrences_dropped: u64,
+    observer: Option<Observer>,
     /// The newest ping that was answered.
     last_pong: Option<(u64, Option<Duration>)>,
     agreement: Option<Agreement>,
@@ -312,6 +316,7 @@ impl Link {
             notification: None,
             occurrences: VecDeque::new(),
             occurrences_dropped: 0,
+            observer: None,
             last_pong: None,
             agreement: None,
             ending: None,
@@ -527,6 +532,10 @@ impl Link {
 
     fn record(&self, inner: &mut Inner, at: Instant, what: What, listener: Option<&Listener>) -> Interest {
         let occurrence = Occurrence { at, what };
+        self.log(&occurrence);
+        if let Some(observer) = &inner.observer {
+            observer(&occurrence);
+        }
         if let (Some(listener), Some(this)) = (listener, self.this.upgrade()) {
             listener.on_occurrence(&this, occurrence.clone());
         }
@@ -540,6 +549,28 @@ impl Link {
         }
         inner.occurrences.push_back(occurrence);
         Interest::STATE | Interest::EVENT
+    }
+
+    fn log(&self, occurrence: &Occurrence) {
+        match &occurrence.what {
+            What::Opened => log::debug!(target: "longconn.link", "{}: open", self.peer),
+            What::Suspect { silence } => {
+                log::debug!(target: "longconn.link", "{}: suspect, nothing heard for {silence:.2?}", self.peer);
+            }
+            What::Alive => log::debug!(target: "longconn.link", "{}: heard again", self.peer),
+            What::Ended(ending) if matches!(ending.cause, Cause::Closed | Cause::Handshake | Cause::Protocol) => {
+                log::debug!(target: "longconn.link", "{}: {ending}", self.peer);
+            }
+            What::Ended(ending) => log::warn!(target: "longconn.link", "{}: {ending}", self.peer),
+        }
+    }
+
+    /// Has somebody told of what has occurred, as far as nobody has asked for it, and of what will.
+    pub fn observe(&self, observer: Observer) -> Result<(), LinkError> {
+        let mut inner = self.enter()?;
+        inner.occurrences.iter().for_each(|occurrence| observer(occurrence));
+        inner.observer = Some(observer);
+        Ok(())
     }
 
     /// Memory beyond the window is the process's to grant.

@@ -98,6 +98,9 @@ pub struct Broadcast {
     pub failed: usize,
 }
 
+/// Told of each occurrence under locks: posts, and doesn't wait.
+pub type Observer = Arc<dyn Fn(&Arc<Link>, &Occurrence) + Send + Sync>;
+
 pub struct Listener {
     engine: Arc<Engine>,
     key: usize,
@@ -139,6 +142,8 @@ struct Hall {
     with_messages: VecDeque<Arc<Link>>,
     /// Called for each client to decide about, under its link's lock: posts, and doesn't wait.
     herald: Option<Arc<dyn Fn() + Send + Sync>>,
+    /// Called for each occurrence, likewise.
+    observer: Option<Observer>,
     occurrences: VecDeque<(Arc<Link>, Occurrence)>,
     counts: Counts,
     waiters: Waiters,
@@ -351,6 +356,9 @@ impl Listener {
 
     pub(super) fn on_occurrence(&self, link: &Arc<Link>, occurrence: Occurrence) {
         let mut hall = self.lock();
+        if let Some(observer) = &hall.observer {
+            observer(link, &occurrence);
+        }
         if hall.occurrences.len() == MAX_OCCURRENCES {
             hall.occurrences.pop_front();
             hall.counts.occurrences_dropped += 1;
@@ -440,6 +448,13 @@ impl Listener {
         let waiting = hall.to_decide.len();
         drop(hall);
         (0..waiting).for_each(|_| herald());
+    }
+
+    /// Has somebody told of what has occurred, as far as nobody has asked for it, and of what will.
+    pub fn observe(&self, observer: Observer) {
+        let mut hall = self.lock();
+        hall.occurrences.iter().for_each(|(link, occurrence)| observer(link, occurrence));
+        hall.observer = Some(observer);
     }
 
     /// The next client to decide about, where [`ListenerConfig::asks`].

@@ -11,7 +11,7 @@ use pyo3::types::{PyBytes, PyDict, PyList};
 
 use super::buffer::Buffer;
 use super::errors::{ended, link_error, seconds};
-use super::events::Events;
+use super::events::{Events, tell};
 use super::timeout::Timeout;
 use super::{fork, pulse};
 use crate::engine::link::{Attempt, Link, LinkError};
@@ -578,7 +578,8 @@ impl Drop for LongConnection {
 
 /// Makes a link of a connected TCP socket, which it takes over, and waits for the handshake.
 #[pyfunction]
-#[pyo3(signature = (fd, *, heartbeat, largest_message_bytes, client_id, token, timeout))]
+#[allow(clippy::too_many_arguments, reason = "one for each of connect's")]
+#[pyo3(signature = (fd, *, heartbeat, largest_message_bytes, client_id, token, timeout, on_event))]
 pub(super) fn open_link(
     py: Python<'_>,
     fd: RawFd,
@@ -587,6 +588,7 @@ pub(super) fn open_link(
     client_id: String,
     token: Vec<u8>,
     timeout: Timeout,
+    on_event: Option<Py<PyAny>>,
 ) -> PyResult<LongConnection> {
     if fd < 0 {
         return Err(PyValueError::new_err("no socket"));
@@ -603,6 +605,11 @@ pub(super) fn open_link(
         .detach(|| Link::client(socket, config, introduction))
         .map_err(|error| super::errors::listener_error(py, error))?;
     pulse::begin();
+    if let Some(function) = on_event.map(Arc::new) {
+        let this = Arc::downgrade(&link);
+        py.detach(|| link.observe(Arc::new(move |occurrence| tell(&function, &this, occurrence))))
+            .map_err(|error| link_error(py, error, &link, false))?;
+    }
     let give_up = || {
         let _ = py.detach(|| link.close(Close::new(CloseCode::NORMAL, ""), Duration::ZERO));
     };

@@ -1,15 +1,15 @@
 //! What happened to links, one after the other.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use pyo3::exceptions::PyStopIteration;
 use pyo3::prelude::*;
 
 use super::connection::{LongConnection, state_name};
 use super::errors::{ended, link_error, listener_error};
-use super::server::{Server, wait_for_listener};
-use crate::engine::clock;
+use super::server::{Door, Server, wait_for_listener};
 use crate::engine::link::{Link, LinkError, Occurrence, What};
+use crate::engine::{clock, notices};
 use crate::proto::connection::State;
 
 enum Source {
@@ -56,7 +56,7 @@ impl Events {
                 })? {
                     Ok((link, occurrence)) => {
                         let event = event(py, &link, &occurrence)?;
-                        let connection = server.show(py, link)?;
+                        let connection = server.door.show(py, link)?;
                         Ok((connection, event).into_pyobject(py)?.into_any())
                     }
                     Err(LinkError::Closed) => Err(PyStopIteration::new_err(())),
@@ -65,6 +65,36 @@ impl Events {
             }
         }
     }
+}
+
+/// Runs on the thread of the notices; what it raises has no caller to go to.
+pub(super) fn tell(function: &Arc<Py<PyAny>>, link: &Weak<Link>, occurrence: &Occurrence) {
+    let (function, occurrence) = (function.clone(), occurrence.clone());
+    let Some(link) = link.upgrade() else { return };
+    notices::call(Box::new(move || {
+        Python::try_attach(|py| {
+            let called = event(py, &link, &occurrence).and_then(|event| function.bind(py).call1((event,)));
+            if let Err(error) = called {
+                error.write_unraisable(py, Some(function.bind(py)));
+            }
+        });
+    }));
+}
+
+/// The same for a server's, which is told whose event it is.
+pub(super) fn tell_of(server: &Weak<Door>, function: &Arc<Py<PyAny>>, link: &Arc<Link>, occurrence: &Occurrence) {
+    let (server, function) = (server.clone(), function.clone());
+    let (link, occurrence) = (link.clone(), occurrence.clone());
+    notices::call(Box::new(move || {
+        Python::try_attach(|py| {
+            let Some(door) = server.upgrade() else { return };
+            let called =
+                event(py, &link, &occurrence).and_then(|event| function.bind(py).call1((door.show(py, link)?, event)));
+            if let Err(error) = called {
+                error.write_unraisable(py, Some(function.bind(py)));
+            }
+        });
+    }));
 }
 
 fn event<'py>(py: Python<'py>, link: &Arc<Link>, occurrence: &Occurrence) -> PyResult<Bound<'py, PyAny>> {

@@ -14,7 +14,7 @@ use pyo3::types::{PyBool, PyBytes, PyDict};
 use super::buffer::Buffer;
 use super::connection::{LongConnection, Rhythm, close_frame, config, pair};
 use super::errors::{listener_error, os_error, seconds};
-use super::events::Events;
+use super::events::{Events, tell_of};
 use super::timeout::Timeout;
 use super::{fork, pulse};
 use crate::engine::link::{Attempt, Link, LinkError};
@@ -64,11 +64,34 @@ impl<T> Kept<T> {
     }
 }
 
-/// Who is let in: the program's function, and what it made of the clients.
+/// Who is let in: the program's function, what it made of the clients, and Python's objects for those who are here.
 #[derive(Default)]
-struct Door {
+pub(super) struct Door {
     authenticate: Mutex<Option<Py<PyAny>>>,
     principals: Mutex<Kept<PyAny>>,
+    mode: AtomicU8,
+    /// Connections that were shown, unless they are accepted: the same object each time.
+    shown: Mutex<Kept<LongConnection>>,
+}
+
+impl Door {
+    fn principal(&self, py: Python<'_>, link: &Link) -> Option<Py<PyAny>> {
+        lock(&self.principals).find(py, link)
+    }
+
+    /// The object for a link that the server owns.
+    pub(super) fn show(&self, py: Python<'_>, link: Arc<Link>) -> PyResult<Py<LongConnection>> {
+        if let Some(connection) = lock(&self.shown).find(py, &link) {
+            return Ok(connection);
+        }
+        let principal = self.principal(py, &link);
+        let connection = Py::new(py, LongConnection::new(link.clone(), false, principal))?;
+        if self.mode.load(Ordering::Relaxed) == LISTS_MESSAGES {
+            let gone = lock(&self.shown).keep(&link, connection.clone_ref(py));
+            drop(gone);
+        }
+        Ok(connection)
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -88,10 +111,7 @@ struct Batch {
 #[pyclass(frozen, module = "longconn._longconn")]
 pub(super) struct Server {
     pub(super) listener: Arc<Listener>,
-    mode: AtomicU8,
-    /// Connections that `messages()` has shown: the same object each time.
-    shown: Mutex<Kept<LongConnection>>,
-    door: Arc<Door>,
+    pub(super) door: Arc<Door>,
     /// Shared by all iterators, so that none is lost with one.
     batch: Mutex<Batch>,
 }
@@ -113,7 +133,7 @@ pub(super) fn wait_for_listener<T: Send>(
 
 impl Server {
     fn begin(&self, mode: u8) -> PyResult<()> {
-        match self.mode.compare_exchange(UNDECIDED, mode, Ordering::Relaxed, Ordering::Relaxed) {
+        match self.door.mode.compare_exchange(UNDECIDED, mode, Ordering::Relaxed, Ordering::Relaxed) {
             Ok(_) => Ok(()),
             Err(before) if before == mode => Ok(()),
             Err(ACCEPTS) => Err(PyRuntimeError::new_err(
@@ -123,24 +143,6 @@ impl Server {
                 "accept(): this server's connections come with their messages(); a server does either the one or the other",
             )),
         }
-    }
-
-    fn principal(&self, py: Python<'_>, link: &Link) -> Option<Py<PyAny>> {
-        lock(&self.door.principals).find(py, link)
-    }
-
-    /// The object for a link that the server owns.
-    pub(super) fn show(&self, py: Python<'_>, link: Arc<Link>) -> PyResult<Py<LongConnection>> {
-        if let Some(connection) = lock(&self.shown).find(py, &link) {
-            return Ok(connection);
-        }
-        let principal = self.principal(py, &link);
-        let connection = Py::new(py, LongConnection::new(link.clone(), false, principal))?;
-        if self.mode.load(Ordering::Relaxed) == LISTS_MESSAGES {
-            let gone = lock(&self.shown).keep(&link, connection.clone_ref(py));
-            drop(gone);
-        }
-        Ok(connection)
     }
 
     /// The next message of the batch, which is filled anew if there is none. Nothing of Python's runs under the lock.
@@ -185,7 +187,7 @@ impl Server {
         self.begin(ACCEPTS)?;
         let link = wait_for_listener(py, &self.listener, timeout.deadline(None), Listener::accept)?
             .map_err(|error| listener_error(py, error))?;
-        let principal = self.principal(py, &link);
+        let principal = self.door.principal(py, &link);
         Ok(LongConnection::new(link, true, principal))
     }
 
@@ -202,7 +204,7 @@ impl Server {
 
     fn connections(&self, py: Python<'_>) -> PyResult<Vec<Py<LongConnection>>> {
         let links = py.detach(|| self.listener.connections()).map_err(|error| listener_error(py, error))?;
-        links.into_iter().map(|link| self.show(py, link)).collect()
+        links.into_iter().map(|link| self.door.show(py, link)).collect()
     }
 
     /// (sent, full, failed)
@@ -241,7 +243,7 @@ impl Server {
         }
         let authenticate = lock(&self.door.authenticate).take();
         drop(authenticate);
-        let shown = mem::take(&mut *lock(&self.shown));
+        let shown = mem::take(&mut *lock(&self.door.shown));
         drop(shown);
         Ok(())
     }
@@ -271,7 +273,7 @@ impl Messages {
         let mut deadline = None;
         loop {
             if let Some((link, message)) = server.next_in_batch(py).map_err(|error| listener_error(py, error))? {
-                return Ok((server.show(py, link)?, message));
+                return Ok((server.door.show(py, link)?, message));
             }
             server.confirm_rest(py);
             let deadline = *deadline.get_or_insert_with(|| self.timeout.deadline(None));
@@ -295,7 +297,8 @@ impl Messages {
     max_connections,
     max_connections_per_address,
     max_handshakes,
-    authenticate
+    authenticate,
+    on_event
 ))]
 #[allow(clippy::too_many_arguments, reason = "one for each of LongServer's")]
 pub(super) fn listen(
@@ -308,6 +311,7 @@ pub(super) fn listen(
     max_connections_per_address: usize,
     max_handshakes: usize,
     authenticate: Option<Py<PyAny>>,
+    on_event: Option<Py<PyAny>>,
 ) -> PyResult<Server> {
     if fd < 0 {
         return Err(PyValueError::new_err("no socket"));
@@ -335,11 +339,15 @@ pub(super) fn listen(
                     notices::call(Box::new(move || receive_client(&this, &keeper)));
                 }));
             }
+            if let Some(function) = on_event.map(Arc::new) {
+                let door = Arc::downgrade(&door);
+                listener.observe(Arc::new(move |link, occurrence| tell_of(&door, &function, link, occurrence)));
+            }
             Ok(listener)
         })
         .map_err(|error: std::io::Error| os_error(&error))?;
     pulse::begin();
-    Ok(Server { listener, mode: AtomicU8::new(UNDECIDED), shown: Mutex::default(), door, batch: Mutex::default() })
+    Ok(Server { listener, door, batch: Mutex::default() })
 }
 
 /// On the thread of the notices: has the program decide about one client.

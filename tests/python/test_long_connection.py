@@ -11,6 +11,8 @@ import select
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -391,6 +393,48 @@ def test_events_tell_how_it_came_and_went(pair):
     assert list(client.events()) == []
 
 
+def test_a_callback_is_told_the_same():
+    told: list[longconn.Event] = []
+    with LongServer(("127.0.0.1", 0)) as server:
+        with longconn.connect(server.address, on_event=told.append):
+            ours = server.accept(timeout=PATIENCE)
+        ours.close()
+        wait_until(lambda: len(told) == 2)
+    assert [event.state for event in told] == ["open", "closed"]
+
+
+def test_what_a_callback_raises_is_told_and_harms_nothing(monkeypatch):
+    told: list[object] = []
+    monkeypatch.setattr("sys.unraisablehook", lambda args: told.append(args.exc_type))
+
+    def fail(_: object) -> None:
+        raise ZeroDivisionError
+
+    with LongServer(("127.0.0.1", 0)) as server:
+        with longconn.connect(server.address, on_event=fail) as client:
+            ours = server.accept(timeout=PATIENCE)
+            client.ping()
+        ours.close()
+        wait_until(lambda: told == [ZeroDivisionError] * 2)
+    monkeypatch.undo()
+
+
+def test_changes_of_state_are_logged(caplog):
+    caplog.set_level("DEBUG", "longconn.link")
+    with scripted() as (client, peer):
+        host, port = client.peer_address
+        reset(peer)
+        with pytest.raises(longconn.PeerLost):
+            client.recv()
+    wait_until(lambda: [each for each in caplog.records if each.levelname == "WARNING"])
+    told = [
+        (each.name, each.levelname, each.getMessage()) for each in caplog.records if f":{port}" in each.getMessage()
+    ]
+    assert told[0] == ("longconn.link", "DEBUG", f"{host}:{port}: open")
+    assert told[-1][:2] == ("longconn.link", "WARNING")
+    assert "reset" in told[-1][2]
+
+
 # ---- the end
 
 
@@ -611,6 +655,58 @@ def test_a_program_that_hangs_is_lost_if_that_was_asked_for():
         assert raised.value.level == "application"
         client.close()
         ours.close()
+
+
+HOLDS_THE_GIL = """
+import ctypes, sys
+import longconn
+client = longconn.connect(sys.argv[1], heartbeat=longconn.Heartbeat(0.05))
+print("connected", flush=True)
+sys.stdin.readline()
+ctypes.PyDLL(None).usleep(int(float(sys.argv[2]) * 1e6))  # it keeps the GIL
+print("back", flush=True)
+sys.stdin.readline()
+client.close()
+"""
+
+
+@contextmanager
+def a_client_that_keeps_the_gil(server: LongServer, seconds: float) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", HOLDS_THE_GIL, "{}:{}".format(*server.address), str(seconds)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "connected\n"
+        try:
+            yield process
+        finally:
+            process.communicate("\n\n", PATIENCE)
+
+
+def test_a_peer_whose_interpreter_is_held_up_lives_and_is_seen_to_be_busy():
+    with LongServer(("127.0.0.1", 0), heartbeat=Heartbeat(0.05, limit=1.0 * SLACK)) as server:
+        with a_client_that_keeps_the_gil(server, 2.0 * SLACK) as process:
+            ours = server.accept(timeout=PATIENCE)
+            assert process.stdin
+            assert process.stdout
+            process.stdin.write("\n")
+            process.stdin.flush()
+            wait_until(lambda: (ours.stats().peer_interpreter_age_seconds or 0) > 1.2 * SLACK)
+            assert ours.state in ("open", "suspect")
+            assert process.stdout.readline() == "back\n"
+            wait_until(lambda: (ours.stats().peer_interpreter_age_seconds or 0) < 0.5 * SLACK)
+            ours.shutdown(socket.SHUT_WR)
+
+
+def test_a_peer_whose_interpreter_is_held_up_is_lost_if_that_was_asked_for():
+    with LongServer(("127.0.0.1", 0), heartbeat=Heartbeat(0.05, interpreter_limit=0.8 * SLACK)) as server:
+        with a_client_that_keeps_the_gil(server, 2.0 * SLACK) as process:
+            ours = server.accept(timeout=PATIENCE)
+            assert process.stdin
+            process.stdin.write("\n")
+            process.stdin.flush()
+            with pytest.raises(longconn.PeerLost) as raised:
+                ours.recv(timeout=PATIENCE)
+            assert (raised.value.cause, raised.value.level) == (Cause.HUNG, "interpreter")
 
 
 # ---- connecting

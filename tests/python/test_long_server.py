@@ -28,6 +28,8 @@ def clients(server: LongServer, count: int) -> Iterator[list[longconn.LongConnec
         for client in made:
             client.settimeout(PATIENCE)
             stack.callback(let_go, client)
+        # a client knows a moment earlier than the server that its handshake is over
+        wait_until(lambda: server.stats().open == count)
         yield made
 
 
@@ -205,6 +207,16 @@ def test_events_tell_who_came_and_why_they_went():
         assert (event.state, event.cause, event.error.code) == ("closed", Cause.CLOSED, 5000)
         server.close()
         assert list(events) == []
+
+
+def test_a_callback_is_told_the_same():
+    told: list[tuple[str, str]] = []
+    with serving(on_event=lambda connection, event: told.append((connection.client_id, event.state))) as server:
+        messages = server.messages()
+        with longconn.connect(server.address, client_id="a") as client:
+            client.send(b"x")
+            assert next(messages)[1] == b"x"
+        wait_until(lambda: told == [("a", "open"), ("a", "closed")])
 
 
 def test_one_message_goes_to_all_that_have_room():

@@ -173,7 +173,7 @@ fn the_thread_blocks_signals_and_ends_at_exit() {
             let listener = Listener::new(socket.into(), ListenerConfig::default()).unwrap();
             dial(&listener);
             wait_for(|| status_of_engine().is_some());
-            fork::shut_down();
+            assert!(fork::shut_down(Duration::from_secs(10)));
             assert!(status_of_engine().is_none());
         });
         // SAFETY: ends the process at once.
