@@ -143,7 +143,7 @@ def _positive_seconds(value: object, name: str) -> float:
     return seconds
 
 
-def _check_callable(value: object, name: str) -> None:
+def _check_callable(value: Any, name: str) -> None:
     if value is not None and not callable(value):
         raise TypeError(f"{name}: a callable or None, not {type(value).__name__}")
 
