@@ -4,7 +4,7 @@
 //! told to go.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
 use crate::engine::link::Link;
@@ -165,9 +165,14 @@ impl Budget {
 /// Held over a fork; what the parent's links have is not the child's.
 pub(super) struct Held(MutexGuard<'static, Budget>);
 
+/// `None` while somebody is about it.
 #[must_use]
-pub(super) fn hold() -> Held {
-    Held(lock())
+pub(super) fn try_hold() -> Option<Held> {
+    match BUDGET.try_lock() {
+        Ok(budget) => Some(Held(budget)),
+        Err(TryLockError::Poisoned(poisoned)) => Some(Held(poisoned.into_inner())),
+        Err(TryLockError::WouldBlock) => None,
+    }
 }
 
 impl Held {

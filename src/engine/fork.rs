@@ -6,7 +6,7 @@
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::engine::{budget, clock, guard, interpreter, notices, reactor};
 
@@ -33,21 +33,44 @@ thread_local! {
     static HELD: RefCell<Option<Held>> = const { RefCell::new(None) };
 }
 
-/// Before the fork, in the thread that forks, detached from Python.
+/// Before the fork, in a thread that Python doesn't know.
 pub fn before() {
-    let deadline = clock::now() + PATIENCE;
+    let deadline = patience();
+    while !try_hold(deadline) {
+        rest(deadline);
+    }
+}
+
+/// Until when a fork waits for a callback.
+#[must_use]
+pub fn patience() -> Instant {
+    clock::now() + PATIENCE
+}
+
+/// Ends all threads, in the thread that is going to fork, detached from Python.
+pub fn rest(deadline: Instant) {
     guard::pause();
     reactor::pause();
-    // Callbacks may guard something and so want the guard's lock: they end before it is held.
-    drop(notices::stop_and_hold(deadline));
-    // One order of locks everywhere: the engine and the guard post notices while they hold their own.
-    let held = Held {
-        reactor: reactor::hold(),
-        budget: budget::hold(),
-        guard: guard::hold(),
-        notices: notices::stop_and_hold(deadline),
-    };
-    HELD.with(|slot| slot.replace(Some(held)));
+    notices::pause(deadline);
+}
+
+/// Takes the locks that are held over the fork, if all threads rest and nobody else has one; to be called after [`rest`],
+/// attached to Python. Whoever holds the interpreter may take these locks, so none is kept by who waits for it.
+#[must_use]
+pub fn try_hold(deadline: Instant) -> bool {
+    let held = (|| {
+        Some(Held {
+            reactor: reactor::try_hold()?,
+            budget: budget::try_hold()?,
+            guard: guard::try_hold()?,
+            notices: notices::try_hold(deadline)?,
+        })
+    })();
+    let is_held = held.is_some();
+    if is_held {
+        HELD.with(|slot| slot.replace(held));
+    }
+    is_held
 }
 
 pub fn after_in_parent() {

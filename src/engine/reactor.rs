@@ -10,7 +10,7 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -381,16 +381,17 @@ pub fn close() {
 /// The engine at rest, held over a fork.
 pub struct Held(MutexGuard<'static, Running>);
 
+/// `None` while somebody is about it.
 #[must_use]
-pub fn hold() -> Held {
-    loop {
-        pause();
-        let running = lock();
-        // Another thread's fork may just have ended, and begun the thread anew.
-        if running.thread.is_none() && (running.engine.is_none() || running.resting.is_some()) {
-            return Held(running);
-        }
-    }
+pub fn try_hold() -> Option<Held> {
+    let running = match RUNNING.try_lock() {
+        Ok(running) => running,
+        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        Err(TryLockError::WouldBlock) => return None,
+    };
+    // Another thread's fork may just have ended, and begun the thread anew.
+    let is_at_rest = running.thread.is_none() && (running.engine.is_none() || running.resting.is_some());
+    (running.paused && is_at_rest).then_some(Held(running))
 }
 
 impl Held {

@@ -32,10 +32,17 @@ pub(super) fn prepare(py: Python<'_>) -> PyResult<()> {
 
 #[pyfunction]
 pub(super) fn before_fork(py: Python<'_>) {
-    py.detach(|| {
-        pulse::pause();
-        fork::before();
-    });
+    let deadline = fork::patience();
+    loop {
+        py.detach(|| {
+            pulse::pause();
+            fork::rest(deadline);
+        });
+        // Attached: another thread may be waiting for one of these locks and have the interpreter.
+        if fork::try_hold(deadline) {
+            return;
+        }
+    }
 }
 
 #[pyfunction]

@@ -947,6 +947,47 @@ client.close(); ours.close(); server.close()
     assert said == "b'child'\nb'parent'\n"
 
 
+def test_a_program_forks_while_its_threads_talk():
+    """Their changes of state are logged and told, by locks that are held over the fork."""
+    said = python_says(
+        """
+import os, threading, warnings
+import longconn
+warnings.simplefilter("ignore", DeprecationWarning)  # of fork, in a process with threads of its own
+stop = threading.Event()
+told = []
+
+def talk():
+    while not stop.is_set():
+        with longconn.connect(server.address, on_event=told.append) as client:
+            for _ in range(20):
+                client.send(b"x" * 300_000)
+                client.recv(timeout=60)
+
+def serve():
+    for connection, message in server.messages():
+        connection.send(message)
+
+with longconn.LongServer(("127.0.0.1", 0)) as server:
+    threads = [threading.Thread(target=talk) for _ in range(3)]
+    server_thread = threading.Thread(target=serve)
+    for thread in (server_thread, *threads):
+        thread.start()
+    for _ in range(30):
+        child = os.fork()
+        if not child:
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    stop.set()
+    for thread in threads:
+        thread.join()
+server_thread.join()
+print("ends")
+""",
+    )
+    assert said == "ends\n"
+
+
 def test_an_interpreter_ends_with_open_connections():
     said = python_says(
         """
