@@ -3,28 +3,57 @@
 import atexit as _atexit
 
 from . import _longconn, processes, socket
-from ._longconn import TcpInfo
-from .errors import Cause, LongConnError, MessageTooLarge, PeerLost, PeerReset, PeerTimedOut
+from ._longconn import LongConnection, TcpInfo
+from .errors import (
+    AlreadyClosed,
+    Cause,
+    ConnectFailed,
+    ForkedError,
+    HandshakeRejected,
+    LongConnError,
+    MessageTooLarge,
+    PeerClosed,
+    PeerLost,
+    PeerReset,
+    PeerTimedOut,
+    ProtocolError,
+)
 from .guarding import Guard, guard
+from .heartbeat import Heartbeat
 from .imports import when_imported as _when_imported
 from .installing import install, uninstall
 from .keepalive import Applied, DetectionTime, Keepalive, default_keepalive, set_default_keepalive
 from .keepalive_socket import KeepaliveSocket
+from .links import Broadcast, Event, LinkStats, LongServer, ServerStats, connect
 from .short import exchange
 
 __all__ = [
+    "AlreadyClosed",
     "Applied",
+    "Broadcast",
     "Cause",
+    "ConnectFailed",
     "DetectionTime",
+    "Event",
+    "ForkedError",
     "Guard",
+    "HandshakeRejected",
+    "Heartbeat",
     "Keepalive",
     "KeepaliveSocket",
+    "LinkStats",
     "LongConnError",
+    "LongConnection",
+    "LongServer",
     "MessageTooLarge",
+    "PeerClosed",
     "PeerLost",
     "PeerReset",
     "PeerTimedOut",
+    "ProtocolError",
+    "ServerStats",
     "TcpInfo",
+    "connect",
     "default_keepalive",
     "exchange",
     "guard",

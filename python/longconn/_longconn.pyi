@@ -1,13 +1,22 @@
 """The native module: what the Python side calls. Not for users; no promises."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from types import EllipsisType, TracebackType
 from typing import Any, Final, final
+
+from .errors import Cause
+from .links import Event, LinkStats
 
 __all__ = [
     "HAS_GUARD",
     "KEEPALIVE_COUNT",
     "KEEPALIVE_SECONDS",
     "PLATFORM",
+    "Events",
+    "LongConnection",
+    "Messages",
+    "Server",
     "SocketMixin",
     "TcpInfo",
     "Watch",
@@ -18,7 +27,9 @@ __all__ = [
     "before_fork",
     "has_rto_max",
     "keepalive_of",
+    "listen",
     "logging_imported",
+    "open_link",
     "pretend_no_rto_max",
     "register_at_fork",
     "rto_max_for",
@@ -122,6 +133,213 @@ class Watch:
     def disown(self) -> None: ...
     def look(self) -> None: ...
 
+@final
+class LongConnection:
+    """A connection of messages that both sides supervise by heartbeats; made by `longconn.connect` or a `LongServer`.
+
+    A message is bytes, received whole or not at all, in the order in which they were sent. Any number of threads may
+    use a connection. Every ``timeout`` is in seconds (int, float or timedelta): left out, it is the `settimeout()`
+    value; None is for ever. An expired one is the plain ``TimeoutError``, and the connection stays usable.
+
+    Once the peer is lost, calls raise `PeerLost`, which says why; once it has closed, `PeerClosed`; what had arrived is
+    received before. ``for message in connection`` ends quietly when the peer closes with code 0. In a process that was
+    forked, calls raise `ForkedError`.
+    """
+
+    def send(self, data: Any, *, timeout: float | timedelta | EllipsisType | None = ...) -> None:
+        """Send one message; returns when it is accepted, which isn't yet received.
+
+        Args:
+            data: Any bytes-like object, empty ones included.
+            timeout: How long to wait for room: at most 1 MiB is kept for a peer that doesn't take it.
+
+        Raises:
+            MessageTooLarge: The peer takes only smaller ones; nothing was sent.
+            TimeoutError: No room in time; nothing was sent.
+            PeerLost, PeerClosed, AlreadyClosed, ForkedError: The connection is over.
+        """
+
+    def sendall(self, data: Any, *, timeout: float | timedelta | EllipsisType | None = ...) -> None:
+        """The same as `send`, by the name that a socket has for it."""
+
+    def send_many(self, messages: Iterable[Any], *, timeout: float | timedelta | EllipsisType | None = ...) -> int:
+        """Send each message of an iterable, as `send`; the timeout is for all together.
+
+        Returns:
+            How many it were. If it raises, those before were sent.
+        """
+
+    def recv(self, *, timeout: float | timedelta | EllipsisType | None = ...) -> bytes:
+        """Receive one message. Received is taken, as the peer's `flush` sees it.
+
+        Raises:
+            TimeoutError: None came in time.
+            PeerLost, PeerClosed, AlreadyClosed, ForkedError: The connection is over.
+        """
+
+    def recv_many(self, max_messages: int, *, timeout: float | timedelta | EllipsisType | None = ...) -> list[bytes]:
+        """Wait for one message, and receive with it those that are there, *max_messages* at the most."""
+
+    def flush(self, *, timeout: float | timedelta | EllipsisType | None = ...) -> None:
+        """Wait until the peer's program took everything that was sent before. Taken isn't yet processed."""
+
+    def ping(self, *, timeout: float | timedelta | EllipsisType | None = ...) -> float:
+        """Have the peer beat at once, and measure the round trip in seconds; its program need not do anything."""
+
+    def settimeout(self, timeout: float | timedelta | None, /) -> None:
+        """What calls wait for that don't say; None, as at first: for ever. 0 doesn't wait."""
+
+    def gettimeout(self) -> float | None:
+        """What `settimeout` was told, in seconds."""
+
+    def getpeername(self) -> tuple[str, int]:
+        """The peer's (host, port)."""
+
+    def getsockname(self) -> tuple[str, int]:
+        """Our own (host, port)."""
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Our own (host, port)."""
+
+    @property
+    def peer_address(self) -> tuple[str, int]:
+        """The peer's (host, port)."""
+
+    @property
+    def client_id(self) -> str:
+        """What the client calls itself, on both sides."""
+
+    @property
+    def principal(self) -> Any:
+        """What the server's ``authenticate`` returned for this client; None if that was True, and on the client."""
+
+    @property
+    def state(self) -> str:
+        """``open``, ``suspect`` (silent for longer than usual), ``closing`` or ``closed``."""
+
+    @property
+    def lost(self) -> Cause | None:
+        """Why it ended; None while it hasn't."""
+
+    def wait_for(self, state: str, *, timeout: float | timedelta | EllipsisType | None = ...) -> None:
+        """Wait until `state` is this.
+
+        Raises:
+            TimeoutError: It wasn't in time.
+            ValueError: There is no such state.
+            PeerLost, PeerClosed, AlreadyClosed, ForkedError: It ended instead.
+        """
+
+    def events(self) -> Events:
+        """An iterator of `Event`: each change of state, as it comes; ends with the connection.
+
+        64 wait for who doesn't ask; older ones are dropped.
+        """
+
+    @property
+    def status(self) -> bytes:
+        """What our beats say to the peer: at most 1024 bytes of the program's own, settable at any time."""
+
+    @status.setter
+    def status(self, status: Any) -> None: ...
+    @property
+    def peer_status(self) -> bytes:
+        """What the peer's beats say."""
+
+    def progress(self) -> None:
+        """Tell that the program goes forward. From the first call on nothing else counts as that: a program that
+        stops calling it is reported to the peer as making no progress."""
+
+    def stats(self) -> LinkStats:
+        """What is measured and counted."""
+
+    def fileno(self) -> int:
+        """A descriptor for `select` and its like: readable while `recv` would not wait.
+
+        It isn't the TCP socket's, for the native thread may have read the message already. Don't read from it.
+        """
+
+    def close(self, code: int = 0, reason: str = "", *, timeout: float | timedelta | EllipsisType | None = ...) -> None:
+        """Say goodbye once the peer's program took everything; closing again does nothing.
+
+        Args:
+            code: 0 is the normal end, 1 says that this side goes away or restarts; 4096 to 65535 are the program's own.
+            reason: For people; at most 1024 bytes.
+            timeout: Left out: the `settimeout()` value, or 10 seconds if there is none.
+
+        Raises:
+            TimeoutError: The peer had not taken everything in time; the connection is closed all the same.
+        """
+
+    def shutdown(self, how: int, /) -> None:
+        """As of a socket: ``SHUT_WR`` is `close` without waiting for it.
+
+        Raises:
+            ValueError: SHUT_RD: a LongConnection always receives.
+        """
+
+    def __iter__(self) -> LongConnection: ...
+    def __next__(self) -> bytes: ...
+    def __enter__(self) -> LongConnection: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
+    ) -> None: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+
+@final
+class Events:
+    """An iterator of `Event`, or of pairs of a connection and an `Event`."""
+
+    def __iter__(self) -> Events: ...
+    def __next__(self) -> Any: ...
+
+@final
+class Messages:
+    """Pairs of a connection and its message, of all connections of a server."""
+
+    def __iter__(self) -> Messages: ...
+    def __next__(self) -> tuple[LongConnection, bytes]: ...
+
+@final
+class Server:
+    """What `LongServer` stands on."""
+
+    @property
+    def address(self) -> tuple[str, int]: ...
+    def accept(self, timeout: float | timedelta | None) -> LongConnection: ...
+    def messages(self, timeout: float | timedelta | None) -> Messages: ...
+    def events(self) -> Events: ...
+    def connections(self) -> list[LongConnection]: ...
+    def broadcast(self, data: Any) -> tuple[int, int, int]: ...
+    def counts(self) -> dict[str, int]: ...
+    def close(self, drain: float, code: int, reason: str) -> None: ...
+    def abandon(self) -> None: ...
+
+def open_link(
+    fd: int,
+    *,
+    heartbeat: tuple[Any, ...],
+    largest_message_bytes: int,
+    client_id: str,
+    token: bytes,
+    timeout: float | None,
+    on_event: Callable[[Event], object] | None,
+) -> LongConnection: ...
+def listen(
+    fd: int,
+    *,
+    heartbeat: tuple[Any, ...],
+    largest_message_bytes: int,
+    handshake_timeout: float,
+    max_connections: int,
+    max_connections_per_address: int,
+    max_handshakes: int,
+    authenticate: Callable[[str, bytes, tuple[str, int]], object] | None,
+    on_event: Callable[[LongConnection, Event], object] | None,
+) -> Server: ...
 def add_fast_methods(class_: type[SocketMixin], /) -> None:
     """Give the class, of the mixin and of `socket.socket`, bare C functions for small `recv` and `send`."""
 

@@ -6,20 +6,49 @@ import errno as _errno
 import os
 from enum import StrEnum
 
-__all__ = ["Cause", "LongConnError", "MessageTooLarge", "PeerLost", "PeerReset", "PeerTimedOut"]
+__all__ = [
+    "AlreadyClosed",
+    "Cause",
+    "ConnectFailed",
+    "ForkedError",
+    "HandshakeRejected",
+    "LongConnError",
+    "MessageTooLarge",
+    "PeerClosed",
+    "PeerLost",
+    "PeerReset",
+    "PeerTimedOut",
+    "ProtocolError",
+]
 
 
 class Cause(StrEnum):
-    """Why a peer counts as lost."""
+    """Why a connection ended."""
 
-    UNREACHABLE = "unreachable"
-    """Nothing of ours is answered and nothing is heard: cable, power, NAT, firewall."""
-    DEAF = "deaf"
-    """The peer is heard, but nothing of ours arrives: one direction is cut."""
+    CLOSED = "closed"
+    """One side said goodbye, with a code and a reason."""
+    ENDED = "ended"
+    """The stream ended without a goodbye, or before what was asked for had come: the process ended or was killed."""
     RESET = "reset"
     """RST: the peer was killed or rebooted, gave us up, or something in between forgot the connection."""
-    ENDED = "ended"
-    """The stream ended before what was asked for had come."""
+    UNREACHABLE = "unreachable"
+    """Nothing of ours is answered and nothing is heard: cable, power, NAT, firewall."""
+    FROZEN = "frozen"
+    """Nothing is heard, but the peer's kernel answers: its program is stopped or starved, or a proxy answers for it."""
+    SILENT = "silent"
+    """Nothing is heard, and there is no evidence whether the path or the program is to blame."""
+    DEAF = "deaf"
+    """The peer is heard, but nothing of ours arrives: one direction is cut."""
+    HUNG = "hung"
+    """Beats come, but the peer's interpreter or application made no progress for longer than allowed."""
+    REFUSED = "refused"
+    """No connection could be made."""
+    HANDSHAKE = "handshake"
+    """The peer refused, or didn't finish the handshake."""
+    TLS = "tls"
+    """TLS failed."""
+    PROTOCOL = "protocol"
+    """The peer broke the rules of the protocol, or speaks another."""
 
 
 class LongConnError(Exception):
@@ -39,6 +68,10 @@ class PeerLost(LongConnError, ConnectionError):
         limit: The limit in seconds that was passed; None if no limit had to do with it.
         peer: Address of the other side, or None where it isn't known any more.
         errno: As the system has it; None where no system call failed.
+        level: Which of the three levels failed, as far as is known: ``path``, ``interpreter``, ``application``.
+        kernel_answers: Whether the peer's kernel still acknowledged; None where nobody knows.
+        given_up: If the peer gave *us* up: ``unheard`` (nothing of ours arrived there) or ``paused`` (this process
+            was stopped or asleep meanwhile).
     """
 
     def __init__(
@@ -50,12 +83,18 @@ class PeerLost(LongConnError, ConnectionError):
         silence: float | None = None,
         limit: float | None = None,
         peer: object = None,
+        level: str | None = None,
+        kernel_answers: bool | None = None,
+        given_up: str | None = None,
     ) -> None:
         super().__init__(*(value for value in (errno, strerror) if value is not None))
         self.cause = cause
         self.silence = silence
         self.limit = limit
         self.peer = peer
+        self.level = level
+        self.kernel_answers = kernel_answers
+        self.given_up = given_up
 
 
 class PeerTimedOut(PeerLost, TimeoutError):
@@ -66,12 +105,96 @@ class PeerReset(PeerLost, ConnectionResetError):
     """The connection was reset; ``errno`` is ECONNRESET."""
 
 
+class PeerClosed(LongConnError, ConnectionError):
+    """The peer said goodbye. Everything that it had sent before was received.
+
+    Attributes:
+        code: Why: 0 is the normal end, 1 means that the peer goes away or restarts; 4096 to 65535 are the programs'
+            own.
+        reason: The peer's words.
+        peer: Address of the other side.
+        cause: `Cause.CLOSED`.
+    """
+
+    def __init__(self, text: str = "", *, code: int = 0, reason: str = "", peer: object = None) -> None:
+        super().__init__(text)
+        self.code = code
+        self.reason = reason
+        self.peer = peer
+        self.cause = Cause.CLOSED
+
+
+class AlreadyClosed(LongConnError, OSError):
+    """This side has closed the connection or the server; ``errno`` is EBADF, as of a closed socket."""
+
+
+class ConnectFailed(LongConnError, ConnectionError):
+    """No connection could be made, or what answered isn't a longconn server.
+
+    Attributes:
+        cause: `Cause.REFUSED`: not even TCP; ``errno`` is the system's. `Cause.HANDSHAKE` or another: what happened
+            afterwards.
+        peer: The address that was tried.
+    """
+
+    def __init__(
+        self,
+        errno: int | None = None,
+        strerror: str | None = None,
+        *,
+        cause: Cause = Cause.REFUSED,
+        peer: object = None,
+    ) -> None:
+        super().__init__(*(value for value in (errno, strerror) if value is not None))
+        self.cause = cause
+        self.peer = peer
+
+
+class HandshakeRejected(ConnectFailed):
+    """The server answered, and doesn't want this client.
+
+    Attributes:
+        code: Why, as a number of docs/SPEC.md: 6 the limits don't fit, 7 the token, 8 too many connections, ...
+        reason: The server's words.
+    """
+
+    def __init__(self, text: str = "", *, code: int = 0, reason: str = "", peer: object = None) -> None:
+        super().__init__(None, text, cause=Cause.HANDSHAKE, peer=peer)
+        self.code = code
+        self.reason = reason
+
+
+class ProtocolError(LongConnError, ConnectionError):
+    """The peer broke the rules of the protocol; the connection was reset.
+
+    Attributes:
+        cause: `Cause.PROTOCOL`.
+        peer: Address of the other side.
+    """
+
+    def __init__(self, text: str = "", *, peer: object = None) -> None:
+        super().__init__(text)
+        self.peer = peer
+        self.cause = Cause.PROTOCOL
+
+
+class ForkedError(LongConnError, ConnectionError):
+    """The connection belongs to the process that forked this one. New connections work."""
+
+
 class MessageTooLarge(LongConnError, ValueError):
-    """More was received than the caller allows."""
+    """More than the receiver allows: nothing was sent, or the rest of an answer wasn't received."""
 
 
-for _error in (LongConnError, PeerLost, PeerTimedOut, PeerReset, MessageTooLarge, Cause):
-    _error.__module__ = "longconn"  # where users find them, and what tracebacks say
+for _name in __all__:
+    globals()[_name].__module__ = "longconn"  # where users find them, and what tracebacks say
+
+
+def _who(peer: object) -> str:
+    if not (isinstance(peer, tuple) and len(peer) >= 2):
+        return "peer"
+    # hosts of IPv6 carry colons of their own
+    return "peer {}:{}".format(f"[{peer[0]}]" if ":" in str(peer[0]) else peer[0], peer[1])
 
 
 def _seconds(value: float) -> str:
@@ -87,12 +210,7 @@ def peer_lost(
     peer: object = None,
 ) -> PeerLost:
     """Make the `PeerLost` that fits *errno*, with a text for people."""
-    # hosts of IPv6 carry colons of their own
-    who = (
-        "peer {}:{}".format(f"[{peer[0]}]" if ":" in str(peer[0]) else peer[0], peer[1])
-        if (isinstance(peer, tuple) and len(peer) >= 2)
-        else "peer"
-    )
+    who = _who(peer)
     text = {
         Cause.UNREACHABLE: f"{who} is unreachable: nothing we sent was answered",
         Cause.DEAF: f"{who} is heard, but nothing we send arrives there",
@@ -107,3 +225,55 @@ def peer_lost(
     if kind is PeerLost and cause is not Cause.ENDED:
         text += f" [{os.strerror(errno)}]"
     return kind(errno, text + "; connect again", cause=cause, silence=silence, limit=limit, peer=peer)
+
+
+_LOST = {
+    Cause.ENDED: None,
+    Cause.RESET: _errno.ECONNRESET,
+    Cause.UNREACHABLE: _errno.ETIMEDOUT,
+    Cause.FROZEN: _errno.ETIMEDOUT,
+    Cause.SILENT: _errno.ETIMEDOUT,
+    Cause.DEAF: _errno.ETIMEDOUT,
+    Cause.HUNG: _errno.ETIMEDOUT,
+}
+
+
+def link_ended(
+    cause: str,
+    text: str,
+    peer: object,
+    by_peer: bool,
+    silence: float,
+    limit: float | None,
+    level: str | None,
+    kernel_answers: bool | None,
+    given_up: str | None,
+    code: int | None,
+    reason: str,
+    was_open: bool,
+) -> LongConnError:
+    """The end of a link as an exception; called by the native side."""
+    who, what = _who(peer), Cause(cause)
+    if not was_open:
+        if code is not None and by_peer:
+            return HandshakeRejected(f"{who}: {text}", code=code, reason=reason, peer=peer)
+        return ConnectFailed(None, f"{who}: {text}", cause=what, peer=peer)
+    if what is Cause.CLOSED:
+        if by_peer:
+            return PeerClosed(f"{who}: {text}", code=code or 0, reason=reason, peer=peer)
+        return AlreadyClosed(_errno.EBADF, f"{who}: {text} by this side; connect again")
+    if what is Cause.PROTOCOL:
+        return ProtocolError(f"{who}: {text}", peer=peer)
+    # Never a TimeoutError, though time was up: a loop that goes on after the timeout of a call would not end.
+    number = _LOST.get(what)
+    return (PeerReset if what is Cause.RESET else PeerLost)(
+        number,
+        f"{who}: {text}; connect again",
+        cause=what,
+        silence=silence,
+        limit=limit,
+        peer=peer,
+        level=level,
+        kernel_answers=kernel_answers,
+        given_up=given_up,
+    )

@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -749,17 +749,16 @@ pub fn pause() {
     }
 }
 
-/// Keeps everybody from the registry over a fork.
+/// Keeps everybody from the registry over a fork; `None` while somebody is about it.
 #[must_use]
-pub fn hold() -> Held {
-    loop {
-        pause();
-        let registry = lock();
-        // another thread's fork may just have ended, and begun the thread anew
-        if registry.thread.is_none() {
-            return Held(registry);
-        }
-    }
+pub fn try_hold() -> Option<Held> {
+    let registry = match REGISTRY.try_lock() {
+        Ok(registry) => registry,
+        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        Err(TryLockError::WouldBlock) => return None,
+    };
+    // another thread's fork may just have ended, and begun the thread anew
+    (registry.paused && registry.thread.is_none()).then_some(Held(registry))
 }
 
 /// No thread is started from here on.

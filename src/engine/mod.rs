@@ -1,6 +1,13 @@
 //! The native threads: they own the clock, never attach to Python, and block all signals.
 
+pub mod budget;
 pub mod clock;
 pub mod fork;
 pub mod guard;
+pub mod interpreter;
+pub mod link;
+pub mod listener;
 pub mod notices;
+pub mod reactor;
+mod timers;
+pub mod waiting;

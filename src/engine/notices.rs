@@ -7,7 +7,7 @@
 //! fork at the wrong moment leaves nothing locked in the child (parking_lot's table of waiting threads would).
 
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
@@ -163,30 +163,48 @@ fn deliver(notice: Notice) {
 /// The queue, held over a fork.
 pub struct Held(MutexGuard<'static, Queue>);
 
-/// Lets the thread finish the notice that it is at, and end; keeps the queue locked, so that no other begins. Gives up
-/// at the deadline, when a callback takes so long, and at once when the caller is that thread. To be called detached:
-/// callbacks need the interpreter.
-#[must_use]
-pub fn stop_and_hold(deadline: Instant) -> Held {
-    loop {
-        let mut queue = lock();
-        queue.generation += 1;
-        queue.paused = true;
-        if queue.thread.as_ref().is_some_and(|thread| thread.thread().id() == thread::current().id()) {
-            return Held(queue);
+impl Queue {
+    /// Its thread has ended; or it is the caller's, or has a callback that takes too long, and can't be waited for.
+    fn is_at_rest(&self, deadline: Instant) -> bool {
+        let is_ours = |thread: &JoinHandle<()>| thread.thread().id() == thread::current().id();
+        match &self.thread {
+            None => true,
+            Some(thread) => is_ours(thread) || (self.running && clock::now() >= deadline),
         }
-        CHANGED.notify_all();
-        while queue.running {
-            let left = deadline.saturating_duration_since(clock::now());
-            if left.is_zero() {
-                return Held(queue);
-            }
-            queue = CHANGED.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        let Some(thread) = queue.thread.take() else { return Held(queue) };
-        drop(queue);
-        let _ = thread.join();
     }
+}
+
+/// Lets the thread finish the notice that it is at, and end; no other begins until a fork is over. Gives up at the
+/// deadline, when a callback takes so long, and at once when the caller is that thread. To be called detached: callbacks
+/// need the interpreter.
+pub fn pause(deadline: Instant) {
+    let mut queue = lock();
+    queue.generation += 1;
+    queue.paused = true;
+    CHANGED.notify_all();
+    while !queue.is_at_rest(deadline) {
+        if !queue.running
+            && let Some(thread) = queue.thread.take()
+        {
+            drop(queue);
+            let _ = thread.join();
+            queue = lock();
+            continue;
+        }
+        let left = deadline.saturating_duration_since(clock::now());
+        queue = CHANGED.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
+    }
+}
+
+/// Keeps everybody from the queue over a fork; `None` while somebody is about it.
+#[must_use]
+pub fn try_hold(deadline: Instant) -> Option<Held> {
+    let queue = match QUEUE.try_lock() {
+        Ok(queue) => queue,
+        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        Err(TryLockError::WouldBlock) => return None,
+    };
+    (queue.paused && queue.is_at_rest(deadline)).then_some(Held(queue))
 }
 
 /// No thread is started from here on; what waits is delivered.
@@ -197,8 +215,9 @@ pub fn close() {
 /// True once the thread has ended, or if the caller is that thread.
 #[must_use]
 pub fn has_ended(deadline: Instant) -> bool {
-    let held = stop_and_hold(deadline);
-    !held.0.running || held.0.thread.as_ref().is_some_and(|thread| thread.thread().id() == thread::current().id())
+    pause(deadline);
+    let queue = lock();
+    !queue.running || queue.thread.as_ref().is_some_and(|thread| thread.thread().id() == thread::current().id())
 }
 
 impl Held {

@@ -3,3 +3,4 @@
 pub mod keepalive;
 pub mod sys;
 pub mod tcp_info;
+pub mod tuning;

@@ -1,4 +1,14 @@
 //! Decisions: no clock, no socket, no thread, no Python.
 #![forbid(unsafe_code)]
 
+pub mod cause;
+pub mod close;
+pub mod codec;
+pub mod connection;
+pub mod detector;
+pub mod evidence;
+pub mod frame;
+pub mod handshake;
+pub mod heartbeat;
+pub mod session;
 pub mod verdict;

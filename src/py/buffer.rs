@@ -42,6 +42,11 @@ impl<'py> Buffer<'py> {
         usize::try_from(self.view.len).unwrap_or(0)
     }
 
+    /// Nobody writes to it while we have it.
+    pub(super) fn is_readonly(&self) -> bool {
+        self.view.readonly != 0
+    }
+
     pub(super) fn bytes(&self) -> &[u8] {
         if self.len() == 0 {
             return &[];

@@ -1,9 +1,13 @@
-//! Errors of the system as Python's, `errno` kept.
+//! Errors as Python's: the system's, `errno` kept, and the ends of links.
 
 use std::io;
 
-use pyo3::exceptions::PyOSError;
+use pyo3::exceptions::{PyOSError, PyRuntimeError, PyTimeoutError, PyValueError};
 use pyo3::prelude::*;
+
+use crate::engine::link::{Link, LinkError};
+use crate::proto::cause::{Ending, GivenUp, Level};
+use crate::proto::connection::State;
 
 /// `OSError` picks the subclass by the number; the text is `strerror`'s, as the stdlib has it.
 pub(super) fn os_error(error: &io::Error) -> PyErr {
@@ -21,4 +25,63 @@ pub(super) fn os_error(error: &io::Error) -> PyErr {
 pub(super) fn seconds(value: f64) -> PyResult<std::time::Duration> {
     std::time::Duration::try_from_secs_f64(value)
         .map_err(|_| pyo3::exceptions::PyValueError::new_err(format!("not a time in seconds: {value}")))
+}
+
+/// What a call on a link came to. `was_open`: its handshake had been finished.
+pub(super) fn link_error(py: Python<'_>, error: LinkError, link: &Link, was_open: bool) -> PyErr {
+    match error {
+        LinkError::Ended(ending) => ended(py, &ending, link, was_open).unwrap_or_else(|error| error),
+        error => listener_error(py, error),
+    }
+}
+
+/// The same where no link in particular is meant.
+pub(super) fn listener_error(py: Python<'_>, error: LinkError) -> PyErr {
+    let ours = |name: &str, text: String| {
+        let made = error_class(py, name).and_then(|class| class.call1((text,)));
+        made.map_or_else(|error| error, PyErr::from_value)
+    };
+    let closed = |text: &str| {
+        let made = error_class(py, "AlreadyClosed").and_then(|class| class.call1((libc::EBADF, text)));
+        made.map_or_else(|error| error, PyErr::from_value)
+    };
+    match error {
+        LinkError::TimedOut => PyTimeoutError::new_err("timed out"),
+        LinkError::Forked => ours(
+            "ForkedError",
+            "this belongs to the process that forked this one; make a new connection or server here".into(),
+        ),
+        error @ LinkError::TooLarge { .. } => ours("MessageTooLarge", error.to_string()),
+        LinkError::NotOpen(State::Connecting) => PyValueError::new_err("the connection isn't open yet"),
+        LinkError::NotOpen(_) => closed("this side has closed the connection; connect again"),
+        LinkError::Closed => closed("this server is closed"),
+        error @ LinkError::Introduction(_) => PyValueError::new_err(error.to_string()),
+        LinkError::System(error) => os_error(&error),
+        // Ended has a link; Interrupted doesn't come this far.
+        error => PyRuntimeError::new_err(error.to_string()),
+    }
+}
+
+fn error_class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+    py.import("longconn.errors")?.getattr(name)
+}
+
+pub(super) fn ended(py: Python<'_>, ending: &Ending, link: &Link, was_open: bool) -> PyResult<PyErr> {
+    let address = link.peer_address();
+    let close = ending.close.as_ref();
+    let made = error_class(py, "link_ended")?.call1((
+        ending.cause.name(),
+        ending.to_string(),
+        (address.ip().to_string(), address.port()),
+        ending.by_peer,
+        ending.silence.as_secs_f64(),
+        ending.limit.map(|limit| limit.as_secs_f64()),
+        ending.level.map(Level::name),
+        ending.kernel_answers,
+        ending.given_up.map(GivenUp::name),
+        close.map(|close| close.code.0),
+        close.map_or("", |close| &close.reason),
+        was_open,
+    ))?;
+    Ok(PyErr::from_value(made))
 }

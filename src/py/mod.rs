@@ -1,14 +1,19 @@
 //! The Python module: converts, detaches, converts. Decisions are made further in.
 
 mod buffer;
+mod connection;
 mod errors;
+mod events;
 mod fast;
 mod fork;
 mod guard;
 mod keepalive;
 mod notices;
+mod pulse;
+mod server;
 mod socket;
 mod tcp_info;
+mod timeout;
 
 use pyo3::prelude::*;
 
@@ -19,6 +24,10 @@ mod _longconn {
     use crate::net::sys;
 
     #[pymodule_export]
+    use super::connection::{LongConnection, open_link};
+    #[pymodule_export]
+    use super::events::Events;
+    #[pymodule_export]
     use super::fast::add_fast_methods;
     #[pymodule_export]
     use super::fork::{after_in_child, after_in_parent, before_fork, register_at_fork, shut_down};
@@ -28,6 +37,8 @@ mod _longconn {
     use super::keepalive::{apply_keepalive, keepalive_of, socket_kind};
     #[pymodule_export]
     use super::notices::{logging_imported, warn};
+    #[pymodule_export]
+    use super::server::{Messages, Server, listen};
     #[pymodule_export]
     use super::socket::SocketMixin;
     #[pymodule_export]

@@ -597,10 +597,11 @@ impl SocketMixin {
         if size <= SMALL {
             return call.recv_by_stack::<SMALL>(size, call.deadline());
         }
-        // Enough is there: straight into the object. Otherwise a datagram might be larger than what FIONREAD told of
+        // Straight into the object what is there. Not so for datagrams: the next may be larger than what FIONREAD told of
         // the one before it, which somebody else has taken meanwhile.
-        if sys::bytes_readable(call.fd).is_ok_and(|ready| ready >= size) {
-            return Ok(bytes_of(py, size, |room| call.read(room))?.into_any());
+        let ready = sys::bytes_readable(call.fd).unwrap_or(0);
+        if ready >= size || (ready > 0 && sys::is_stream(call.fd)) {
+            return Ok(bytes_of(py, size.min(ready), |room| call.read(room))?.into_any());
         }
         // A signal handler may call recv while we wait, and then finds the place empty.
         let mut room = ROOM.take();

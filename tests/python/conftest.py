@@ -17,7 +17,7 @@ os.environ.pop("LONGCONN_KEEPALIVE", None)  # before longconn is imported: it is
 sys.path.insert(0, str(Path(__file__).parent))  # peers
 
 import longconn
-from peers import native_threads, open_descriptors, wait_until
+from peers import PATIENCE, native_threads, open_descriptors, wait_until
 
 if not sys.platform.startswith("linux"):
     collect_ignore_glob = ["test_*.py"]
@@ -41,8 +41,16 @@ def running() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if not isinstance(thread, threading._DummyThread)}
 
 
+@pytest.fixture(scope="session")
+def _the_engine_has_begun() -> None:
+    """Its descriptors, and those by which this thread is woken, stay for as long as the process."""
+    with longconn.LongServer(("127.0.0.1", 0)) as server, longconn.connect(server.address) as client:
+        with server.accept(timeout=PATIENCE):
+            client.shutdown(socket.SHUT_WR)
+
+
 @pytest.fixture(autouse=True, scope="module")
-def _nothing_is_left_behind() -> Iterator[None]:
+def _nothing_is_left_behind(_the_engine_has_begun: None) -> Iterator[None]:
     """Threads, descriptors, and sockets that nobody has closed."""
     gc.collect()
     threads, descriptors = running(), open_descriptors()

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,12 @@ def connections(count: int, cls: type[socket.socket] = STDLIB) -> Iterator[list[
         yield pairs
         for _, peer in pairs:
             peer.close()
+
+
+def let_go(connection: longconn.LongConnection) -> None:
+    """Close it, whatever its peer has not taken."""
+    with suppress(TimeoutError):
+        connection.close(timeout=0)
 
 
 # ---- ways to break them

@@ -13,14 +13,20 @@ from typing import Any
 import longconn
 import pytest
 from longconn import (
+    AlreadyClosed,
     Cause,
+    ConnectFailed,
+    ForkedError,
+    HandshakeRejected,
     Keepalive,
     KeepaliveSocket,
     LongConnError,
     MessageTooLarge,
+    PeerClosed,
     PeerLost,
     PeerReset,
     PeerTimedOut,
+    ProtocolError,
 )
 from longconn import errors as errors_module
 from peers import (
@@ -66,6 +72,29 @@ TABLE: list[tuple[BaseException, tuple[type[BaseException], ...], dict[str, obje
         (LongConnError, ConnectionError, OSError),
         {"errno": errno.EHOSTUNREACH, "cause": "unreachable"},
     ),
+    (
+        PeerLost(errno.ETIMEDOUT, "text", cause=Cause.HUNG, silence=3.5, limit=3.0, level="application"),
+        (LongConnError, ConnectionError, OSError),
+        {"errno": errno.ETIMEDOUT, "cause": "hung", "level": "application", "kernel_answers": None, "given_up": None},
+    ),
+    (
+        PeerClosed("text", code=4711, reason="enough", peer=("::1", 8083)),
+        (LongConnError, ConnectionError, OSError),
+        {"code": 4711, "reason": "enough", "peer": ("::1", 8083), "cause": "closed"},
+    ),
+    (AlreadyClosed(errno.EBADF, "text"), (LongConnError, OSError), {"errno": errno.EBADF}),
+    (
+        ConnectFailed(errno.ECONNREFUSED, "text", peer=("::1", 8083)),
+        (LongConnError, ConnectionError, OSError),
+        {"errno": errno.ECONNREFUSED, "cause": "refused", "peer": ("::1", 8083)},
+    ),
+    (
+        HandshakeRejected("text", code=7, reason="no"),
+        (ConnectFailed, LongConnError, ConnectionError, OSError),
+        {"errno": None, "cause": "handshake", "code": 7, "reason": "no"},
+    ),
+    (ProtocolError("text"), (LongConnError, ConnectionError, OSError), {"cause": "protocol", "peer": None}),
+    (ForkedError("text"), (LongConnError, ConnectionError, OSError), {}),
     (MessageTooLarge("text"), (LongConnError, ValueError), {}),
 ]
 NAMES = [f"{type(error).__name__}-{getattr(error, 'cause', '')}" for error, _, _ in TABLE]
@@ -104,14 +133,16 @@ def test_a_reset_is_no_timeout_and_a_timeout_is_no_reset():
 
 
 def test_causes_are_strings():
-    assert {cause.value for cause in Cause} == {"unreachable", "deaf", "reset", "ended"}
+    assert {cause.value for cause in Cause} == set(
+        "closed ended reset unreachable frozen silent deaf hung refused handshake tls protocol".split()
+    )
     assert Cause.RESET == "reset"
     assert f"{Cause.RESET}" == "reset"
     assert Cause("deaf") is Cause.DEAF
     assert pickle.loads(pickle.dumps(Cause.DEAF)) is Cause.DEAF
 
 
-@pytest.mark.parametrize("cause", Cause)
+@pytest.mark.parametrize("cause", [Cause.UNREACHABLE, Cause.DEAF, Cause.RESET, Cause.ENDED])
 @pytest.mark.parametrize("peer", [None, ("127.0.0.1", 8083), ("fe80::1", 8083, 0, 0)])
 @pytest.mark.parametrize("code", [errno.ETIMEDOUT, errno.ECONNRESET, errno.EHOSTUNREACH])
 def test_the_text_says_who_and_what_to_do(cause, peer, code):
@@ -119,6 +150,32 @@ def test_the_text_says_who_and_what_to_do(cause, peer, code):
     assert "connect again" in text
     assert peer is None or str(peer[1]) in text
     assert "3.14159" not in text
+
+
+NATIVE = [
+    (cause, was_open, by_peer, code)
+    for cause in Cause
+    for was_open in (0, 1)
+    for by_peer in (0, 1)
+    for code in (None, 7)
+]
+
+
+@pytest.mark.parametrize(("cause", "was_open", "by_peer", "code"), NATIVE)
+def test_each_end_of_a_link_is_an_error_that_says_who_and_why(cause, was_open, by_peer, code):
+    peer = ("fe80::1", 8083)
+    error = errors_module.link_ended(
+        str(cause), "it is so", peer, bool(by_peer), 3.5, 3.0, "path", True, None, code, "r", bool(was_open)
+    )
+    assert "it is so" in str(error)
+    assert "peer [fe80::1]:8083" in str(error)
+    assert isinstance(error, OSError)
+    assert not isinstance(error, TimeoutError)
+    if not was_open:
+        assert isinstance(error, ConnectFailed)
+        assert isinstance(error, HandshakeRejected) == (code is not None and bool(by_peer))
+    twin = pickle.loads(pickle.dumps(error))
+    assert (type(twin), vars(twin), str(twin)) == (type(error), vars(error), str(error))
 
 
 # ---- a reset

@@ -99,6 +99,37 @@ def start(tmp_path: Path) -> Iterator[Starter]:
         script.end()
 
 
+def test_a_gateway_serves_several_devices_and_says_who_comes_and_goes(start: Starter) -> None:
+    gateway = start("stdlib", "device_gateway.py", "127.0.0.1", 0)
+    port = gateway.line().split()[-1]
+    first = start("stdlib", "device.py", "127.0.0.1", port, "thermometer", 1)
+    assert first.rest() == ["answer b'got 0'"]
+    assert first.status() == 0
+    lines = sorted(gateway.line() for _ in range(3))
+    assert lines == [
+        "device thermometer closed closed",
+        "device thermometer open ",
+        "device thermometer says b'0'",
+    ]
+    second = start("stdlib", "device.py", "127.0.0.1", port, "barometer")
+    assert second.line() == "answer b'got 0'"
+    second.process.kill()
+    lines = [gateway.line() for _ in range(2)]
+    while not lines[-1].startswith("device barometer closed"):
+        lines.append(gateway.line())
+    assert lines[-1].endswith(("ended", "reset"))
+
+
+@needs_ctrl_c
+def test_a_gateway_that_is_ended_tells_its_devices(start: Starter) -> None:
+    gateway = start("stdlib", "device_gateway.py", "127.0.0.1", 0)
+    device = start("stdlib", "device.py", "127.0.0.1", gateway.line().split()[-1])
+    assert device.line() == "answer b'got 0'"
+    gateway.process.send_signal(signal.SIGINT)
+    assert "the gateway said: the server is closing" in device.rest()
+    assert (gateway.status(), device.status()) == (0, 0)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_long_connection_carries_message_after_message_until_the_client_closes(start: Starter, way: str) -> None:
     server, client = start.pair(way, "long", 2)

@@ -57,7 +57,9 @@ def test_the_reference_names_nothing_that_is_not_there():
             assert name in (members if is_member else {*PUBLIC, *members}), row
 
 
-@pytest.mark.parametrize("name", ["KeepaliveSocket", "Keepalive", "exchange", "guard"])
+@pytest.mark.parametrize(
+    "name", ["KeepaliveSocket", "Keepalive", "Heartbeat", "LongServer", "connect", "exchange", "guard"]
+)
 def test_the_references_signatures_are_the_real_ones(name):
     written = re.search(rf"`{name}(\(.*?\))`", REFERENCE.read_text())
     assert written

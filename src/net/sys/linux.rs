@@ -2,7 +2,8 @@
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use super::RawTcpInfo;
 
@@ -14,6 +15,8 @@ pub const PLATFORM: &str = "Linux";
 pub const KEEPALIVE_SECONDS: (u64, u64) = (1, 32767);
 /// `MAX_TCP_KEEPCNT` of the kernel.
 pub const KEEPALIVE_COUNT: (u32, u32) = (1, 127);
+/// Without waiting, and without SIGPIPE.
+pub const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 /// The guard needs `TCP_INFO`, `SO_COOKIE` and an abort.
 pub const HAS_GUARD: bool = true;
 
@@ -142,4 +145,113 @@ pub(super) fn poll(entry: &mut libc::pollfd, timeout_ms: libc::c_int) -> io::Res
     // SAFETY: as above.
     let code = unsafe { libc::poll(entry, 1, timeout_ms) };
     if code < 0 { Err(io::Error::last_os_error()) } else { Ok(code > 0) }
+}
+
+/// Wakes who polls it; it stays readable until it is cleared (`eventfd(2)`).
+#[derive(Debug)]
+pub struct Wakeup(OwnedFd);
+
+impl Wakeup {
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: a system call with two integers.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel has just made this descriptor, and nobody else knows of it.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Fails only when it is set four thousand million times, and is set then.
+    pub fn set(&self) {
+        let one = 1_u64;
+        // SAFETY: the kernel reads the eight bytes of `one`.
+        unsafe { libc::syscall(libc::SYS_write, self.0.as_raw_fd(), &raw const one, size_of::<u64>()) };
+    }
+
+    pub fn clear(&self) {
+        clear_counter(self.0.as_fd());
+    }
+}
+
+impl AsFd for Wakeup {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+fn clear_counter(fd: BorrowedFd<'_>) {
+    let mut count = 0_u64;
+    // SAFETY: the kernel writes the eight bytes of `count`.
+    unsafe { libc::syscall(libc::SYS_read, fd.as_raw_fd(), &raw mut count, size_of::<u64>()) };
+}
+
+/// A wake-up that comes after a while, finer than `epoll_wait`'s milliseconds (`timerfd_create(2)`).
+#[derive(Debug)]
+pub struct DelayedWakeup(OwnedFd);
+
+impl DelayedWakeup {
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: a system call with two integers.
+        let fd = unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel has just made this descriptor, and nobody else knows of it.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Replaces what was set before; a delay of a second or more is cut.
+    pub fn set_after(&self, delay: Duration) {
+        let never = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        let after =
+            libc::timespec { tv_sec: 0, tv_nsec: libc::c_long::from(delay.subsec_nanos().max(1).cast_signed()) };
+        let setting = libc::itimerspec { it_interval: never, it_value: after };
+        // SAFETY: the kernel reads `setting`, which lives through the call, and is asked for no old one.
+        unsafe { libc::timerfd_settime(self.0.as_raw_fd(), 0, &raw const setting, std::ptr::null_mut()) };
+    }
+
+    pub fn clear(&self) {
+        clear_counter(self.0.as_fd());
+    }
+}
+
+impl AsFd for DelayedWakeup {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// How long the machine was suspended since it booted: what `CLOCK_BOOTTIME` counts and `CLOCK_MONOTONIC` doesn't.
+/// Two readings, hence exact to within the time between them.
+#[must_use]
+pub fn time_suspended() -> Duration {
+    let read = |clock| {
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the kernel fills in `time`; both clocks exist on every kernel that we run on.
+        unsafe { libc::clock_gettime(clock, &raw mut time) };
+        Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+    };
+    let monotonic = read(libc::CLOCK_MONOTONIC);
+    read(libc::CLOCK_BOOTTIME).saturating_sub(monotonic)
+}
+
+/// Random bytes fit for secrets (`getrandom(2)`).
+pub fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
+    let mut filled = 0;
+    while filled < bytes.len() {
+        let rest = &mut bytes[filled..];
+        // SAFETY: the kernel writes at most `rest.len()` bytes there.
+        let got = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
+        match usize::try_from(got) {
+            Ok(got) => filled += got,
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+    Ok(())
 }

@@ -1,5 +1,9 @@
 //! What differs between systems, behind one set of names.
 
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
 #[cfg(not(unix))]
 compile_error!("longconn isn't ported to this system yet: descriptors are POSIX's");
 
@@ -15,6 +19,22 @@ pub use linux::*;
 mod other;
 #[cfg(not(target_os = "linux"))]
 pub use other::*;
+
+/// Reads what is there, without waiting; none at the end of the stream.
+pub fn receive_now<'r>(fd: BorrowedFd<'_>, room: &'r mut [MaybeUninit<u8>]) -> io::Result<&'r [u8]> {
+    receive_into(fd, room, libc::MSG_DONTWAIT)
+}
+
+/// Waits for something, as long as the socket's `SO_RCVTIMEO` says.
+pub fn receive_waiting<'r>(fd: BorrowedFd<'_>, room: &'r mut [MaybeUninit<u8>]) -> io::Result<&'r [u8]> {
+    receive_into(fd, room, 0)
+}
+
+fn receive_into<'r>(fd: BorrowedFd<'_>, room: &'r mut [MaybeUninit<u8>], flags: libc::c_int) -> io::Result<&'r [u8]> {
+    let length = receive(fd.as_raw_fd(), room, flags)?;
+    // SAFETY: the kernel has written the first `length` bytes.
+    Ok(unsafe { room[..length].assume_init_ref() })
+}
 
 /// `struct tcp_info` of `linux/tcp.h` as of Linux 6.18; older kernels fill in less of it.
 #[repr(C)]

@@ -2,8 +2,10 @@
 //! The kernel's keepalive works wherever socket2 knows its options. Written from documentation, not tried.
 
 use std::io;
+use std::io::{Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::time::Duration;
 
 use super::RawTcpInfo;
 
@@ -12,6 +14,11 @@ pub const PLATFORM: &str = std::env::consts::OS;
 pub const KEEPALIVE_SECONDS: (u64, u64) = (1, 65_535);
 /// What fits into every system's option.
 pub const KEEPALIVE_COUNT: (u32, u32) = (1, 127);
+/// Without waiting. Apple's systems have no MSG_NOSIGNAL; the socket is told instead (`net/tuning.rs`).
+#[cfg(target_vendor = "apple")]
+pub const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT;
+#[cfg(not(target_vendor = "apple"))]
+pub const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 pub const HAS_GUARD: bool = false;
 
 fn unsupported<T>(what: &str) -> io::Result<T> {
@@ -74,4 +81,78 @@ pub(super) fn poll(entry: &mut libc::pollfd, timeout_ms: libc::c_int) -> io::Res
     // SAFETY: one pollfd, which lives through the call.
     let code = unsafe { libc::poll(entry, 1, timeout_ms) };
     if code < 0 { Err(io::Error::last_os_error()) } else { Ok(code > 0) }
+}
+
+/// Wakes who polls it; it stays readable until it is cleared.
+#[derive(Debug)]
+pub struct Wakeup {
+    reader: io::PipeReader,
+    writer: io::PipeWriter,
+}
+
+impl Wakeup {
+    pub fn new() -> io::Result<Self> {
+        let (reader, writer) = io::pipe()?;
+        for fd in [reader.as_raw_fd(), writer.as_raw_fd()] {
+            super::set_nonblocking(fd)?;
+        }
+        Ok(Self { reader, writer })
+    }
+
+    /// A full pipe is set already.
+    pub fn set(&self) {
+        let _ = (&self.writer).write(&[1]);
+    }
+
+    pub fn clear(&self) {
+        let mut room = [0; 64];
+        while matches!((&self.reader).read(&mut room), Ok(length) if length > 0) {}
+    }
+}
+
+impl AsFd for Wakeup {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.reader.as_fd()
+    }
+}
+
+/// Here it comes at once.
+#[derive(Debug)]
+pub struct DelayedWakeup(Wakeup);
+
+impl DelayedWakeup {
+    pub fn new() -> io::Result<Self> {
+        Wakeup::new().map(Self)
+    }
+
+    pub fn set_after(&self, _: Duration) {
+        self.0.set();
+    }
+
+    pub fn clear(&self) {
+        self.0.clear();
+    }
+}
+
+impl AsFd for DelayedWakeup {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Unknown here; a late wake-up tells of a suspension too.
+#[must_use]
+pub fn time_suspended() -> Duration {
+    Duration::ZERO
+}
+
+/// Random bytes fit for secrets (`getentropy(3)`, 256 at a time).
+pub fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
+    for part in bytes.chunks_mut(256) {
+        // SAFETY: at most `part.len()` bytes are written there.
+        if unsafe { libc::getentropy(part.as_mut_ptr().cast(), part.len()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }

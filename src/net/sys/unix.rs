@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 /// A second descriptor of the same socket, so that it can't be closed and its number reused under us. It must
@@ -31,6 +31,25 @@ pub fn bytes_readable(fd: RawFd) -> io::Result<usize> {
     if code == 0 { Ok(usize::try_from(bytes).unwrap_or(0)) } else { Err(io::Error::last_os_error()) }
 }
 
+/// For descriptors that are made here; Linux makes them so in one call.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn set_nonblocking(fd: RawFd) -> io::Result<()> {
+    // SAFETY: fcntl with integers; a number that isn't open gives EBADF.
+    let code = unsafe { libc::fcntl(fd, libc::F_SETFL, libc::O_NONBLOCK) };
+    if code < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Whether it has no borders between what was sent; false for what isn't a socket.
+#[must_use]
+pub fn is_stream(fd: RawFd) -> bool {
+    let mut kind: libc::c_int = 0;
+    let mut length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes into `kind`; a number that isn't open gives EBADF.
+    let code =
+        unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_TYPE, (&raw mut kind).cast(), &raw mut length) };
+    code == 0 && kind == libc::SOCK_STREAM
+}
+
 /// Waits for `POLLIN` or `POLLOUT`; `None` is for ever. False when the time is up; EINTR is an error.
 pub fn wait_ready(fd: RawFd, events: libc::c_short, timeout: Option<Duration>) -> io::Result<bool> {
     let mut entry = libc::pollfd { fd, events, revents: 0 };
@@ -49,4 +68,43 @@ pub fn block_signals() {
         libc::sigfillset(all.as_mut_ptr());
         libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), std::ptr::null_mut());
     }
+}
+
+/// Waits for `events` on `first`, which may be none, and for `POLLIN` on `second`; says what came on each, nothing when
+/// the time is up. EINTR is an error.
+pub fn wait_either(
+    first: Option<BorrowedFd<'_>>,
+    events: libc::c_short,
+    second: BorrowedFd<'_>,
+    timeout: Option<Duration>,
+) -> io::Result<(libc::c_short, bool)> {
+    // poll(2) passes over negative numbers.
+    let mut entries = [
+        libc::pollfd { fd: first.map_or(-1, |fd| fd.as_raw_fd()), events, revents: 0 },
+        libc::pollfd { fd: second.as_raw_fd(), events: libc::POLLIN, revents: 0 },
+    ];
+    let timeout = timeout.map_or(-1, |timeout| {
+        libc::c_int::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(libc::c_int::MAX)
+    });
+    // SAFETY: two pollfds, which live through the call.
+    let code = unsafe { libc::poll(entries.as_mut_ptr(), 2, timeout) };
+    if code < 0 { Err(io::Error::last_os_error()) } else { Ok((entries[0].revents, entries[1].revents != 0)) }
+}
+
+/// Hands the parts to the kernel, one behind the other, as far as it takes them without waiting.
+pub fn transmit_parts(fd: BorrowedFd<'_>, parts: [&[u8]; 3]) -> io::Result<usize> {
+    let mut vector = parts.map(|part| libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() });
+    // SAFETY: a msghdr of zeros is one without address, vector and control data.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = vector.as_mut_ptr();
+    message.msg_iovlen = vector.len() as _;
+    // SAFETY: the kernel reads the parts, and writes to neither them nor the vector, which live through the call.
+    let sent = unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, super::SEND_FLAGS) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// Closes a number that nobody will use any more: a forked child's copy of what is its parent's.
+pub fn close_inherited(fd: RawFd) {
+    // SAFETY: the caller vouches that no owner of this number is left in the process that would use or close it.
+    unsafe { libc::close(fd) };
 }

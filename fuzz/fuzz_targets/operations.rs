@@ -1,0 +1,82 @@
+//! Whatever two programs do, whatever happens to the link between them, and whatever one of them says that isn't in
+//! the protocol: nothing panics, both machines rest, memory keeps its bound, what arrives is what was sent and in
+//! order, and a link ends once.
+//!
+//! `cargo fuzz run -s none operations` works on the stable toolchain.
+
+#![no_main]
+
+#[path = "../../tests/rust/pair.rs"]
+mod pair;
+
+use libfuzzer_sys::fuzz_target;
+use longconn::proto::close::{Close, CloseCode};
+use longconn::proto::connection::Event;
+use pair::{Dice, Pair, config, ms};
+
+fuzz_target!(|data: &[u8]| {
+    let Some((&seed, script)) = data.split_first() else { return };
+    let mut pair = Pair::new(config(ms(200)), config(ms(1000)));
+    pair.dice = Dice::new(seed.into());
+    pair.splits = seed & 1 == 0;
+    pair.kernel_bytes = 1 << (8 + seed % 16);
+    let mut sent: [Vec<Vec<u8>>; 2] = Default::default();
+    let mut is_honest = true;
+    for pair_of_bytes in script.chunks_exact(2).take(300) {
+        let (operation, argument) = (pair_of_bytes[0], u64::from(pair_of_bytes[1]));
+        let index = usize::from(operation & 1);
+        let now = pair.now;
+        match operation >> 1 {
+            0..20 => {
+                let length = if operation >> 1 == 0 { argument * 500 } else { argument };
+                let message = vec![argument as u8; length as usize];
+                if pair.sides[index].connection.send(&message).is_ok() {
+                    sent[index].push(message);
+                }
+            }
+            20..40 => pair.run(ms(argument)),
+            40..50 => pair.run(ms(argument * 50)),
+            50..55 => pair.sides[index].takes ^= true,
+            55..58 => pair.pipes[index].is_cut ^= true,
+            58..61 => pair.sides[index].is_frozen ^= true,
+            61..63 => pair.pipes[index].latency = ms(argument),
+            63..66 => drop(pair.sides[index].connection.ping(now)),
+            66..69 => pair.sides[index].connection.hurry(now),
+            69..71 => pair.sides[index].connection.progress(now),
+            71..73 => pair.sides[index].connection.set_waiting(now, argument & 1 == 0),
+            73..75 => drop(pair.sides[index].connection.set_status(&vec![7; argument as usize * 8])),
+            75..77 => pair.sides[index].connection.handle_pause(now),
+            77..79 => {
+                let close = Close::new(CloseCode(argument as u16), "fuzzed");
+                let close = if argument & 1 == 0 { close } else { close.link_only() };
+                pair.sides[index].connection.close(now, close, now + ms(argument * 10));
+            }
+            79 => pair.sides[index].connection.handle_end(now),
+            80 => pair.sides[index].connection.handle_reset(now),
+            81 => pair.sides[index].connection.handle_kernel(now, None),
+            82 => pair.sides[index].connection.handle_timeout(now),
+            _ => {
+                is_honest = false;
+                pair.sides[index].connection.handle_input(now, &[0, 0, argument as u8 & 31, operation & 15]);
+            }
+        }
+        pair.turn(index);
+        for side in &pair.sides {
+            let Some(stats) = side.connection.stats(pair.now) else { continue };
+            assert!(stats.inbox_bytes <= 16 << 20, "{stats:?}");
+            assert!(stats.untaken_bytes <= 2 << 20, "{stats:?}");
+        }
+    }
+    pair.mend();
+    for side in &mut pair.sides {
+        side.is_frozen = false;
+        side.takes = true;
+    }
+    pair.run(ms(30_000));
+    for (index, sent) in sent.iter().enumerate() {
+        let other = &pair.sides[1 - index];
+        assert!(!is_honest || sent.starts_with(&other.received));
+        let ends = other.events.iter().filter(|(_, event)| matches!(event, Event::Ended(_))).count();
+        assert!(ends <= 1, "{:?}", other.events);
+    }
+});

@@ -1,0 +1,459 @@
+"""LongConnection and LongServer: how they are made, and the values that they tell."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import _longconn
+from ._longconn import LongConnection
+from .errors import AlreadyClosed, Cause, ConnectFailed, LongConnError
+from .heartbeat import Heartbeat
+from .keepalive import Keepalive, in_seconds
+from .keepalive_socket import KeepaliveSocket
+from .short import split_address
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from datetime import timedelta
+    from types import EllipsisType, TracebackType
+
+__all__ = ["Broadcast", "Event", "LinkStats", "LongServer", "ServerStats", "connect"]
+
+_LARGEST = 1 << 30
+_MANY = 1 << 31
+
+
+class LinkStats(NamedTuple):
+    """What a `LongConnection` has measured and counted; None is unknown."""
+
+    state: str
+    silence_seconds: float
+    """Since the last byte was heard."""
+    limit_seconds: float
+    """The silence after which the peer counts as lost, as it is now."""
+    phi: float | None
+    """How improbable the silence is, with ``detector="phi"``."""
+    send_interval_seconds: float
+    """Between our beats, as both sides agreed."""
+    hear_interval_seconds: float
+    """Between the peer's."""
+    round_trip_last_seconds: float | None
+    round_trip_smoothed_seconds: float | None
+    round_trip_least_seconds: float | None
+    beats_sent: int
+    beats_heard: int
+    beats_late: int
+    """Ours that were handed to the kernel more than 20 ms after they were due."""
+    worst_lateness_seconds: float
+    bytes_sent: int
+    """On the wire, beats and headers included."""
+    bytes_heard: int
+    untaken_bytes: int
+    """Sent or waiting to be sent, and not known to be taken by the peer's program."""
+    untaken_messages: int
+    inbox_bytes: int
+    """Received and not taken by this program."""
+    inbox_messages: int
+    peer_interpreter_age_seconds: float | None
+    """How long the peer's interpreter had not been able to run when it beat last."""
+    peer_application_age_seconds: float | None
+    """How long the peer's program had made no progress, though messages waited for it, when it beat last."""
+    peer_ages_told_seconds_ago: float | None
+
+
+class Event(NamedTuple):
+    """A connection's change of state."""
+
+    time: float
+    """As of ``time.time()``."""
+    state: str
+    """The new one: ``open``, ``suspect`` or ``closed``."""
+    cause: Cause | None
+    """Why it is closed."""
+    error: LongConnError | None
+    """The same with all details, as calls on the connection raise it."""
+
+
+class Broadcast(NamedTuple):
+    """What became of one message for many."""
+
+    sent: int
+    full: int
+    """Connections that take no more for now: the message was not sent to them."""
+    failed: int
+    """Connections that were closing, or whose peers take only smaller messages."""
+
+
+class ServerStats(NamedTuple):
+    """What a `LongServer` has counted since it began; `open` and `handshakes` are as it is now."""
+
+    open: int
+    handshakes: int
+    """Clients that have connected and not finished their handshake."""
+    accepted: int
+    """TCP connections, in all."""
+    opened: int
+    """Of these, clients that have finished their handshake."""
+    refused_too_many: int
+    """For ``max_connections`` or ``max_connections_per_address``."""
+    refused_unauthorized: int
+    """By ``authenticate``."""
+    failed_handshakes: int
+    """Broke the rules, took too long, or went away."""
+    crowded_out: int
+    """Dropped without a word, for ``max_handshakes`` were under way."""
+    out_of_resources: int
+    """Times that no connection could be accepted, for want of descriptors or memory."""
+    events_dropped: int
+
+
+def _rhythm(heartbeat: Heartbeat | None) -> tuple[Any, ...]:
+    if heartbeat is None:
+        heartbeat = Heartbeat()
+    elif not isinstance(heartbeat, Heartbeat):
+        raise TypeError(f"heartbeat: a Heartbeat, or None for the default, not {type(heartbeat).__name__}")
+    return (
+        heartbeat.interval,
+        heartbeat.limit,
+        heartbeat.detector == "phi",
+        heartbeat.floor,
+        heartbeat.threshold,
+        heartbeat.window,
+        heartbeat.min_std,
+        heartbeat.acceptable_pause,
+        heartbeat.application_limit,
+        heartbeat.interpreter_limit,
+    )
+
+
+def _whole(value: object, name: str, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: a whole number, not {type(value).__name__}")
+    if not least <= value <= most:
+        raise ValueError(f"{name}={value}: {least} to {most}")
+    return value
+
+
+def _positive_seconds(value: object, name: str) -> float:
+    seconds = in_seconds(value, name)
+    if not 0.001 <= seconds <= 86400:  # nor NaN
+        raise ValueError(f"{name}={seconds:g}: 0.001 to 86400 seconds")
+    return seconds
+
+
+def _check_callable(value: Any, name: str) -> None:
+    if value is not None and not callable(value):
+        raise TypeError(f"{name}: a callable or None, not {type(value).__name__}")
+
+
+def _dial(host: str, port: int, deadline: float | None) -> KeepaliveSocket:
+    """To the first address that answers in its part of the time; the heartbeat makes a guard superfluous."""
+    failure: OSError | None = None
+    found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+    for tried, (family, kind, proto, _, address) in enumerate(found):
+        sock = KeepaliveSocket(family, kind, proto, keepalive=False)
+        try:
+            if deadline is not None:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError("timed out")
+                sock.settimeout(left / (len(found) - tried))
+            sock.connect(address)
+            if sock.getsockname() == sock.getpeername():
+                # both ends got the same port: nobody listens
+                raise ConnectionRefusedError(111, "Connection refused: it would be a connection to itself")
+            return sock
+        except BaseException as error:
+            sock.close()
+            if not isinstance(error, OSError):
+                raise
+            failure = error
+    if isinstance(failure, TimeoutError) and failure.errno is None:
+        raise TimeoutError(f"{host}:{port} did not answer in time") from None
+    text = "it has no address" if failure is None else failure.strerror or str(failure)
+    raise ConnectFailed(
+        None if failure is None else failure.errno, f"no connection to {host}:{port}: {text}", peer=(host, port)
+    ) from failure
+
+
+def connect(
+    address: Any,
+    *,
+    heartbeat: Heartbeat | None = None,
+    timeout: float | timedelta | None = 10.0,
+    client_id: str = "",
+    token: bytes = b"",
+    largest_message_bytes: int = 16 * 1024 * 1024,
+    keepalive: Keepalive | None = None,
+    on_event: Callable[[Event], object] | None = None,
+) -> LongConnection:
+    """Connect to a `LongServer`, and have the connection supervised from both sides.
+
+    Args:
+        address: ``(host, port)`` or ``"host:port"``, ``"[::1]:port"``.
+        heartbeat: How soon a lost peer is noticed; None is ``Heartbeat()``.
+        timeout: Seconds, or a timedelta, for all addresses and the handshake together; None waits for ever. The look-up
+            of a name can't be cut short. The connection's own timeout is None at first.
+        client_id: What the server sees this client as; at most 255 bytes of UTF-8.
+        token: What the server's ``authenticate`` is given; at most 3072 bytes. It travels as it is: anybody on the way
+            can read it.
+        largest_message_bytes: The largest message that this side takes, up to 1 GiB.
+        keepalive: The kernel's probes beside the heartbeat, which doesn't need them; None: none.
+        on_event: Called with each `Event`, on longconn's own thread; `LongConnection.events` is told the same.
+
+    Raises:
+        ConnectFailed: No connection could be made, or what answered isn't a longconn server; ``cause`` says which.
+        HandshakeRejected: The server answered, and doesn't want this client.
+        TimeoutError: The time was up.
+        OSError: The name is unknown (``socket.gaierror``), or the system refused; ``errno`` is kept.
+        ValueError, TypeError: An argument is no good.
+    """
+    rhythm = _rhythm(heartbeat)
+    _whole(largest_message_bytes, "largest_message_bytes", 1, _LARGEST)
+    if not isinstance(client_id, str):
+        raise TypeError(f"client_id: a str, not {type(client_id).__name__}")
+    token = bytes(memoryview(token))
+    if len(client_id.encode()) > 255:
+        raise ValueError(f"client_id: {len(client_id.encode())} bytes, at most 255")
+    if len(token) > 3072:
+        raise ValueError(f"token: {len(token)} bytes, at most 3072")
+    if keepalive is not None and not isinstance(keepalive, Keepalive):
+        raise TypeError(f"keepalive: a Keepalive or None, not {type(keepalive).__name__}")
+    _check_callable(on_event, "on_event")
+    deadline = None
+    if timeout is not None:
+        seconds = in_seconds(timeout, "timeout")
+        if not seconds > 0:  # nor NaN
+            raise ValueError(f"timeout={seconds:g}: more than 0 seconds, or None")
+        deadline = time.monotonic() + seconds
+    host, port = split_address(address)
+    sock = _dial(host, port, deadline)
+    try:
+        if keepalive is not None and keepalive.probes:
+            _longconn.apply_keepalive(
+                sock.fileno(),
+                enabled=True,
+                idle=keepalive.idle,
+                interval=keepalive.interval,
+                count=keepalive.count,
+                user_timeout=keepalive.user_timeout,
+            )
+        fd = sock.detach()
+    finally:
+        sock.close()
+    left = None if deadline is None else max(0.0, deadline - time.monotonic())
+    try:
+        return _longconn.open_link(
+            fd,
+            heartbeat=rhythm,
+            largest_message_bytes=largest_message_bytes,
+            client_id=client_id,
+            token=token,
+            timeout=left,
+            on_event=on_event,
+        )
+    except TimeoutError:
+        raise TimeoutError(f"{host}:{port} accepted the connection and did not finish the handshake in time") from None
+
+
+def _listen(host: str, port: int, backlog: int, reuse_port: bool) -> int:
+    """The descriptor of a listening socket."""
+    family, _, _, _, bound = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)[0]
+    sock = KeepaliveSocket(family, socket.SOCK_STREAM, keepalive=False)
+    try:
+        # ports of past connections are as good as new ones
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        try:
+            sock.bind(bound)
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror} (while binding to {host}:{port})") from None
+        sock.listen(backlog)
+        return sock.detach()
+    finally:
+        sock.close()
+
+
+class LongServer:
+    """Takes connections of `longconn.connect`, each supervised by heartbeats in both directions.
+
+    Connections come by `accept()` or iteration, to be served by a thread each; or their messages come by `messages()`,
+    one loop for thousands of connections. A server does either the one or the other.
+
+    Args:
+        address: ``(host, port)`` or ``"host:port"``; port 0 takes a free one, which `address` tells.
+        heartbeat: How soon a lost client is noticed; None is ``Heartbeat()``.
+        max_connections: Open connections at the most; further clients are refused with a reason.
+        max_connections_per_address: The same for each client address; None: no limit.
+        authenticate: Called as ``authenticate(client_id, token, address)`` for each client, on longconn's own thread,
+            one at a time: keep it quick. True lets it in; so does any other object but False and None, and becomes the
+            connection's ``principal``. ``PermissionError`` refuses it with the error's text as reason. None: everyone
+            is let in.
+        handshake_timeout: Seconds in which a client must have finished its handshake.
+        max_handshakes: Unfinished handshakes at the most; further connections are dropped.
+        largest_message_bytes: The largest message that this side takes, up to 1 GiB.
+        backlog: Connections that the kernel keeps waiting for us, as of ``socket.listen``.
+        reuse_port: Let several processes listen at this address (SO_REUSEPORT).
+        on_event: Called with each connection and `Event`, on longconn's own thread; `events` is told the same.
+
+    Raises:
+        OSError: The address can't be had; ``errno`` is kept.
+        ValueError, TypeError: An argument is no good.
+    """
+
+    __slots__ = ("__weakref__", "_closed", "_server", "_timeout")
+
+    def __init__(
+        self,
+        address: Any,
+        *,
+        heartbeat: Heartbeat | None = None,
+        max_connections: int = 10_000,
+        max_connections_per_address: int | None = None,
+        authenticate: Callable[[str, bytes, tuple[str, int]], object] | None = None,
+        handshake_timeout: float | timedelta = 10.0,
+        max_handshakes: int = 1000,
+        largest_message_bytes: int = 16 * 1024 * 1024,
+        backlog: int = 1024,
+        reuse_port: bool = False,
+        on_event: Callable[[LongConnection, Event], object] | None = None,
+    ) -> None:
+        self._closed = True
+        self._timeout: float | None = None
+        _check_callable(authenticate, "authenticate")
+        _check_callable(on_event, "on_event")
+        settings: dict[str, Any] = {
+            "heartbeat": _rhythm(heartbeat),
+            "largest_message_bytes": _whole(largest_message_bytes, "largest_message_bytes", 1, _LARGEST),
+            "handshake_timeout": _positive_seconds(handshake_timeout, "handshake_timeout"),
+            "max_connections": _whole(max_connections, "max_connections", 1, _MANY),
+            "max_connections_per_address": _MANY
+            if max_connections_per_address is None
+            else _whole(max_connections_per_address, "max_connections_per_address", 1, _MANY),
+            "max_handshakes": _whole(max_handshakes, "max_handshakes", 1, _MANY),
+            "authenticate": authenticate,
+            "on_event": on_event,
+        }
+        _whole(backlog, "backlog", 0, 65535)
+        if isinstance(address, tuple | list) and len(address) >= 2 and address[0] == "":
+            address = ("0.0.0.0", address[1])  # as bind(2) takes it
+        host, port = split_address(address)
+        self._server = _longconn.listen(_listen(host, port, backlog, reuse_port), **settings)
+        self._closed = False
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """(host, port), with the port that it got."""
+        return self._server.address
+
+    def settimeout(self, timeout: float | timedelta | None, /) -> None:
+        """What `accept`, iteration and `messages` wait for that don't say; None, as at first: for ever."""
+        if timeout is not None:
+            timeout = in_seconds(timeout, "timeout")
+            if not timeout >= 0:  # nor NaN
+                raise ValueError(f"timeout={timeout:g}: 0 or more seconds, or None for ever")
+        self._timeout = timeout
+
+    def gettimeout(self) -> float | None:
+        """What `settimeout` was told."""
+        return self._timeout
+
+    def accept(self, *, timeout: float | timedelta | EllipsisType | None = ...) -> LongConnection:
+        """Wait for the next client that has finished its handshake; the connection is the caller's to close.
+
+        Raises:
+            TimeoutError: Nobody came in time.
+            AlreadyClosed: The server is closed.
+            RuntimeError: The server's connections come with their `messages()`.
+        """
+        return self._server.accept(self._timeout if timeout is ... else timeout)
+
+    def __iter__(self) -> Iterator[LongConnection]:
+        """Each connection, as it comes; ends when the server is closed."""
+        while True:
+            try:
+                connection = self._server.accept(self._timeout)
+            except AlreadyClosed:
+                return
+            yield connection
+
+    def messages(
+        self, *, timeout: float | timedelta | EllipsisType | None = ...
+    ) -> Iterator[tuple[LongConnection, bytes]]:
+        """(connection, message) of all connections, as they come; ends when the server is closed.
+
+        Several threads may iterate at once, each over an iterator of its own. A loop that was left goes on where it was
+        with the next call. A message counts as taken, for the peer's `flush`, once it is handed out.
+
+        Raises:
+            TimeoutError: Nothing came in time; from the iteration, which may go on.
+            RuntimeError: The server's connections come by `accept()`.
+        """
+        return self._server.messages(self._timeout if timeout is ... else timeout)
+
+    def events(self) -> Iterator[tuple[LongConnection, Event]]:
+        """(connection, event) of all connections: who came, went silent, came back, ended; ends with the server.
+
+        10,000 wait for who doesn't ask; older ones are dropped and counted.
+        """
+        return self._server.events()
+
+    @property
+    def connections(self) -> list[LongConnection]:
+        """Who is here."""
+        return self._server.connections()
+
+    def broadcast(self, data: Any) -> Broadcast:
+        """Send one message to every open connection that has room for it, and wait for none."""
+        return Broadcast(*self._server.broadcast(data))
+
+    def stats(self) -> ServerStats:
+        """What was counted."""
+        return ServerStats(**self._server.counts())
+
+    def close(self, *, drain: float | timedelta = 10.0, code: int = 1, reason: str = "the server is closing") -> None:
+        """Take nobody any more, tell everyone why, and wait until they are gone.
+
+        Args:
+            drain: Seconds that peers have to take what was sent to them; then it is dropped.
+            code: 1 means that the server goes away or restarts, 0 is the normal end; 4096 to 65535 are the program's
+                own.
+            reason: For people; at most 1024 bytes.
+        """
+        seconds = in_seconds(drain, "drain")
+        if not 0 <= seconds <= 86400:  # nor NaN
+            raise ValueError(f"drain={seconds:g}: 0 to 86400 seconds")
+        self._server.close(seconds, code, reason)
+        self._closed = True
+
+    def __enter__(self) -> LongServer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close(drain=10.0 if error is None else 1.0)
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            import warnings
+
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=1, source=self)
+            self._server.abandon()
+
+    def __repr__(self) -> str:
+        host, port = self.address
+        if self._closed:
+            return f"<longconn.LongServer {host}:{port}, closed>"
+        try:
+            count = self._server.counts()["open"]
+        except LongConnError:
+            return f"<longconn.LongServer {host}:{port}, of the process that forked this one>"
+        return f"<longconn.LongServer {host}:{port}, {count} connections>"
+
+
+for _value in (Broadcast, Event, LinkStats, LongServer, ServerStats, connect):
+    _value.__module__ = "longconn"

@@ -1,0 +1,1390 @@
+//! One link: its descriptor, its core, and the threads that wait for it.
+//!
+//! One lock, under which nothing waits: every system call is non-blocking. So who holds the interpreter may *try* it
+//! (`try_*`, which say [`Attempt::Later`] when it is taken), and who doesn't may take it (all others, to be called
+//! detached).
+//!
+//! The engine keeps a link until it has ended, whether the program still knows of it or not: to be rid of it, close it.
+//!
+//! **Who reads.** The engine, until somebody waits: that thread takes the reader's role and waits on the socket itself, for
+//! a hop through another thread would double a round trip. The role stays with the callers for a moment after that, so
+//! that a conversation doesn't wake the engine at all; then an alarm gives it back. Before any verdict the engine reads,
+//! whoever has the role.
+//!
+//! **Who writes.** Who sends, at once. Messages that come back to back are only appended, and written together: by who
+//! has appended enough, who begins to wait, or the engine a moment later.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io;
+use std::mem::{self, MaybeUninit};
+use std::net::{Shutdown, SocketAddr};
+use std::ops::{Deref, DerefMut};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{self, AtomicI32, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::time::{Duration, Instant};
+
+use mio::Interest as Readiness;
+use mio::event::Event as Ready;
+use socket2::SockRef;
+
+use crate::engine::budget::{Share, Wish};
+use crate::engine::listener::{Listener, going_away};
+use crate::engine::reactor::{self, Engine};
+use crate::engine::waiting::{Interest, WaitError, Waiters};
+use crate::engine::{clock, fork, interpreter};
+use crate::net::sys::{self, Wakeup};
+use crate::net::{tcp_info, tuning};
+use crate::proto::cause::{Cause, Ending};
+use crate::proto::close::{Close, CloseCode};
+use crate::proto::connection::{
+    Action, Config, Connection, Event, Introduction, IntroductionError, State, Stats, Transmit,
+};
+use crate::proto::evidence::KernelView;
+use crate::proto::handshake::Credentials;
+use crate::proto::heartbeat::Ages;
+use crate::proto::session::SendError;
+use crate::proto::verdict::Sample;
+
+/// What is read, or written, in one system call.
+const CHUNK_BYTES: usize = 256 * 1024;
+/// What one link reads or writes before others have their turn.
+const TURN_BYTES: usize = 4 * CHUNK_BYTES;
+/// Messages closer than this come back to back: some 20 us, and what writing the first takes.
+const BURST_GAP: Duration = Duration::from_micros(30);
+/// Who has appended so much writes it: some hundred small messages for one system call.
+const BURST_BYTES: usize = 64 * 1024;
+/// How long callers keep the reader's role without reading.
+const STICKY: Duration = Duration::from_millis(5);
+/// Shorter waits are poll's, which is exact to the millisecond; recv(2) counts in ticks of the kernel, up to 10 ms.
+const PRECISE: Duration = Duration::from_millis(100);
+/// Occurrences that nobody has asked for yet; older ones are dropped.
+const MAX_OCCURRENCES: usize = 64;
+/// A message up to this may be sent by who holds the interpreter: it is copied and handed over in a few microseconds.
+pub const INLINE_BYTES: usize = 16 * 1024;
+
+/// Who read so much at once will find more: dozens of small messages. Less is one side of a conversation.
+const MUCH_BYTES: usize = 4 * 1024;
+
+thread_local! {
+    /// Where a thread receives; a link keeps no buffer.
+    static ROOM: RefCell<Box<[MaybeUninit<u8>]>> = RefCell::new(Box::new_uninit_slice(CHUNK_BYTES));
+}
+
+/// Why something can't be done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LinkError {
+    #[error("the time is up")]
+    TimedOut,
+    /// By a signal: its handler is to run, then the call may be made again with the same deadline.
+    #[error("interrupted by a signal")]
+    Interrupted,
+    #[error("the connection belongs to the process that forked this one")]
+    Forked,
+    #[error("{0}")]
+    Ended(Arc<Ending>),
+    #[error("the connection is {0:?}")]
+    NotOpen(State),
+    /// A listener's close.
+    #[error("the listener is closed")]
+    Closed,
+    #[error("message of {length} bytes, the peer takes at most {largest}")]
+    TooLarge { length: u64, largest: u64 },
+    #[error(transparent)]
+    Introduction(#[from] IntroductionError),
+    #[error(transparent)]
+    System(#[from] io::Error),
+}
+
+impl From<WaitError> for LinkError {
+    fn from(error: WaitError) -> Self {
+        match error {
+            WaitError::TimedOut => Self::TimedOut,
+            WaitError::Interrupted => Self::Interrupted,
+            WaitError::System(error) => Self::System(error),
+        }
+    }
+}
+
+/// What an attempt that doesn't wait came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attempt<T> {
+    Done(T),
+    /// Not without waiting: for the lock, for room, for a message.
+    Later,
+}
+
+/// Something happened to a link.
+#[derive(Clone, Debug)]
+pub struct Occurrence {
+    pub at: Instant,
+    pub what: What,
+}
+
+#[derive(Clone, Debug)]
+pub enum What {
+    Opened,
+    Suspect { silence: Duration },
+    Alive,
+    Ended(Arc<Ending>),
+}
+
+/// Told of each occurrence under the link's lock: posts, and doesn't wait.
+pub type Observer = Arc<dyn Fn(&Occurrence) + Send + Sync>;
+
+/// What both sides agreed on, once the link is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Agreement {
+    pub credentials: Credentials,
+    pub resumed: bool,
+    pub retention: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reader {
+    Engine,
+    Callers,
+}
+
+pub struct Link {
+    engine: Arc<Engine>,
+    key: usize,
+    generation: u32,
+    this: Weak<Link>,
+    listener: Option<Weak<Listener>>,
+    local: SocketAddr,
+    peer: SocketAddr,
+    /// The descriptor's number while it is ours to close; for a forked child, which can't take the lock.
+    number: AtomicI32,
+    /// What the engine has left to be done by who has the lock.
+    errands: AtomicU8,
+    /// Behind a pointer of its own, so that a forked child can leave it alone.
+    inner: Arc<Mutex<Inner>>,
+}
+
+/// What the engine wants of a link: a set.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Errand(u8);
+
+impl Errand {
+    const READABLE: Self = Self(1);
+    /// The end of the stream, or an error, lies behind what can be read.
+    const TO_THE_END: Self = Self(2);
+    const WRITABLE: Self = Self(4);
+    const BROKEN: Self = Self(8);
+    pub(super) const ALARM: Self = Self(16);
+    /// Write on, read on, ask the budget: whatever was left.
+    pub(super) const ATTENTION: Self = Self(32);
+    /// The machine was suspended.
+    pub(super) const SUSPENSION: Self = Self(64);
+
+    fn has(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+}
+
+/// The lock, held. Who gives it back does what the engine would have done meanwhile.
+struct Guard<'l> {
+    link: &'l Link,
+    inner: Option<MutexGuard<'l, Inner>>,
+}
+
+impl Deref for Guard<'_> {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        self.inner.as_deref().expect("it is there until the guard is dropped")
+    }
+}
+
+impl DerefMut for Guard<'_> {
+    fn deref_mut(&mut self) -> &mut Inner {
+        self.inner.as_deref_mut().expect("it is there until the guard is dropped")
+    }
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        drop(self.inner.take());
+        atomic::fence(Ordering::SeqCst);
+        if self.link.errands.load(Ordering::SeqCst) != 0 {
+            self.link.run(Errand(0));
+        }
+    }
+}
+
+struct Inner {
+    core: Connection,
+    /// Shared with those who poll it meanwhile; none once the link is over.
+    socket: Option<Arc<OwnedFd>>,
+    reader: Reader,
+    /// Somebody polls the socket.
+    is_polled: bool,
+    /// When a caller last read.
+    last_read: Instant,
+    /// The engine has something left to read.
+    is_unread: bool,
+    /// The last attempt to read found much.
+    is_flowing: bool,
+    /// A caller waits in recv(2): nobody else may read.
+    is_receiving: bool,
+    /// SO_RCVTIMEO, as it was set last.
+    receive_timeout: Option<Duration>,
+    /// Why nothing can be written; it counts once everything is read.
+    write_error: Option<io::Error>,
+    /// A verdict waits for what a caller may just have received.
+    is_judgement_put_off: bool,
+    /// The kernel took no more; until it says that it does again.
+    is_write_blocked: bool,
+    written: u64,
+    /// What `bytes_acked` was when nothing had been written: the SYN counts on some sides.
+    acked_before: u64,
+    rto_max_ms: Option<u32>,
+    /// When the core wants to be called, and when the engine is going to.
+    deadline: Option<Instant>,
+    alarm: Option<Instant>,
+    last_send: Option<Instant>,
+    burst_bytes: usize,
+    /// The engine will write what a burst has left.
+    is_flush_coming: bool,
+    waiters: Waiters,
+    notification: Option<Notification>,
+    occurrences: VecDeque<Occurrence>,
+    observer: Option<Observer>,
+    /// The newest ping that was answered.
+    last_pong: Option<(u64, Option<Duration>)>,
+    agreement: Option<Agreement>,
+    ending: Option<Arc<Ending>>,
+    share: Share,
+    /// It stands in the listener's list of those that have messages.
+    is_listed: bool,
+    client_id: Box<str>,
+}
+
+/// A descriptor that is readable while a message, or the end, could be received.
+struct Notification {
+    wakeup: Wakeup,
+    is_set: bool,
+}
+
+// ---- making one -----------------------------------------------------------------------------------------------
+
+impl Link {
+    /// The side that connected; `socket` is a connected TCP socket. Says its preamble and HELLO at once.
+    pub fn client(socket: OwnedFd, config: Arc<Config>, introduction: Introduction) -> Result<Arc<Self>, LinkError> {
+        let now = clock::now();
+        let client_id = introduction.client_id.as_str().into();
+        let core = Connection::client(now, config, new_seed()?, introduction)?;
+        let link = Self::new(socket, core, now, None, client_id)?;
+        link.begin(now)?;
+        Ok(link)
+    }
+
+    /// The side that accepted.
+    pub(super) fn server(socket: OwnedFd, config: Arc<Config>, listener: Weak<Listener>) -> io::Result<Arc<Self>> {
+        let now = clock::now();
+        let core = Connection::server(now, config, new_seed()?);
+        Self::new(socket, core, now, Some(listener), Box::default())
+    }
+
+    fn new(
+        socket: OwnedFd,
+        core: Connection,
+        now: Instant,
+        listener: Option<Weak<Listener>>,
+        client_id: Box<str>,
+    ) -> io::Result<Arc<Self>> {
+        let fd = socket.as_fd();
+        let address = |address: io::Result<socket2::SockAddr>| {
+            address?.as_socket().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
+        };
+        let local = address(SockRef::from(&fd).local_addr())?;
+        let peer = address(SockRef::from(&fd).peer_addr())?;
+        // Who waits for a message does so in recv(2); all other calls say MSG_DONTWAIT.
+        SockRef::from(&fd).set_nonblocking(false)?;
+        let rto_max_ms = tuning::prepare(fd)?;
+        let acked_before = tcp_info::sample(fd.as_raw_fd()).map_or(0, |sample| sample.bytes_acked);
+        let engine = reactor::engine()?;
+        let inner = Inner {
+            core,
+            reader: Reader::Engine,
+            is_polled: false,
+            last_read: now,
+            is_unread: false,
+            is_flowing: false,
+            is_receiving: false,
+            receive_timeout: None,
+            write_error: None,
+            is_judgement_put_off: false,
+            is_write_blocked: false,
+            written: 0,
+            acked_before,
+            rto_max_ms,
+            deadline: None,
+            alarm: None,
+            last_send: None,
+            burst_bytes: 0,
+            is_flush_coming: false,
+            waiters: Waiters::default(),
+            notification: None,
+            occurrences: VecDeque::new(),
+            observer: None,
+            last_pong: None,
+            agreement: None,
+            ending: None,
+            share: Share::default(),
+            is_listed: false,
+            client_id,
+            socket: None,
+        };
+        Ok(Arc::new_cyclic(|this| Self {
+            key: engine.new_key(),
+            engine,
+            generation: fork::generation(),
+            this: this.clone(),
+            listener,
+            local,
+            peer,
+            number: AtomicI32::new(socket.as_raw_fd()),
+            errands: AtomicU8::new(0),
+            inner: Arc::new(Mutex::new(Inner { socket: Some(Arc::new(socket)), ..inner })),
+        }))
+    }
+
+    /// From here on the engine looks after it.
+    pub(super) fn begin(self: &Arc<Self>, now: Instant) -> io::Result<()> {
+        let mut inner = self.lock();
+        let Some(socket) = inner.socket.clone() else { return Ok(()) };
+        self.engine.adopt_link(self.key, self.clone());
+        if let Err(error) = self.engine.watch(socket.as_fd(), self.key, BOTH) {
+            self.engine.release(self.key);
+            return Err(error);
+        }
+        self.turn(&mut inner, now);
+        Ok(())
+    }
+}
+
+const BOTH: Readiness = Readiness::READABLE.add(Readiness::WRITABLE);
+
+fn new_seed() -> io::Result<u64> {
+    let mut seed = [0; 8];
+    sys::fill_random(&mut seed)?;
+    Ok(u64::from_ne_bytes(seed))
+}
+
+/// Over a fork the lock and what it guards are as some thread of the parent had them: they are left alone.
+impl Drop for Link {
+    fn drop(&mut self) {
+        if self.check_process().is_err() {
+            mem::forget(self.inner.clone());
+            self.close_in_child();
+        }
+    }
+}
+
+// ---- the turn -------------------------------------------------------------------------------------------------
+
+impl Link {
+    fn lock(&self) -> Guard<'_> {
+        Guard { link: self, inner: Some(self.inner.lock().unwrap_or_else(PoisonError::into_inner)) }
+    }
+
+    fn try_lock(&self) -> Option<Guard<'_>> {
+        let inner = match self.inner.try_lock() {
+            Ok(inner) => inner,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        Some(Guard { link: self, inner: Some(inner) })
+    }
+
+    /// After a fork the lock isn't to be touched.
+    fn enter(&self) -> Result<Guard<'_>, LinkError> {
+        self.check_process()?;
+        Ok(self.lock())
+    }
+
+    fn try_enter(&self) -> Result<Option<Guard<'_>>, LinkError> {
+        self.check_process()?;
+        Ok(self.try_lock())
+    }
+
+    fn check_process(&self) -> Result<(), LinkError> {
+        if self.generation == fork::generation() { Ok(()) } else { Err(LinkError::Forked) }
+    }
+
+    /// What the core's contract asks for after any input or verb.
+    fn turn(&self, inner: &mut Inner, now: Instant) {
+        inner.core.set_interpreter_ran(interpreter::last_ran());
+        let mut news = Interest::NOTHING;
+        let mut room = TURN_BYTES;
+        loop {
+            loop {
+                self.transmit(inner, now, &mut room);
+                match inner.core.poll_action() {
+                    Some(Action::Look) => {
+                        let view = inner.kernel_view();
+                        inner.core.handle_kernel(now, view);
+                    }
+                    Some(Action::ShutdownWrite) => {
+                        if let Some(socket) = &inner.socket {
+                            // It fails when the connection is gone, which reading tells.
+                            let _ = SockRef::from(socket).shutdown(Shutdown::Write);
+                        }
+                    }
+                    Some(Action::Abort) => self.give_up(inner, true),
+                    Some(Action::Close) => self.give_up(inner, false),
+                    None => break,
+                }
+            }
+            let Some(event) = inner.core.poll_event() else { break };
+            news = news | self.on_event(inner, now, event);
+        }
+        self.ask_budget(inner, now, &mut room);
+        self.set_alarm(inner, now);
+        self.tell(inner, news);
+    }
+
+    fn transmit(&self, inner: &mut Inner, now: Instant, room: &mut usize) {
+        while !inner.is_write_blocked && inner.core.is_urgent() {
+            let Some(socket) = &inner.socket else { return };
+            if *room == 0 {
+                self.engine.attend(self.key);
+                return;
+            }
+            let Transmit { first, control, data } = inner.core.poll_transmit(now);
+            let data = &data[..data.len().min(CHUNK_BYTES)];
+            let offered = first.len() + control.len() + data.len();
+            let done = match (first, control, data) {
+                ([], [], []) => return,
+                (part, [], []) | ([], part, []) | ([], [], part) => {
+                    sys::transmit(socket.as_raw_fd(), part, sys::SEND_FLAGS)
+                }
+                parts => sys::transmit_parts(socket.as_fd(), parts.into()),
+            };
+            match done {
+                Ok(length) => {
+                    inner.core.transmitted(now, length);
+                    inner.written += length as u64;
+                    inner.is_write_blocked = length < offered;
+                    inner.burst_bytes = 0;
+                    *room = room.saturating_sub(length);
+                }
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => inner.is_write_blocked = true,
+                    io::ErrorKind::Interrupted => {}
+                    _ => {
+                        inner.is_write_blocked = true;
+                        self.on_write_error(inner, now, error);
+                        return;
+                    }
+                },
+            }
+        }
+    }
+
+    /// What the peer said before, perhaps CLOSE, can still be read, and says more than the error; at the end of it the error
+    /// counts.
+    fn on_write_error(&self, inner: &mut Inner, now: Instant, error: io::Error) {
+        inner.write_error = Some(error);
+        inner.read_all(now);
+    }
+
+    fn on_event(&self, inner: &mut Inner, now: Instant, event: Event) -> Interest {
+        let listener = self.listener.as_ref().and_then(Weak::upgrade);
+        match event {
+            Event::Hello(hello) => {
+                inner.client_id = hello.client_id.as_str().into();
+                match (listener, self.this.upgrade()) {
+                    (Some(listener), Some(this)) => listener.on_hello(&this, hello, &mut inner.core),
+                    _ => inner.core.refuse(going_away()),
+                }
+                Interest::NOTHING
+            }
+            Event::Opened { credentials, resumed, retention } => {
+                inner.agreement = Some(Agreement { credentials, resumed, retention });
+                if let (Some(socket), Some(stats)) = (&inner.socket, inner.core.stats(now)) {
+                    tuning::set_patience(socket.as_fd(), stats.limit);
+                }
+                if let (Some(listener), Some(this)) = (&listener, self.this.upgrade()) {
+                    listener.on_opened(&this);
+                }
+                self.record(inner, now, What::Opened, listener.as_deref())
+            }
+            Event::Suspect { silence } => self.record(inner, now, What::Suspect { silence }, listener.as_deref()),
+            Event::Alive => self.record(inner, now, What::Alive, listener.as_deref()),
+            Event::Pong { ping, round_trip } => {
+                inner.last_pong = Some((ping, round_trip));
+                Interest::PONG
+            }
+            Event::Taken => Interest::TAKEN | Interest::ROOM,
+            Event::Ended(ending) => {
+                let ending = Arc::new(*ending);
+                inner.ending = Some(ending.clone());
+                inner.waiters.wake_everyone();
+                if let (Some(listener), Some(this)) = (&listener, self.this.upgrade()) {
+                    listener.on_ended(&this);
+                }
+                self.record(inner, now, What::Ended(ending), listener.as_deref())
+            }
+        }
+    }
+
+    fn record(&self, inner: &mut Inner, at: Instant, what: What, listener: Option<&Listener>) -> Interest {
+        let occurrence = Occurrence { at, what };
+        self.log(&occurrence);
+        if let Some(observer) = &inner.observer {
+            observer(&occurrence);
+        }
+        if let (Some(listener), Some(this)) = (listener, self.this.upgrade()) {
+            listener.on_occurrence(&this, occurrence.clone());
+        }
+        if inner.occurrences.len() == MAX_OCCURRENCES {
+            inner.occurrences.pop_front();
+        }
+        if inner.occurrences.capacity() == 0 {
+            // Most links open, and that is all for long.
+            inner.occurrences.reserve_exact(1);
+        }
+        inner.occurrences.push_back(occurrence);
+        Interest::STATE | Interest::EVENT
+    }
+
+    fn log(&self, occurrence: &Occurrence) {
+        match &occurrence.what {
+            What::Opened => log::debug!(target: "longconn.link", "{}: open", self.peer),
+            What::Suspect { silence } => {
+                log::debug!(target: "longconn.link", "{}: suspect, nothing heard for {silence:.2?}", self.peer);
+            }
+            What::Alive => log::debug!(target: "longconn.link", "{}: heard again", self.peer),
+            What::Ended(ending) if matches!(ending.cause, Cause::Closed | Cause::Handshake | Cause::Protocol) => {
+                log::debug!(target: "longconn.link", "{}: {ending}", self.peer);
+            }
+            What::Ended(ending) => log::warn!(target: "longconn.link", "{}: {ending}", self.peer),
+        }
+    }
+
+    /// Has somebody told of what has occurred, as far as nobody has asked for it, and of what will.
+    pub fn observe(&self, observer: Observer) -> Result<(), LinkError> {
+        let mut inner = self.enter()?;
+        inner.occurrences.iter().for_each(|occurrence| observer(occurrence));
+        inner.observer = Some(observer);
+        Ok(())
+    }
+
+    /// Memory beyond the window is the process's to grant.
+    fn ask_budget(&self, inner: &mut Inner, now: Instant, room: &mut usize) {
+        let is_over = inner.socket.is_none();
+        let wish = match inner.core.budget_wanted() {
+            0 => Wish::Nothing,
+            _ if is_over => Wish::Nothing,
+            bytes if inner.core.budget_is_for_message() => Wish::Message(bytes),
+            bytes => Wish::Window(bytes),
+        };
+        if !inner.share.is_empty() {
+            let window = inner.core.budget_held_by_window();
+            let message = inner.core.budget_held().saturating_sub(window);
+            let (message, window) = if is_over { (0, 0) } else { (message, window) };
+            inner.share.settle(message, window, wish, &self.this);
+        }
+        if !matches!(wish, Wish::Nothing) && inner.share.ask(wish, &self.this) {
+            inner.core.grant_budget();
+            self.transmit(inner, now, room);
+        }
+    }
+
+    /// The engine is woken only for an alarm that is earlier than what it has; it asks again when one rings.
+    fn set_alarm(&self, inner: &mut Inner, now: Instant) {
+        inner.deadline = if inner.socket.is_some() { inner.core.poll_timeout(now) } else { None };
+        let return_of_role = (inner.reader == Reader::Callers && !inner.is_polled).then(|| inner.last_read + STICKY);
+        let next = match (inner.deadline, return_of_role) {
+            (Some(deadline), Some(other)) => deadline.min(other),
+            (Some(deadline), None) => deadline,
+            (None, Some(_)) | (None, None) => return,
+        };
+        if inner.alarm.is_none_or(|alarm| next < alarm) {
+            inner.alarm = Some(next);
+            self.engine.set_alarm(self.key, next);
+        }
+    }
+
+    /// Wakes who waits for what has come.
+    fn tell(&self, inner: &mut Inner, news: Interest) {
+        let is_readable = inner.core.has_message();
+        if let Some(notification) = &mut inner.notification {
+            notification.show(is_readable || inner.ending.is_some());
+        }
+        if is_readable
+            && !inner.is_listed
+            && let Some(listener) = self.listener.as_ref().and_then(Weak::upgrade)
+            && listener.lists_messages()
+            && let Some(this) = self.this.upgrade()
+        {
+            inner.is_listed = true;
+            listener.on_readable(this);
+        }
+        if inner.waiters.is_empty() {
+            return;
+        }
+        inner.waiters.wake_all(news);
+        if is_readable {
+            inner.waiters.wake_one(Interest::READABLE);
+        }
+    }
+
+    /// The link is over: for the kernel with RST, or in order.
+    fn give_up(&self, inner: &mut Inner, aborts: bool) {
+        let Some(socket) = inner.socket.take() else { return };
+        self.engine.unwatch(socket.as_fd());
+        if aborts && let Err(error) = sys::abort(socket.as_fd()) {
+            log::debug!(target: "longconn.engine", "{}: the connection could not be reset: {error}", self.peer);
+        }
+        if inner.is_receiving {
+            // Who waits in recv(2) is to wake; it fails where that has woken already.
+            let _ = SockRef::from(&socket).shutdown(Shutdown::Both);
+        }
+        self.number.store(-1, Ordering::Relaxed);
+        self.engine.release(self.key);
+        inner.waiters.wake_everyone();
+    }
+}
+
+impl Inner {
+    /// Reads what is there, into the core. True if something came.
+    fn read(&mut self, now: Instant) -> bool {
+        if self.is_receiving {
+            return false;
+        }
+        let Some(socket) = self.socket.clone() else { return false };
+        ROOM.with_borrow_mut(|room| {
+            let capacity = room.len();
+            self.digest(now, sys::receive_now(socket.as_fd(), room), capacity)
+        })
+    }
+
+    /// What reading gave. True if it was something.
+    fn digest(&mut self, now: Instant, got: io::Result<&[u8]>, capacity: usize) -> bool {
+        match got {
+            Ok([]) => match self.write_error.take() {
+                Some(error) => self.on_error(now, &error),
+                None => self.core.handle_end(now),
+            },
+            Ok(bytes) => {
+                self.core.handle_input(now, bytes);
+                self.is_unread = bytes.len() == capacity;
+                self.is_flowing = bytes.len() >= MUCH_BYTES;
+                self.is_judgement_put_off = false;
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.is_unread = false;
+                self.is_flowing = false;
+                return false;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => self.on_error(now, &error),
+        }
+        true
+    }
+
+    /// How long recv(2) waits: whole milliseconds, rounded up. Who always waits equally long pays for it once.
+    fn bound_receiving(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let whole = |timeout: Duration| Duration::from_millis(timeout.as_millis().try_into().unwrap_or(u64::MAX) + 1);
+        let wanted = timeout.map(whole);
+        if wanted != self.receive_timeout
+            && let Some(socket) = &self.socket
+        {
+            SockRef::from(socket).set_read_timeout(wanted)?;
+            self.receive_timeout = wanted;
+        }
+        Ok(())
+    }
+
+    /// Until there is nothing more; a peer that says more than a turn's worth is heard anyway.
+    fn read_all(&mut self, now: Instant) {
+        for _ in 0..TURN_BYTES / CHUNK_BYTES {
+            if !self.read(now) {
+                return;
+            }
+        }
+    }
+
+    fn on_error(&mut self, now: Instant, error: &io::Error) {
+        match error.raw_os_error() {
+            // An RST that came after the peer's FIN (tcp_reset in net/ipv4/tcp_input.c): its process had ended.
+            Some(libc::EPIPE) => self.core.handle_end(now),
+            Some(libc::ECONNRESET | libc::ECONNABORTED | libc::ENOTCONN) => self.core.handle_reset(now),
+            Some(libc::ETIMEDOUT | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::ENETDOWN) => {
+                self.core.handle_failure(now, Cause::Unreachable, format!("the kernel gave it up: {error}"));
+            }
+            _ => self.core.handle_failure(now, Cause::Reset, error.to_string()),
+        }
+    }
+
+    /// A path that turned out slower or quicker.
+    fn follow_round_trip(&mut self, stats: &Stats) {
+        if let (Some(socket), Some(bound), Some(smoothed)) = (&self.socket, self.rto_max_ms, stats.round_trip.smoothed)
+            && !tuning::fits(bound, smoothed)
+        {
+            self.rto_max_ms = tuning::bound_retransmissions(socket.as_fd(), smoothed);
+        }
+    }
+
+    /// Others wait for memory that was granted to a message which doesn't come, or isn't taken.
+    fn give_way(&mut self, now: Instant, stats: &Stats) {
+        if self.share.is_hoarding(now, stats.inbox_bytes) {
+            let close = Close::new(CloseCode::TOO_SLOW, "memory was granted for a message that doesn't come");
+            self.core.close(now, close.link_only(), now + PARTING);
+        }
+    }
+
+    fn kernel_view(&self) -> Option<KernelView> {
+        let sample = tcp_info::sample(self.socket.as_ref()?.as_raw_fd()).ok()?;
+        Some(KernelView {
+            written: self.written,
+            bytes_acked: sample.bytes_acked.saturating_sub(self.acked_before),
+            unacked: sample.unacked,
+            unsent: sample.unsent,
+            probes: sample.probes,
+            since_ack_received: sample.since_ack_received,
+            send_window: sample.send_window,
+        })
+    }
+
+    /// Why nothing more will come.
+    fn over(&self) -> Option<LinkError> {
+        self.ending.clone().map(LinkError::Ended)
+    }
+}
+
+impl Notification {
+    fn show(&mut self, should_be_set: bool) {
+        match (self.is_set, should_be_set) {
+            (false, true) => self.wakeup.set(),
+            (true, false) => self.wakeup.clear(),
+            _ => {}
+        }
+        self.is_set = should_be_set;
+    }
+}
+
+// ---- what the engine does -------------------------------------------------------------------------------------
+
+impl Link {
+    pub(super) fn on_ready(&self, ready: &Ready) {
+        let mut errand = Errand(0);
+        let is_broken = ready.is_error() || ready.is_write_closed();
+        for (is_so, what) in [
+            (ready.is_writable(), Errand::WRITABLE),
+            (ready.is_readable(), Errand::READABLE),
+            (ready.is_read_closed() || is_broken, Errand::TO_THE_END),
+            (is_broken, Errand::BROKEN),
+        ] {
+            if is_so {
+                errand = Errand(errand.0 | what.0);
+            }
+        }
+        self.run(errand);
+    }
+
+    /// Has the errand done: now, or, while somebody else has the lock, by who that is. So nobody who is slow with one link
+    /// delays the others.
+    pub(super) fn run(&self, errand: Errand) {
+        let taken = self.try_lock().or_else(|| {
+            self.errands.fetch_or(errand.0, Ordering::SeqCst);
+            // Who gave the lock back before that can't have seen it.
+            atomic::fence(Ordering::SeqCst);
+            self.try_lock()
+        });
+        if let Some(mut inner) = taken {
+            let left = Errand(self.errands.swap(0, Ordering::SeqCst));
+            self.do_errand(&mut inner, Errand(errand.0 | left.0));
+        }
+    }
+
+    fn do_errand(&self, inner: &mut Inner, errand: Errand) {
+        let now = clock::now();
+        if errand.has(Errand::WRITABLE) {
+            inner.is_write_blocked = false;
+        }
+        if errand.has(Errand::ATTENTION) {
+            inner.is_flush_coming = false;
+        }
+        let is_for_engine = errand.has(Errand::READABLE) || (errand.has(Errand::ATTENTION) && inner.is_unread);
+        if (is_for_engine && inner.reader == Reader::Engine) || errand.has(Errand::BROKEN) {
+            self.read_for_engine(inner, now, errand.has(Errand::TO_THE_END) || inner.is_unread);
+        }
+        if errand.has(Errand::SUSPENSION) {
+            inner.read_all(now);
+            inner.core.handle_pause(now);
+        }
+        if errand.has(Errand::ALARM) {
+            self.on_alarm(inner, now);
+        }
+        self.turn(inner, now);
+    }
+
+    /// Edge-triggered: until there is nothing more, or others are to have their turn. Less than what there was room for is
+    /// all there was (epoll(7)), but for an end of stream, which is `to_the_end`.
+    fn read_for_engine(&self, inner: &mut Inner, now: Instant, to_the_end: bool) {
+        inner.is_unread = true;
+        for _ in 0..TURN_BYTES / CHUNK_BYTES {
+            if !inner.read(now) || (!inner.is_unread && !to_the_end) {
+                inner.is_unread = false;
+                return;
+            }
+        }
+        inner.is_unread = true;
+        self.engine.attend(self.key);
+    }
+
+    fn on_alarm(&self, inner: &mut Inner, now: Instant) {
+        inner.alarm = None;
+        if inner.reader == Reader::Callers && !inner.is_polled && now >= inner.last_read + STICKY {
+            self.give_role_to_engine(inner, now);
+        }
+        let Some(deadline) = inner.deadline.filter(|deadline| now >= *deadline) else { return };
+        // What the kernel holds is heard before it is judged. What the engine reads itself was read just now, unless it is
+        // late.
+        let is_late = now > deadline + LATE;
+        let is_judged = is_late || inner.core.state() != State::Open;
+        if inner.is_receiving && is_judged && !mem::replace(&mut inner.is_judgement_put_off, true) {
+            // A caller reads, and may have something that it hasn't handed over yet.
+            inner.alarm = Some(now + LATE);
+            self.engine.set_alarm(self.key, now + LATE);
+            return;
+        }
+        inner.is_judgement_put_off = false;
+        if inner.reader == Reader::Callers || inner.is_unread || is_judged {
+            inner.read_all(now);
+        }
+        inner.core.handle_timeout(now);
+        if let Some(stats) = inner.core.stats(now) {
+            inner.follow_round_trip(&stats);
+            inner.give_way(now, &stats);
+        }
+    }
+
+    fn give_role_to_engine(&self, inner: &mut Inner, now: Instant) {
+        let Some(socket) = &inner.socket else { return };
+        match self.engine.rewatch(socket.as_fd(), self.key, BOTH) {
+            Ok(()) => inner.reader = Reader::Engine,
+            // Without memory for it now; again in a moment.
+            Err(_) => inner.last_read = now,
+        }
+    }
+
+    fn take_role(&self, inner: &mut Inner) {
+        if inner.reader == Reader::Engine
+            && let Some(socket) = &inner.socket
+            && self.engine.rewatch(socket.as_fd(), self.key, Readiness::WRITABLE).is_ok()
+        {
+            inner.reader = Reader::Callers;
+            inner.is_unread = false;
+        }
+    }
+
+    /// The budget has something for it, perhaps.
+    pub(super) fn ask_for_attention(&self) {
+        self.engine.attend(self.key);
+    }
+
+    /// In a forked child: our copy of the descriptor goes, without a word.
+    pub(super) fn close_in_child(&self) {
+        let number = self.number.swap(-1, Ordering::Relaxed);
+        if number >= 0 {
+            sys::close_inherited(number);
+        }
+    }
+}
+
+/// How long who was told to give way may take to go. Arbitrary.
+const PARTING: Duration = Duration::from_secs(1);
+/// An alarm later than this is preceded by a read.
+pub(super) const LATE: Duration = Duration::from_millis(10);
+
+// ---- waiting --------------------------------------------------------------------------------------------------
+
+impl Link {
+    /// Until `ready` gives something; it is asked again whenever something of `interest` has come. The first who waits is
+    /// the reader.
+    fn wait<T>(
+        &self,
+        interest: Interest,
+        deadline: Option<Instant>,
+        mut ready: impl FnMut(&Self, &mut Inner, Instant) -> Option<Result<T, LinkError>>,
+    ) -> Result<T, LinkError> {
+        let mut inner = self.enter()?;
+        inner.last_send = None;
+        let mut now = clock::now();
+        let mut has_slept = false;
+        let result = loop {
+            if let Some(result) = ready(self, &mut inner, now) {
+                break result;
+            }
+            let reads = !inner.is_polled && inner.socket.is_some();
+            let has_time = deadline.is_none_or(|deadline| deadline > now + PRECISE);
+            if reads && has_time && interest == Interest::READABLE {
+                self.take_role(&mut inner);
+                if inner.core.is_urgent() {
+                    self.turn(&mut inner, now);
+                }
+                let received;
+                (inner, received) = self.receive(inner, now, deadline);
+                now = clock::now();
+                if let Err(error) = received {
+                    break Err(error.into());
+                }
+                continue;
+            }
+            let has_read = reads && {
+                self.take_role(&mut inner);
+                inner.last_read = now;
+                inner.read(now)
+            };
+            if reads || inner.core.is_urgent() {
+                self.turn(&mut inner, now);
+                has_slept = false;
+                if let Some(result) = ready(self, &mut inner, now) {
+                    break result;
+                }
+            }
+            if has_read {
+                // Others are to have a chance at the lock while a large message comes.
+                drop(inner);
+                inner = self.lock();
+                now = clock::now();
+                continue;
+            }
+            let slept;
+            (inner, slept) = self.sleep(inner, interest, now, deadline);
+            has_slept = true;
+            now = clock::now();
+            if inner.waiters.is_empty() {
+                inner.core.set_waiting(now, false);
+            }
+            if let Err(error) = slept {
+                break Err(error.into());
+            }
+        };
+        if !inner.is_polled {
+            // Another that sleeps has to read now; and if none does, the engine.
+            inner.waiters.wake_any();
+            if has_slept {
+                inner.last_read = now;
+                self.set_alarm(&mut inner, now);
+            }
+        }
+        if inner.core.has_message() {
+            inner.waiters.wake_one(Interest::READABLE);
+        }
+        result
+    }
+
+    /// The way of who waits for a message and for nothing else: it waits in recv(2) itself, which is one system call where
+    /// reading, polling and reading again are three. Until it is back nobody else may read, or what it got would come too
+    /// late; the end of the link ends it, as it does every call on the socket.
+    fn receive<'l>(
+        &'l self,
+        mut inner: Guard<'l>,
+        now: Instant,
+        deadline: Option<Instant>,
+    ) -> (Guard<'l>, Result<(), WaitError>) {
+        let Some(socket) = inner.socket.clone() else { return (inner, Ok(())) };
+        if let Err(error) = inner.bound_receiving(deadline.map(|deadline| deadline.saturating_duration_since(now))) {
+            return (inner, Err(error.into()));
+        }
+        inner.is_polled = true;
+        inner.is_receiving = true;
+        inner.core.set_waiting(now, true);
+        drop(inner);
+        ROOM.with_borrow_mut(|room| {
+            let capacity = room.len();
+            let got = sys::receive_waiting(socket.as_fd(), room);
+            let mut inner = self.lock();
+            let now = clock::now();
+            inner.is_polled = false;
+            inner.is_receiving = false;
+            inner.last_read = now;
+            if inner.waiters.is_empty() {
+                inner.core.set_waiting(now, false);
+            }
+            let is_interrupted = matches!(&got, Err(error) if error.kind() == io::ErrorKind::Interrupted);
+            let is_late = matches!(&got, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+                && deadline.is_some_and(|deadline| now >= deadline);
+            inner.digest(now, got, capacity);
+            self.turn(&mut inner, now);
+            let result = match (is_interrupted, is_late) {
+                (true, _) => Err(WaitError::Interrupted),
+                (false, true) => Err(WaitError::TimedOut),
+                (false, false) => Ok(()),
+            };
+            (inner, result)
+        })
+    }
+
+    /// One sleep, with the lock given up meanwhile. Who finds nobody polling the socket does.
+    fn sleep<'l>(
+        &'l self,
+        mut inner: Guard<'l>,
+        interest: Interest,
+        now: Instant,
+        deadline: Option<Instant>,
+    ) -> (Guard<'l>, Result<(), WaitError>) {
+        let place = match inner.waiters.enter(interest) {
+            Ok(place) => place,
+            Err(error) => return (inner, Err(error.into())),
+        };
+        inner.core.set_waiting(now, true);
+        let polled = if inner.is_polled { None } else { inner.socket.clone() };
+        let events = if inner.is_write_blocked { libc::POLLIN | libc::POLLOUT } else { libc::POLLIN };
+        inner.is_polled |= polled.is_some();
+        drop(inner);
+        let slept = place.sleep(polled.as_ref().map(AsFd::as_fd), events, now, deadline);
+        let mut inner = self.lock();
+        inner.waiters.leave(place);
+        if polled.is_some() {
+            inner.is_polled = false;
+            if matches!(slept, Ok(came) if came & libc::POLLOUT != 0) {
+                inner.is_write_blocked = false;
+            }
+        }
+        (inner, slept.map(drop))
+    }
+
+    /// Until a message, or the end, can be received by [`Link::try_recv`], unless another thread is quicker.
+    pub fn wait_readable(&self, deadline: Option<Instant>) -> Result<(), LinkError> {
+        self.wait(Interest::READABLE, deadline, |_, inner, _| {
+            (inner.core.has_message() || inner.ending.is_some()).then_some(Ok(()))
+        })
+    }
+
+    /// Until the handshake is done.
+    pub fn wait_open(&self, deadline: Option<Instant>) -> Result<Agreement, LinkError> {
+        self.wait(Interest::STATE, deadline, |_, inner, _| match inner.agreement {
+            Some(agreement) => Some(Ok(agreement)),
+            None => inner.over().map(Err),
+        })
+    }
+
+    /// Until the state is `wanted`; the end is an error, unless it is what was wanted.
+    pub fn wait_state(&self, wanted: State, deadline: Option<Instant>) -> Result<(), LinkError> {
+        self.wait(Interest::STATE, deadline, |_, inner, _| match inner.core.state() {
+            state if state == wanted => Some(Ok(())),
+            _ => inner.over().map(Err),
+        })
+    }
+
+    /// Until the link has ended, and why.
+    pub fn wait_ended(&self, deadline: Option<Instant>) -> Result<Arc<Ending>, LinkError> {
+        self.wait(Interest::STATE, deadline, |_, inner, _| inner.ending.clone().map(Ok))
+    }
+
+    /// The next occurrence; after the last one, the end is an error.
+    pub fn next_occurrence(&self, deadline: Option<Instant>) -> Result<Occurrence, LinkError> {
+        self.wait(Interest::EVENT, deadline, |_, inner, _| match inner.occurrences.pop_front() {
+            Some(occurrence) => Some(Ok(occurrence)),
+            None => inner.over().map(Err),
+        })
+    }
+}
+
+// ---- messages -------------------------------------------------------------------------------------------------
+
+impl Link {
+    /// One attempt, for who holds the interpreter: [`Attempt::Later`] means to call [`Link::send`], detached.
+    pub fn try_send(&self, message: &[u8]) -> Result<Attempt<()>, LinkError> {
+        if message.len() > INLINE_BYTES {
+            return Ok(Attempt::Later);
+        }
+        let Some(mut inner) = self.try_enter()? else { return Ok(Attempt::Later) };
+        self.push(&mut inner, message)
+    }
+
+    /// Accepts the message, and waits for room where there is none.
+    pub fn send(&self, message: &[u8], deadline: Option<Instant>) -> Result<(), LinkError> {
+        self.check_process()?;
+        if let Attempt::Done(()) = self.push(&mut self.lock(), message)? {
+            return Ok(());
+        }
+        self.wait(Interest::ROOM, deadline, |link, inner, _| match link.push(inner, message) {
+            Ok(Attempt::Done(())) => Some(Ok(())),
+            Ok(Attempt::Later) => None,
+            Err(error) => Some(Err(error)),
+        })
+    }
+
+    fn push(&self, inner: &mut Inner, message: &[u8]) -> Result<Attempt<()>, LinkError> {
+        match inner.core.send(message) {
+            Ok(()) => {}
+            Err(SendError::Full { .. }) => return Ok(Attempt::Later),
+            Err(SendError::TooLarge { length, largest }) => return Err(LinkError::TooLarge { length, largest }),
+            Err(SendError::NotOpen) => {
+                return Err(inner.over().unwrap_or_else(|| LinkError::NotOpen(inner.core.state())));
+            }
+        }
+        let now = clock::now();
+        let is_burst = inner.last_send.is_some_and(|last| now.saturating_duration_since(last) < BURST_GAP);
+        inner.burst_bytes += message.len();
+        inner.last_send = Some(now);
+        if is_burst && inner.burst_bytes < BURST_BYTES {
+            if !inner.is_flush_coming {
+                inner.is_flush_coming = true;
+                self.engine.attend_soon(self.key);
+            }
+            return Ok(Attempt::Done(()));
+        }
+        self.turn(inner, now);
+        Ok(Attempt::Done(()))
+    }
+
+    /// Accepts the message if there is room; `None` where that isn't the reason.
+    pub(super) fn send_if_room(&self, message: &[u8]) -> Result<(), Option<SendError>> {
+        let mut inner = self.enter().map_err(|_| None)?;
+        inner.core.send(message).map_err(Some)?;
+        self.turn(&mut inner, clock::now());
+        Ok(())
+    }
+
+    /// Takes one message, if one is there; `take` makes of it what the caller wants, under the lock. For who holds the
+    /// interpreter: `take` must not run any of its code. The end is an error, once nothing more is there.
+    pub fn try_recv<T>(&self, take: impl FnOnce(&[u8]) -> T) -> Result<Attempt<T>, LinkError> {
+        let mut take = Some(take);
+        let mut taken = None;
+        match self.try_recv_many(1, |message| {
+            if let Some(take) = take.take() {
+                taken = Some(take(message));
+            }
+        })? {
+            Attempt::Done(_) => Ok(taken.map_or(Attempt::Later, Attempt::Done)),
+            Attempt::Later => Ok(Attempt::Later),
+        }
+    }
+
+    /// The same for all that are there, `most` at the most; says how many it were.
+    pub fn try_recv_many(&self, most: usize, take: impl FnMut(&[u8])) -> Result<Attempt<usize>, LinkError> {
+        let Some(mut inner) = self.try_enter()? else { return Ok(Attempt::Later) };
+        // While callers read anyway and there is much to read, this saves the way through a wait.
+        let reads = inner.is_flowing && inner.reader == Reader::Callers && !inner.is_polled;
+        if reads && !inner.core.has_message() {
+            let now = clock::now();
+            inner.last_read = now;
+            inner.read(now);
+            self.turn(&mut inner, now);
+        }
+        let count = inner.read_messages(most, take);
+        if count == 0 {
+            return inner.over().map_or(Ok(Attempt::Later), Err);
+        }
+        self.take(&mut inner, clock::now(), count);
+        Ok(Attempt::Done(count))
+    }
+
+    /// Gives messages out that stay the peer's concern until [`Link::confirm`]: a crash in between loses none silently.
+    pub fn try_peek_many(&self, most: usize, show: impl FnMut(&[u8])) -> Result<Attempt<usize>, LinkError> {
+        let Some(mut inner) = self.try_enter()? else { return Ok(Attempt::Later) };
+        let count = inner.read_messages(most, show);
+        if count == 0 {
+            return inner.over().map_or(Ok(Attempt::Later), Err);
+        }
+        self.tell(&mut inner, Interest::NOTHING);
+        Ok(Attempt::Done(count))
+    }
+
+    /// The oldest `count` of the messages shown are with the program now.
+    pub fn confirm(&self, count: usize) -> Result<(), LinkError> {
+        let mut inner = self.enter()?;
+        self.take(&mut inner, clock::now(), count);
+        Ok(())
+    }
+
+    /// The same for who holds the interpreter.
+    pub fn try_confirm(&self, count: usize) -> Result<Attempt<()>, LinkError> {
+        let Some(mut inner) = self.try_enter()? else { return Ok(Attempt::Later) };
+        self.take(&mut inner, clock::now(), count);
+        Ok(Attempt::Done(()))
+    }
+
+    fn take(&self, inner: &mut Inner, now: Instant, count: usize) {
+        inner.core.take(now, count);
+        inner.last_send = None;
+        if inner.core.is_urgent() || !inner.share.is_empty() {
+            self.turn(inner, now);
+        } else {
+            self.set_alarm(inner, now);
+            self.tell(inner, Interest::NOTHING);
+        }
+    }
+
+    /// Until the peer's application took everything that was accepted before this call.
+    pub fn flush(&self, deadline: Option<Instant>) -> Result<(), LinkError> {
+        let mut end = None;
+        self.wait(Interest::TAKEN, deadline, |link, inner, now| {
+            let (accepted, taken) = inner.core.sent_offsets();
+            let is_first = end.is_none();
+            let end = *end.get_or_insert(accepted);
+            if taken >= end {
+                return Some(Ok(()));
+            }
+            if is_first {
+                inner.core.hurry(now);
+                link.turn(inner, now);
+            }
+            inner.over().map(Err)
+        })
+    }
+
+    /// The round trip of a beat that the peer answers at once.
+    pub fn ping(&self, deadline: Option<Instant>) -> Result<Duration, LinkError> {
+        let mut asked = None;
+        self.wait(Interest::PONG, deadline, |link, inner, now| {
+            if let Some(error) = inner.over() {
+                return Some(Err(error));
+            }
+            let Some((number, asked_at)) = asked else {
+                let Some(number) = inner.core.ping(now) else {
+                    return Some(Err(LinkError::NotOpen(inner.core.state())));
+                };
+                asked = Some((number, now));
+                link.turn(inner, now);
+                return None;
+            };
+            let (answered, round_trip) = inner.last_pong?;
+            (answered >= number).then(|| Ok(round_trip.unwrap_or(now.saturating_duration_since(asked_at))))
+        })
+    }
+
+    /// Begins to say goodbye; [`Link::wait_ended`] tells when it is done, which is within `grace`.
+    pub fn close(&self, close: Close, grace: Duration) -> Result<(), LinkError> {
+        let mut inner = self.enter()?;
+        let now = clock::now();
+        inner.core.close(now, close, now + grace);
+        self.turn(&mut inner, now);
+        inner.waiters.wake_all(Interest::STATE | Interest::ROOM);
+        Ok(())
+    }
+
+    /// The listener's, or the program's, word about a client that said HELLO.
+    pub(super) fn decide(&self, decide: impl FnOnce(&mut Connection)) -> Result<(), LinkError> {
+        let mut inner = self.enter()?;
+        decide(&mut inner.core);
+        self.turn(&mut inner, clock::now());
+        Ok(())
+    }
+}
+
+impl Inner {
+    fn read_messages(&mut self, most: usize, mut show: impl FnMut(&[u8])) -> usize {
+        let mut count = 0;
+        while count < most
+            && let Some(message) = self.core.read()
+        {
+            show(message);
+            count += 1;
+        }
+        count
+    }
+}
+
+// ---- the listener's list --------------------------------------------------------------------------------------
+
+impl Link {
+    /// For the listener's list: gives messages out as [`Link::try_peek_many`] does, and says whether it has more.
+    pub(super) fn peek_listed(&self, most: usize, show: impl FnMut(&[u8])) -> Option<(usize, bool)> {
+        let mut inner = self.try_enter().ok()??;
+        let count = inner.read_messages(most, show);
+        inner.is_listed = inner.core.has_message();
+        Some((count, inner.is_listed))
+    }
+
+    /// Puts it on the list, if it has messages.
+    pub(super) fn enlist(&self) {
+        if let Ok(mut inner) = self.enter() {
+            self.tell(&mut inner, Interest::NOTHING);
+        }
+    }
+}
+
+// ---- what is known --------------------------------------------------------------------------------------------
+
+impl Link {
+    #[must_use]
+    pub fn local_address(&self) -> SocketAddr {
+        self.local
+    }
+
+    #[must_use]
+    pub fn peer_address(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// A number that no other link of this process has.
+    #[must_use]
+    pub fn key(&self) -> usize {
+        self.key
+    }
+
+    pub fn state(&self) -> Result<State, LinkError> {
+        Ok(self.enter()?.core.state())
+    }
+
+    pub fn ending(&self) -> Result<Option<Arc<Ending>>, LinkError> {
+        Ok(self.enter()?.ending.clone())
+    }
+
+    pub fn agreement(&self) -> Result<Option<Agreement>, LinkError> {
+        Ok(self.enter()?.agreement)
+    }
+
+    /// What the client calls itself; empty before its HELLO.
+    pub fn client_id(&self) -> Result<String, LinkError> {
+        Ok(self.enter()?.client_id.to_string())
+    }
+
+    /// `None` before the link is open.
+    pub fn stats(&self) -> Result<Option<Stats>, LinkError> {
+        Ok(self.enter()?.core.stats(clock::now()))
+    }
+
+    /// `None` once the link is over, or where the system can't tell.
+    pub fn tcp_info(&self) -> Result<Option<Sample>, LinkError> {
+        let socket = self.enter()?.socket.clone();
+        Ok(socket.and_then(|socket| tcp_info::sample(socket.as_raw_fd()).ok()))
+    }
+
+    pub fn status(&self) -> Result<Vec<u8>, LinkError> {
+        Ok(self.enter()?.core.status().to_vec())
+    }
+
+    pub fn peer_status(&self) -> Result<Vec<u8>, LinkError> {
+        Ok(self.enter()?.core.peer_status().to_vec())
+    }
+
+    /// The ages that the peer told, and when.
+    pub fn peer_ages(&self) -> Result<Option<(Instant, Ages)>, LinkError> {
+        Ok(self.enter()?.core.peer_ages())
+    }
+
+    /// At most 1024 bytes, which the peer reads with our next beat. False if it is longer, and nothing was changed.
+    pub fn set_status(&self, status: &[u8]) -> Result<bool, LinkError> {
+        Ok(self.enter()?.core.set_status(status))
+    }
+
+    /// The program goes forward; from the first call on nothing else counts as that.
+    pub fn progress(&self) -> Result<(), LinkError> {
+        self.enter()?.core.progress(clock::now());
+        Ok(())
+    }
+
+    /// Readable while [`Link::try_recv`] would give something; made at the first call, closed with the link object.
+    pub fn notification(&self) -> Result<RawFd, LinkError> {
+        let mut inner = self.enter()?;
+        if inner.notification.is_none() {
+            inner.notification = Some(Notification { wakeup: Wakeup::new()?, is_set: false });
+            self.tell(&mut inner, Interest::NOTHING);
+        }
+        Ok(inner.notification.as_ref().map_or(-1, |notification| notification.wakeup.as_fd().as_raw_fd()))
+    }
+}

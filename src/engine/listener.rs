@@ -1,0 +1,605 @@
+//! One listening socket: who may come, who has come, and what all of them have to say.
+//!
+//! The engine accepts and refuses; a client that nobody has decided about, or that doesn't finish its handshake, costs a
+//! bounded number of links and never a thread. The lock is taken while a link's is held, never the other way round, and for a
+//! few instructions at a time, so that who holds the interpreter may take it too.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::mem;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use socket2::Socket;
+
+use crate::engine::link::{Attempt, Link, LinkError, Occurrence};
+use crate::engine::reactor::{self, Engine};
+use crate::engine::waiting::{Interest, WaitError, Waiters};
+use crate::engine::{clock, fork};
+use crate::net::sys;
+use crate::proto::close::{Close, CloseCode};
+use crate::proto::connection::{Config, Connection};
+use crate::proto::handshake::{Credentials, Hello};
+use crate::proto::session::SendError;
+
+/// Accepted in one go.
+const ACCEPT_BATCH: usize = 64;
+/// Without descriptors or memory accepting is tried again after this.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Messages of one link before the next has its turn.
+const FAIR_SHARE: usize = 64;
+/// Occurrences that nobody has asked for yet; older ones are dropped and counted.
+const MAX_OCCURRENCES: usize = 10_000;
+
+#[derive(Clone, Debug)]
+pub struct ListenerConfig {
+    /// All links share it.
+    pub link: Arc<Config>,
+    /// Open connections, those being admitted included.
+    pub max_connections: usize,
+    /// The same of one address.
+    pub max_per_address: usize,
+    /// Connections that haven't finished their handshake; further ones are dropped without a word.
+    pub max_handshakes: usize,
+    /// Somebody decides about each client ([`Listener::next_client`]); else everyone is welcome.
+    pub asks: bool,
+}
+
+impl Default for ListenerConfig {
+    fn default() -> Self {
+        Self {
+            link: Arc::default(),
+            max_connections: 10_000,
+            max_per_address: usize::MAX,
+            max_handshakes: 1000,
+            asks: false,
+        }
+    }
+}
+
+/// What was counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub accepted: u64,
+    pub opened: u64,
+    /// Refused for a limit, by CLOSE.
+    pub too_many: u64,
+    /// Dropped, for too many handshakes were under way.
+    pub crowded_out: u64,
+    /// Refused by the program.
+    pub refused: u64,
+    /// Ended in the handshake otherwise: it broke the rules, took too long, went away.
+    pub failed: u64,
+    /// Times that no connection could be accepted, for want of descriptors or memory.
+    pub starved: u64,
+    pub occurrences_dropped: u64,
+    /// As it is now.
+    pub handshakes: usize,
+    pub open: usize,
+}
+
+/// A client that waits for a decision.
+pub struct Client {
+    link: Arc<Link>,
+    listener: Weak<Listener>,
+    pub hello: Box<Hello>,
+}
+
+/// What [`Listener::broadcast`] came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Broadcast {
+    pub sent: usize,
+    /// Links whose buffer was full.
+    pub full: usize,
+    /// Links that were closing, or whose peer takes only smaller messages.
+    pub failed: usize,
+}
+
+/// Told of each occurrence under locks: posts, and doesn't wait.
+pub type Observer = Arc<dyn Fn(&Arc<Link>, &Occurrence) + Send + Sync>;
+
+pub struct Listener {
+    engine: Arc<Engine>,
+    key: usize,
+    generation: u32,
+    this: Weak<Listener>,
+    config: ListenerConfig,
+    address: SocketAddr,
+    number: AtomicI32,
+    /// Messages are taken from all links in one loop.
+    lists_messages: AtomicBool,
+    hall: Arc<Mutex<Hall>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Handshake,
+    /// Told to go, and counted as that.
+    Refused,
+    /// Welcome, and counted.
+    Admitted,
+    Open,
+}
+
+struct Guest {
+    link: Arc<Link>,
+    stage: Stage,
+}
+
+#[derive(Default)]
+struct Hall {
+    /// Shared with who accepts at the moment; none once the listener is closed.
+    socket: Option<Arc<Socket>>,
+    guests: HashMap<usize, Guest>,
+    admitted_of: HashMap<IpAddr, usize>,
+    handshakes: usize,
+    admitted: usize,
+    to_decide: VecDeque<(Arc<Link>, Box<Hello>)>,
+    to_accept: VecDeque<Arc<Link>>,
+    with_messages: VecDeque<Arc<Link>>,
+    /// Called for each client to decide about, under its link's lock: posts, and doesn't wait.
+    herald: Option<Arc<dyn Fn() + Send + Sync>>,
+    /// Called for each occurrence, likewise.
+    observer: Option<Observer>,
+    occurrences: VecDeque<(Arc<Link>, Occurrence)>,
+    counts: Counts,
+    waiters: Waiters,
+}
+
+impl Hall {
+    fn refuse(&mut self, link: &Arc<Link>) {
+        if let Some(guest) = self.guests.get_mut(&link.key()) {
+            guest.stage = Stage::Refused;
+        }
+    }
+}
+
+/// What is said to who comes while we go.
+pub(super) fn going_away() -> Close {
+    Close::new(CloseCode::GOING_AWAY, "the server is closing")
+}
+
+fn new_credentials() -> io::Result<Credentials> {
+    let mut credentials = Credentials { id: [0; 16], secret: [0; 32] };
+    sys::fill_random(&mut credentials.id)?;
+    sys::fill_random(&mut credentials.secret)?;
+    Ok(credentials)
+}
+
+// ---- what the engine does -------------------------------------------------------------------------------------
+
+impl Listener {
+    /// Takes a socket that listens.
+    pub fn new(socket: OwnedFd, config: ListenerConfig) -> io::Result<Arc<Self>> {
+        let socket = Socket::from(socket);
+        socket.set_nonblocking(true)?;
+        let address = socket.local_addr()?.as_socket().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        let engine = reactor::engine()?;
+        let listener = Arc::new_cyclic(|this| Self {
+            key: engine.new_key(),
+            engine,
+            generation: fork::generation(),
+            this: this.clone(),
+            config,
+            address,
+            number: AtomicI32::new(socket.as_raw_fd()),
+            lists_messages: AtomicBool::new(false),
+            hall: Arc::new(Mutex::new(Hall { socket: Some(Arc::new(socket)), ..Hall::default() })),
+        });
+        listener.engine.adopt_listener(listener.key, listener.clone());
+        let hall = listener.lock();
+        if let Some(socket) = &hall.socket
+            && let Err(error) = listener.engine.watch(socket.as_fd(), listener.key, mio::Interest::READABLE)
+        {
+            listener.engine.release(listener.key);
+            return Err(error);
+        }
+        drop(hall);
+        Ok(listener)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Hall> {
+        self.hall.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter(&self) -> Result<MutexGuard<'_, Hall>, LinkError> {
+        self.check_process()?;
+        Ok(self.lock())
+    }
+
+    fn check_process(&self) -> Result<(), LinkError> {
+        if self.generation == fork::generation() { Ok(()) } else { Err(LinkError::Forked) }
+    }
+
+    /// Somebody knocks.
+    pub(super) fn on_ready(&self, now: Instant) {
+        for _ in 0..ACCEPT_BATCH {
+            let Some(socket) = self.lock().socket.clone() else { return };
+            match socket.accept() {
+                Ok((socket, _)) => {
+                    let mut hall = self.lock();
+                    hall.counts.accepted += 1;
+                    let is_crowded = hall.handshakes >= self.config.max_handshakes;
+                    if is_crowded {
+                        hall.counts.crowded_out += 1;
+                    } else {
+                        hall.handshakes += 1;
+                    }
+                    drop(hall);
+                    if is_crowded {
+                        let _ = sys::abort(socket.as_fd());
+                    } else if let Err(error) = self.receive(socket.into(), now) {
+                        let mut hall = self.lock();
+                        hall.handshakes -= 1;
+                        hall.counts.failed += 1;
+                        drop(hall);
+                        log::debug!(target: "longconn.engine", "{}: a connection was gone at once: {error}", self.address);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // It was gone before we came (accept(2)).
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ECONNABORTED | libc::EINTR | libc::EPROTO)) => {
+                }
+                Err(error) => {
+                    self.lock().counts.starved += 1;
+                    log::warn!(target: "longconn.engine", "{}: can't accept now: {error}", self.address);
+                    self.engine.set_alarm(self.key, now + ACCEPT_PAUSE);
+                    return;
+                }
+            }
+        }
+        self.engine.attend(self.key);
+    }
+
+    fn receive(&self, socket: OwnedFd, now: Instant) -> io::Result<()> {
+        let link = Link::server(socket, self.config.link.clone(), self.this.clone())?;
+        self.lock().guests.insert(link.key(), Guest { link: link.clone(), stage: Stage::Handshake });
+        link.begin(now).inspect_err(|_| {
+            self.lock().guests.remove(&link.key());
+        })
+    }
+
+    /// A client said who it is; its link's lock is held.
+    pub(super) fn on_hello(&self, link: &Arc<Link>, hello: Box<Hello>, core: &mut Connection) {
+        if self.config.asks {
+            let mut hall = self.lock();
+            // Bounded by the handshakes under way.
+            hall.to_decide.push_back((link.clone(), hello));
+            hall.waiters.wake_one(Interest::HELLO);
+            let herald = hall.herald.clone();
+            drop(hall);
+            if let Some(herald) = herald {
+                herald();
+            }
+        } else {
+            self.admit(link, core);
+        }
+    }
+
+    /// Welcomes a client, if the limits allow it.
+    fn admit(&self, link: &Arc<Link>, core: &mut Connection) {
+        match self.count_in(link).and_then(|()| {
+            new_credentials().map_err(|error| {
+                log::error!(target: "longconn.engine", "no random numbers: {error}");
+                Close::new(CloseCode::TOO_MANY, "out of resources")
+            })
+        }) {
+            // Going on with a session is the next step of the project.
+            Ok(credentials) => core.accept(credentials, Duration::ZERO),
+            Err(close) => core.refuse(close),
+        }
+    }
+
+    fn count_in(&self, link: &Arc<Link>) -> Result<(), Close> {
+        let mut hall = self.lock();
+        let address = link.peer_address().ip().to_canonical();
+        if hall.socket.is_none() {
+            return Err(going_away());
+        }
+        let of_address = hall.admitted_of.get(&address).copied().unwrap_or(0);
+        // Those that are over already, and whose messages nobody has taken, count too, lest they be without number.
+        let present = hall.admitted.max(hall.to_accept.len()).max(hall.with_messages.len());
+        let refusal = if present >= self.config.max_connections {
+            format!("{present} connections are here, no more are taken")
+        } else if of_address >= self.config.max_per_address {
+            format!("{of_address} connections of {address} are open, no more are taken")
+        } else {
+            let Some(guest) = hall.guests.get_mut(&link.key()) else { return Err(going_away()) };
+            guest.stage = Stage::Admitted;
+            hall.admitted += 1;
+            *hall.admitted_of.entry(address).or_insert(0) += 1;
+            return Ok(());
+        };
+        hall.counts.too_many += 1;
+        hall.refuse(link);
+        Err(Close::new(CloseCode::TOO_MANY, &refusal))
+    }
+
+    pub(super) fn on_opened(&self, link: &Arc<Link>) {
+        let mut hall = self.lock();
+        hall.counts.opened += 1;
+        hall.handshakes -= 1;
+        if let Some(guest) = hall.guests.get_mut(&link.key()) {
+            guest.stage = Stage::Open;
+        }
+        if !self.lists_messages() {
+            hall.to_accept.push_back(link.clone());
+            hall.waiters.wake_one(Interest::ACCEPTABLE);
+        }
+    }
+
+    pub(super) fn on_ended(&self, link: &Arc<Link>) {
+        let mut hall = self.lock();
+        let Some(guest) = hall.guests.remove(&link.key()) else { return };
+        if guest.stage != Stage::Open {
+            hall.handshakes -= 1;
+            hall.counts.failed += u64::from(guest.stage != Stage::Refused);
+            hall.to_decide.retain(|(other, _)| !Arc::ptr_eq(other, link));
+        }
+        if matches!(guest.stage, Stage::Admitted | Stage::Open) {
+            hall.admitted -= 1;
+            let address = link.peer_address().ip().to_canonical();
+            if let Some(count) = hall.admitted_of.get_mut(&address) {
+                *count -= 1;
+                if *count == 0 {
+                    hall.admitted_of.remove(&address);
+                }
+            }
+        }
+        if hall.guests.is_empty() {
+            hall.waiters.wake_all(Interest::STATE);
+        }
+    }
+
+    pub(super) fn on_occurrence(&self, link: &Arc<Link>, occurrence: Occurrence) {
+        let mut hall = self.lock();
+        if let Some(observer) = &hall.observer {
+            observer(link, &occurrence);
+        }
+        if hall.occurrences.len() == MAX_OCCURRENCES {
+            hall.occurrences.pop_front();
+            hall.counts.occurrences_dropped += 1;
+        }
+        hall.occurrences.push_back((link.clone(), occurrence));
+        hall.waiters.wake_one(Interest::EVENT);
+    }
+
+    pub(super) fn on_readable(&self, link: Arc<Link>) {
+        let mut hall = self.lock();
+        hall.with_messages.push_back(link);
+        hall.waiters.wake_one(Interest::READABLE);
+    }
+
+    #[must_use]
+    pub(super) fn lists_messages(&self) -> bool {
+        self.lists_messages.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn close_in_child(&self) {
+        let number = self.number.swap(-1, Ordering::Relaxed);
+        if number >= 0 {
+            sys::close_inherited(number);
+        }
+    }
+}
+
+/// Over a fork the lock and what it guards are as some thread of the parent had them: they are left alone.
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if self.check_process().is_err() {
+            mem::forget(self.hall.clone());
+            self.close_in_child();
+        }
+    }
+}
+
+// ---- what the program does ------------------------------------------------------------------------------------
+
+impl Listener {
+    fn wait<T>(
+        &self,
+        interest: Interest,
+        deadline: Option<Instant>,
+        mut ready: impl FnMut(&mut Hall) -> Option<T>,
+    ) -> Result<T, LinkError> {
+        let mut hall = self.enter()?;
+        loop {
+            if let Some(result) = ready(&mut hall) {
+                return Ok(result);
+            }
+            if hall.socket.is_none() && !interest.meets(Interest::STATE) {
+                return Err(LinkError::Closed);
+            }
+            let place = hall.waiters.enter(interest)?;
+            drop(hall);
+            let slept = place.sleep(None, 0, clock::now(), deadline);
+            hall = self.lock();
+            hall.waiters.leave(place);
+            if let Err(error) = slept {
+                // Who was woken and doesn't take it leaves it to another.
+                hall.waiters.wake_one(interest);
+                return match error {
+                    WaitError::TimedOut => ready(&mut hall).ok_or(LinkError::TimedOut),
+                    error => Err(error.into()),
+                };
+            }
+        }
+    }
+
+    /// The next connection that is open. Not together with [`Listener::wait_messages`].
+    pub fn accept(&self, deadline: Option<Instant>) -> Result<Arc<Link>, LinkError> {
+        self.wait(Interest::ACCEPTABLE, deadline, |hall| {
+            let link = hall.to_accept.pop_front()?;
+            if !hall.to_accept.is_empty() {
+                hall.waiters.wake_one(Interest::ACCEPTABLE);
+            }
+            Some(link)
+        })
+    }
+
+    /// Has somebody told of each client to decide about, instead of a thread that waits for it.
+    pub fn tell_of_clients(&self, herald: Arc<dyn Fn() + Send + Sync>) {
+        let mut hall = self.lock();
+        hall.herald = Some(herald.clone());
+        // Those that came before.
+        let waiting = hall.to_decide.len();
+        drop(hall);
+        (0..waiting).for_each(|_| herald());
+    }
+
+    /// Has somebody told of what has occurred, as far as nobody has asked for it, and of what will.
+    pub fn observe(&self, observer: Observer) {
+        let mut hall = self.lock();
+        hall.occurrences.iter().for_each(|(link, occurrence)| observer(link, occurrence));
+        hall.observer = Some(observer);
+    }
+
+    /// The next client to decide about, where [`ListenerConfig::asks`].
+    pub fn next_client(&self, deadline: Option<Instant>) -> Result<Client, LinkError> {
+        let listener = self.this.clone();
+        self.wait(Interest::HELLO, deadline, |hall| {
+            let (link, hello) = hall.to_decide.pop_front()?;
+            if !hall.to_decide.is_empty() {
+                hall.waiters.wake_one(Interest::HELLO);
+            }
+            Some(Client { link, listener: listener.clone(), hello })
+        })
+    }
+
+    pub fn next_occurrence(&self, deadline: Option<Instant>) -> Result<(Arc<Link>, Occurrence), LinkError> {
+        self.wait(Interest::EVENT, deadline, |hall| {
+            let next = hall.occurrences.pop_front()?;
+            if !hall.occurrences.is_empty() {
+                hall.waiters.wake_one(Interest::EVENT);
+            }
+            Some(next)
+        })
+    }
+
+    /// From here on messages of all connections come by [`Listener::try_messages`], and none by accept.
+    pub fn list_messages(&self) -> Result<(), LinkError> {
+        let mut hall = self.enter()?;
+        if self.lists_messages.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
+        hall.to_accept.clear();
+        let links: Vec<_> = hall.guests.values().map(|guest| guest.link.clone()).collect();
+        drop(hall);
+        links.iter().for_each(|link| link.enlist());
+        Ok(())
+    }
+
+    /// Until [`Listener::try_messages`] has something, unless another thread is quicker.
+    pub fn wait_messages(&self, deadline: Option<Instant>) -> Result<(), LinkError> {
+        self.wait(Interest::READABLE, deadline, |hall| (!hall.with_messages.is_empty()).then_some(()))
+    }
+
+    /// Gives out messages of all connections, `most` at the most, each link having its turn; they are the peers' concern
+    /// until [`Link::confirm`]. For who holds the interpreter: `show` must not run any of its code.
+    pub fn try_messages(
+        &self,
+        most: usize,
+        mut show: impl FnMut(&Arc<Link>, &[u8]),
+    ) -> Result<Attempt<usize>, LinkError> {
+        self.check_process()?;
+        let mut count = 0;
+        let mut turns = self.lock().with_messages.len();
+        while count < most && turns > 0 {
+            turns -= 1;
+            let Some(link) = self.lock().with_messages.pop_front() else { break };
+            let share = FAIR_SHARE.min(most - count);
+            match link.peek_listed(share, |message| show(&link, message)) {
+                Some((shown, has_more)) => {
+                    count += shown;
+                    if has_more {
+                        self.on_readable(link);
+                    }
+                }
+                // Somebody is about it.
+                None => self.on_readable(link),
+            }
+        }
+        let mut hall = self.lock();
+        if !hall.with_messages.is_empty() {
+            hall.waiters.wake_one(Interest::READABLE);
+        }
+        Ok(if count == 0 { Attempt::Later } else { Attempt::Done(count) })
+    }
+
+    /// Sends to every open connection that has room; waits for none.
+    pub fn broadcast(&self, message: &[u8]) -> Result<Broadcast, LinkError> {
+        let mut outcome = Broadcast::default();
+        for link in self.connections()? {
+            match link.send_if_room(message) {
+                Ok(()) => outcome.sent += 1,
+                Err(Some(SendError::Full { .. })) => outcome.full += 1,
+                Err(_) => outcome.failed += 1,
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Who is here.
+    pub fn connections(&self) -> Result<Vec<Arc<Link>>, LinkError> {
+        let hall = self.enter()?;
+        let open = hall.guests.values().filter(|guest| guest.stage == Stage::Open);
+        Ok(open.map(|guest| guest.link.clone()).collect())
+    }
+
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub fn counts(&self) -> Result<Counts, LinkError> {
+        let hall = self.enter()?;
+        let open = hall.guests.values().filter(|guest| guest.stage == Stage::Open).count();
+        Ok(Counts { handshakes: hall.handshakes, open, ..hall.counts })
+    }
+
+    /// Takes nobody any more, and tells everyone why; [`Listener::wait_closed`] tells when they are gone, which is within
+    /// `grace`.
+    pub fn close(&self, close: &Close, grace: Duration) -> Result<(), LinkError> {
+        let mut hall = self.enter()?;
+        if let Some(socket) = hall.socket.take() {
+            self.engine.unwatch(socket.as_fd());
+            self.number.store(-1, Ordering::Relaxed);
+            self.engine.release(self.key);
+        }
+        hall.to_decide.clear();
+        hall.waiters.wake_everyone();
+        let links: Vec<_> = hall.guests.values().map(|guest| guest.link.clone()).collect();
+        drop(hall);
+        links.iter().try_for_each(|link| link.close(close.clone(), grace))
+    }
+
+    /// Until nobody is here any more.
+    pub fn wait_closed(&self, deadline: Option<Instant>) -> Result<(), LinkError> {
+        self.wait(Interest::STATE, deadline, |hall| (hall.socket.is_none() && hall.guests.is_empty()).then_some(()))
+    }
+}
+
+impl Client {
+    #[must_use]
+    pub fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    /// Welcomes it, if the limits allow that.
+    pub fn accept(self) -> Result<(), LinkError> {
+        let Some(listener) = self.listener.upgrade() else { return Err(LinkError::Closed) };
+        self.link.decide(|core| listener.admit(&self.link, core))
+    }
+
+    pub fn refuse(self, close: Close) -> Result<(), LinkError> {
+        if let Some(listener) = self.listener.upgrade() {
+            let mut hall = listener.enter()?;
+            hall.counts.refused += 1;
+            hall.refuse(&self.link);
+        }
+        self.link.decide(|core| core.refuse(close))
+    }
+}

@@ -1,0 +1,432 @@
+//! The engine's thread: waits until a descriptor is ready or an alarm rings, and has the link concerned do its turn.
+//!
+//! It starts with the first link or listener, blocks all signals and never attaches to Python. Nor does it wait for a link's
+//! lock: who has that does the engine's errand when giving it back. Locks are taken in this order: a link's, a listener's,
+//! the budget's, the engine's orders.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Registry, Token};
+
+use crate::engine::clock;
+use crate::engine::link::{Errand, LATE, Link};
+use crate::engine::listener::Listener;
+use crate::engine::timers::Timers;
+use crate::net::sys::{self, DelayedWakeup, Wakeup};
+
+/// How long the last messages of a burst may wait for company. Arbitrary: ten round trips on loopback.
+const BURST_DELAY: Duration = Duration::from_micros(100);
+/// Alarms that ring in one go, before descriptors are looked at again.
+const BATCH: usize = 256;
+const EVENTS: usize = 1024;
+/// Growth of the suspended time that isn't the inexactness of its reading; as the core's own bound.
+const SUSPENSION: Duration = Duration::from_millis(50);
+
+const WAKEUP: usize = 0;
+const SOON: usize = 1;
+const FIRST_MEMBER: usize = 2;
+
+enum Order {
+    Adopt(usize, Member),
+    Release(usize),
+    Alarm(usize, Instant),
+    /// Whatever it wants to do: write on, read on.
+    Attend(usize),
+}
+
+#[derive(Default)]
+struct Orders {
+    urgent: Vec<Order>,
+    /// To be attended to shortly, in company.
+    soon: Vec<usize>,
+    /// The thread was woken and hasn't taken the orders yet.
+    is_woken: bool,
+    is_stopping: bool,
+}
+
+#[derive(Clone)]
+enum Member {
+    Link(Arc<Link>),
+    Listener(Arc<Listener>),
+}
+
+/// Links and listeners that the engine looks after, as of its last turn.
+static MEMBERS: AtomicUsize = AtomicUsize::new(0);
+
+#[must_use]
+pub fn members() -> usize {
+    MEMBERS.load(Ordering::Relaxed)
+}
+
+/// What links and listeners know of the engine.
+pub struct Engine {
+    registry: Registry,
+    wakeup: Wakeup,
+    soon: DelayedWakeup,
+    next_key: AtomicUsize,
+    orders: Mutex<Orders>,
+}
+
+thread_local! {
+    static IS_ENGINE: Cell<bool> = const { Cell::new(false) };
+}
+
+impl Engine {
+    #[must_use]
+    pub fn new_key(&self) -> usize {
+        self.next_key.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn orders(&self) -> MutexGuard<'_, Orders> {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn order(&self, order: Order) {
+        let mut orders = self.orders();
+        orders.urgent.push(order);
+        // Its own orders the thread takes before it sleeps.
+        if !orders.is_woken && !IS_ENGINE.get() {
+            orders.is_woken = true;
+            self.wakeup.set();
+        }
+    }
+
+    /// The engine keeps the link until it is released.
+    pub fn adopt_link(&self, key: usize, link: Arc<Link>) {
+        self.order(Order::Adopt(key, Member::Link(link)));
+    }
+
+    pub fn adopt_listener(&self, key: usize, listener: Arc<Listener>) {
+        self.order(Order::Adopt(key, Member::Listener(listener)));
+    }
+
+    pub fn release(&self, key: usize) {
+        self.order(Order::Release(key));
+    }
+
+    /// Replaces the alarm that it had.
+    pub fn set_alarm(&self, key: usize, at: Instant) {
+        self.order(Order::Alarm(key, at));
+    }
+
+    pub fn attend(&self, key: usize) {
+        self.order(Order::Attend(key));
+    }
+
+    /// Wakes the thread for this after a moment, so that more can come together meanwhile.
+    pub fn attend_soon(&self, key: usize) {
+        let mut orders = self.orders();
+        orders.soon.push(key);
+        if orders.soon.len() == 1 {
+            self.soon.set_after(BURST_DELAY);
+        }
+    }
+
+    pub fn watch(&self, fd: BorrowedFd<'_>, key: usize, interest: Interest) -> io::Result<()> {
+        self.registry.register(&mut SourceFd(&fd.as_raw_fd()), Token(key), interest)
+    }
+
+    /// Edge-triggered: what is ready already is reported again.
+    pub fn rewatch(&self, fd: BorrowedFd<'_>, key: usize, interest: Interest) -> io::Result<()> {
+        self.registry.reregister(&mut SourceFd(&fd.as_raw_fd()), Token(key), interest)
+    }
+
+    pub fn unwatch(&self, fd: BorrowedFd<'_>) {
+        // It fails only for a descriptor that wasn't watched.
+        let _ = self.registry.deregister(&mut SourceFd(&fd.as_raw_fd()));
+    }
+
+    fn stop(&self) {
+        self.orders().is_stopping = true;
+        self.wakeup.set();
+    }
+
+    fn descriptors(&self) -> [RawFd; 3] {
+        [self.registry.as_raw_fd(), self.wakeup.as_fd().as_raw_fd(), self.soon.as_fd().as_raw_fd()]
+    }
+}
+
+/// What the thread owns.
+struct Reactor {
+    poll: Poll,
+    engine: Arc<Engine>,
+    members: HashMap<usize, Member>,
+    timers: Timers,
+    suspended: Duration,
+}
+
+impl Reactor {
+    fn new() -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let engine = Engine {
+            registry: poll.registry().try_clone()?,
+            wakeup: Wakeup::new()?,
+            soon: DelayedWakeup::new()?,
+            next_key: AtomicUsize::new(FIRST_MEMBER),
+            orders: Mutex::default(),
+        };
+        engine.watch(engine.wakeup.as_fd(), WAKEUP, Interest::READABLE)?;
+        engine.watch(engine.soon.as_fd(), SOON, Interest::READABLE)?;
+        Ok(Self {
+            poll,
+            engine: Arc::new(engine),
+            members: HashMap::new(),
+            timers: Timers::default(),
+            suspended: clock::suspended(),
+        })
+    }
+
+    /// Until it is to stop; what it has is given back, for another thread to go on with.
+    fn run(mut self) -> Self {
+        sys::block_signals();
+        IS_ENGINE.set(true);
+        let mut events = Events::with_capacity(EVENTS);
+        loop {
+            self.carry_out_orders(clock::now());
+            if mem::take(&mut self.engine.orders().is_stopping) {
+                return self;
+            }
+            let timeout = if self.engine.orders().urgent.is_empty() {
+                self.timers.next_wake_up().map(|at| at.saturating_duration_since(clock::now()))
+            } else {
+                Some(Duration::ZERO)
+            };
+            if let Err(error) = self.poll.poll(&mut events, timeout)
+                && error.kind() != io::ErrorKind::Interrupted
+            {
+                log::error!(target: "longconn.engine", "waiting for descriptors failed: {error}");
+                thread::yield_now();
+            }
+            let now = clock::now();
+            // Who is reported was adopted before it was watched.
+            self.carry_out_orders(now);
+            self.notice_suspension();
+            let mut count = 0;
+            for event in &events {
+                count += 1;
+                match event.token().0 {
+                    WAKEUP => self.engine.wakeup.clear(),
+                    SOON => self.engine.soon.clear(),
+                    key => match self.members.get(&key).cloned() {
+                        Some(Member::Link(link)) => link.on_ready(event),
+                        Some(Member::Listener(listener)) => listener.on_ready(now),
+                        None => {}
+                    },
+                }
+            }
+            // Verdicts come after everything that was heard, and a full batch may have left something; who is late reads by
+            // itself.
+            if count < EVENTS || self.timers.next_wake_up().is_some_and(|at| now > at + LATE) {
+                self.ring_alarms(now);
+            }
+        }
+    }
+
+    fn carry_out_orders(&mut self, now: Instant) {
+        let mut orders = self.engine.orders();
+        let urgent = mem::take(&mut orders.urgent);
+        let soon = mem::take(&mut orders.soon);
+        orders.is_woken = false;
+        drop(orders);
+        for order in urgent {
+            match order {
+                Order::Adopt(key, member) => {
+                    self.members.insert(key, member);
+                }
+                Order::Release(key) => {
+                    self.members.remove(&key);
+                    self.timers.clear(key);
+                }
+                Order::Alarm(key, at) if self.members.contains_key(&key) => self.timers.set(key, at),
+                Order::Alarm(..) => {}
+                Order::Attend(key) => self.attend(key, now),
+            }
+        }
+        MEMBERS.store(self.members.len(), Ordering::Relaxed);
+        for key in soon {
+            self.attend(key, now);
+        }
+    }
+
+    fn attend(&mut self, key: usize, now: Instant) {
+        match self.members.get(&key) {
+            Some(Member::Link(link)) => link.run(Errand::ATTENTION),
+            Some(Member::Listener(listener)) => listener.on_ready(now),
+            None => {}
+        }
+    }
+
+    fn ring_alarms(&mut self, now: Instant) {
+        for _ in 0..BATCH {
+            let Some(key) = self.timers.pop_due(now) else { return };
+            match self.members.get(&key) {
+                Some(Member::Link(link)) => link.run(Errand::ALARM),
+                Some(Member::Listener(listener)) => listener.on_ready(now),
+                None => {}
+            }
+        }
+    }
+
+    /// The clock stands still while the machine sleeps, so no alarm tells of it.
+    fn notice_suspension(&mut self) {
+        let suspended = clock::suspended();
+        if suspended > self.suspended + SUSPENSION {
+            for member in self.members.values() {
+                if let Member::Link(link) = member {
+                    link.run(Errand::SUSPENSION);
+                }
+            }
+        }
+        self.suspended = suspended;
+    }
+}
+
+#[derive(Default)]
+struct Running {
+    engine: Option<Arc<Engine>>,
+    thread: Option<JoinHandle<Option<Reactor>>>,
+    /// Between two threads.
+    resting: Option<Reactor>,
+    paused: bool,
+    /// No thread is started any more: the interpreter is on its way out.
+    closed: bool,
+}
+
+static RUNNING: Mutex<Running> =
+    Mutex::new(Running { engine: None, thread: None, resting: None, paused: false, closed: false });
+static RESTS: Condvar = Condvar::new();
+
+fn lock() -> MutexGuard<'static, Running> {
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The engine, which starts if it must.
+pub fn engine() -> io::Result<Arc<Engine>> {
+    let mut running = lock();
+    if let Some(engine) = &running.engine {
+        return Ok(engine.clone());
+    }
+    let reactor = Reactor::new()?;
+    let engine = reactor.engine.clone();
+    running.resting = Some(reactor);
+    running.start()?;
+    running.engine = Some(engine.clone());
+    Ok(engine)
+}
+
+impl Running {
+    fn start(&mut self) -> io::Result<()> {
+        if self.paused || self.closed {
+            return Ok(());
+        }
+        let Some(reactor) = self.resting.take() else { return Ok(()) };
+        // Where no thread can be made, the reactor isn't lost with it.
+        let handed_over = Arc::new(Mutex::new(Some(reactor)));
+        let taken = handed_over.clone();
+        let take = |from: &Mutex<Option<Reactor>>| from.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = thread::Builder::new().name("longconn-engine".into());
+        match thread.spawn(move || take(&taken).map(Reactor::run)) {
+            Ok(thread) => {
+                self.thread = Some(thread);
+                Ok(())
+            }
+            Err(error) => {
+                self.resting = take(&handed_over);
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Ends the thread and waits for it, which is soon, for it never waits for anybody. None begins until a fork is over.
+pub fn pause() {
+    let mut running = lock();
+    running.paused = true;
+    while let Some(engine) = running.engine.clone() {
+        if running.resting.is_some() {
+            return;
+        }
+        let Some(thread) = running.thread.take() else {
+            // Another thread is joining it.
+            running = RESTS.wait(running).unwrap_or_else(PoisonError::into_inner);
+            continue;
+        };
+        engine.stop();
+        drop(running);
+        let rested = thread.join();
+        running = lock();
+        match rested {
+            Ok(reactor @ Some(_)) => running.resting = reactor,
+            // It panicked, and its links are lost with it.
+            Ok(None) | Err(_) => running.engine = None,
+        }
+        RESTS.notify_all();
+    }
+}
+
+/// No thread is started from here on.
+pub fn close() {
+    lock().closed = true;
+}
+
+/// The engine at rest, held over a fork.
+pub struct Held(MutexGuard<'static, Running>);
+
+/// `None` while somebody is about it.
+#[must_use]
+pub fn try_hold() -> Option<Held> {
+    let running = match RUNNING.try_lock() {
+        Ok(running) => running,
+        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        Err(TryLockError::WouldBlock) => return None,
+    };
+    // Another thread's fork may just have ended, and begun the thread anew.
+    let is_at_rest = running.thread.is_none() && (running.engine.is_none() || running.resting.is_some());
+    (running.paused && is_at_rest).then_some(Held(running))
+}
+
+impl Held {
+    pub fn release_in_parent(mut self) {
+        self.0.paused = false;
+        if let Err(error) = self.0.start() {
+            log::error!(target: "longconn.engine", "no thread after a fork: {error}");
+        }
+    }
+
+    /// The links are the parent's: the descriptors are closed, and nothing else of them is touched, for their locks and
+    /// what these guard are as some thread of the parent had them.
+    pub fn release_in_child(mut self) {
+        self.0.paused = false;
+        MEMBERS.store(0, Ordering::Relaxed);
+        let Some(engine) = self.0.engine.take() else { return };
+        let forget = |member: Member| {
+            match &member {
+                Member::Link(link) => link.close_in_child(),
+                Member::Listener(listener) => listener.close_in_child(),
+            }
+            mem::forget(member);
+        };
+        if let Some(reactor) = self.0.resting.take() {
+            reactor.members.into_values().for_each(forget);
+        }
+        // An order may be half given; what it is about is closed when the program drops it.
+        if let Ok(mut orders) = engine.orders.try_lock() {
+            for order in mem::take(&mut orders.urgent) {
+                if let Order::Adopt(_, member) = order {
+                    forget(member);
+                }
+            }
+        }
+        engine.descriptors().into_iter().for_each(sys::close_inherited);
+        mem::forget(engine);
+    }
+}

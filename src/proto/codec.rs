@@ -1,0 +1,272 @@
+//! Framings for plain peers, which don't speak our protocol: raw bytes, lines, length-prefixed messages; and the
+//! heartbeat bytes of the protocol at hand: what to send, what to swallow.
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ByteOrder {
+    Big,
+    Little,
+}
+
+/// The bytes that end a line that we send; what we receive ends with `\n` in either case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LineEnd {
+    Lf,
+    CrLf,
+}
+
+impl LineEnd {
+    fn bytes(self) -> &'static [u8] {
+        match self {
+            Self::Lf => b"\n",
+            Self::CrLf => b"\r\n",
+        }
+    }
+}
+
+/// The number before each message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LengthPrefix {
+    /// Bytes of the number, 1 to 8.
+    pub size: usize,
+    pub byte_order: ByteOrder,
+    /// The number counts its own bytes, too.
+    pub counts_itself: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    Raw,
+    /// A line is received with its end; the last one of a stream may have none.
+    Lines(LineEnd),
+    LengthPrefixed(LengthPrefix),
+}
+
+/// What keeps a plain connection alive. Both are messages as the framing has them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeartbeatBytes {
+    /// Sent every interval, between messages; empty: nothing.
+    pub send: Vec<u8>,
+    /// Messages that are counted as heartbeats and not given to the program: the peer's own, and its answers to ours.
+    pub swallow: Vec<Vec<u8>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CodecConfigError {
+    #[error("a length prefix of {size} bytes, it must be 1 to 8")]
+    PrefixSize { size: usize },
+    /// Where a message begins and ends in a raw stream nobody knows.
+    #[error("a raw stream has no messages that could be swallowed")]
+    SwallowRaw,
+    #[error("the heartbeat can't be sent: {0}")]
+    Heartbeat(#[from] EncodeError),
+}
+
+/// The caller's message doesn't fit the framing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EncodeError {
+    #[error("message of {length} bytes, the largest is {largest}")]
+    TooLarge { length: usize, largest: u64 },
+    #[error("a line end at byte {at}, inside the line")]
+    LineEndInside { at: usize },
+}
+
+/// The peer's bytes don't fit the framing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    #[error("a message of {length} bytes or more, at most {largest} are allowed")]
+    TooLarge { length: u64, largest: usize },
+    #[error("a length of {length}, less than its own {size} bytes")]
+    LengthTooSmall { length: u64, size: usize },
+    #[error("the stream ended inside a message, {missing} bytes short")]
+    Cut { missing: u64 },
+}
+
+/// Cuts a plain peer's stream into messages.
+#[derive(Debug)]
+pub struct Codec {
+    framing: Framing,
+    largest: usize,
+    heartbeat: HeartbeatBytes,
+    buffer: Vec<u8>,
+    /// Where the next message begins, and up to where no line end was found.
+    head: usize,
+    searched: usize,
+    has_ended: bool,
+    heartbeats_heard: u64,
+}
+
+impl Codec {
+    pub fn new(
+        framing: Framing,
+        largest_message_bytes: usize,
+        heartbeat: HeartbeatBytes,
+    ) -> Result<Self, CodecConfigError> {
+        if let Framing::LengthPrefixed(LengthPrefix { size, .. }) = framing
+            && !(1..=8).contains(&size)
+        {
+            return Err(CodecConfigError::PrefixSize { size });
+        }
+        if framing == Framing::Raw && !heartbeat.swallow.is_empty() {
+            return Err(CodecConfigError::SwallowRaw);
+        }
+        let codec = Self {
+            framing,
+            largest: largest_message_bytes,
+            heartbeat,
+            buffer: Vec::new(),
+            head: 0,
+            searched: 0,
+            has_ended: false,
+            heartbeats_heard: 0,
+        };
+        codec.encode_heartbeat(&mut Vec::new())?;
+        Ok(codec)
+    }
+
+    /// Appends a message as it goes on the wire. A line gets its end if it has none.
+    pub fn encode(&self, message: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        let length = message.len();
+        if length > self.largest {
+            return Err(EncodeError::TooLarge { length, largest: self.largest as u64 });
+        }
+        match self.framing {
+            Framing::Raw => out.extend_from_slice(message),
+            Framing::Lines(end) => {
+                let at = message.iter().position(|byte| *byte == b'\n');
+                if let Some(at) = at.filter(|at| at + 1 < length) {
+                    return Err(EncodeError::LineEndInside { at });
+                }
+                out.extend_from_slice(message);
+                if at.is_none() {
+                    out.extend_from_slice(end.bytes());
+                }
+            }
+            Framing::LengthPrefixed(prefix) => {
+                let number = length as u64 + if prefix.counts_itself { prefix.size as u64 } else { 0 };
+                let largest = u64::MAX >> (64 - 8 * prefix.size);
+                if number > largest {
+                    return Err(EncodeError::TooLarge { length, largest });
+                }
+                match prefix.byte_order {
+                    ByteOrder::Big => out.extend_from_slice(&number.to_be_bytes()[8 - prefix.size..]),
+                    ByteOrder::Little => out.extend_from_slice(&number.to_le_bytes()[..prefix.size]),
+                }
+                out.extend_from_slice(message);
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends the heartbeat as it goes on the wire, if there is one.
+    pub fn encode_heartbeat(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        if self.heartbeat.send.is_empty() { Ok(()) } else { self.encode(&self.heartbeat.send, out) }
+    }
+
+    /// Bytes that the peer sent.
+    pub fn handle_input(&mut self, input: &[u8]) {
+        if self.head > 0 && self.head >= self.buffer.len() / 2 {
+            self.buffer.drain(..self.head);
+            self.searched = self.searched.saturating_sub(self.head);
+            self.head = 0;
+        }
+        self.buffer.extend_from_slice(input);
+    }
+
+    /// The peer's end of stream.
+    pub fn handle_end(&mut self) {
+        self.has_ended = true;
+    }
+
+    /// Bytes that wait to be read.
+    #[must_use]
+    pub fn buffered_bytes(&self) -> usize {
+        self.buffer.len() - self.head
+    }
+
+    /// Heartbeats that were swallowed.
+    #[must_use]
+    pub fn heartbeats_heard(&self) -> u64 {
+        self.heartbeats_heard
+    }
+
+    /// The next message; of a raw stream at most `at_most` bytes. `None`: more is needed, or the stream is over.
+    pub fn read(&mut self, at_most: usize) -> Result<Option<&[u8]>, DecodeError> {
+        loop {
+            let found = match self.framing {
+                Framing::Raw => {
+                    let length = self.buffered_bytes().min(at_most);
+                    (length > 0).then_some((0, length))
+                }
+                Framing::Lines(_) => self.find_line()?,
+                Framing::LengthPrefixed(prefix) => self.find_prefixed(prefix)?,
+            };
+            let Some((prefix, length)) = found else { return Ok(None) };
+            let start = self.head + prefix;
+            self.head = start + length;
+            self.searched = self.head;
+            if self.is_heartbeat(start) {
+                self.heartbeats_heard += 1;
+                continue;
+            }
+            return Ok(Some(&self.buffer[start..self.head]));
+        }
+    }
+
+    /// A line is compared without its end.
+    fn is_heartbeat(&self, start: usize) -> bool {
+        let bare = |message: &'_ [u8]| -> usize {
+            match self.framing {
+                Framing::Lines(_) => message.trim_ascii_end().len(),
+                Framing::Raw | Framing::LengthPrefixed(_) => message.len(),
+            }
+        };
+        let message = &self.buffer[start..self.head];
+        let message = &message[..bare(message)];
+        self.heartbeat.swallow.iter().any(|swallow| swallow[..bare(swallow)] == *message)
+    }
+
+    fn find_line(&mut self) -> Result<Option<(usize, usize)>, DecodeError> {
+        let from = self.searched.max(self.head);
+        let end = self.buffer[from..].iter().position(|byte| *byte == b'\n').map(|at| from + at + 1);
+        self.searched = self.buffer.len();
+        let length = end.unwrap_or(self.buffer.len()) - self.head;
+        if length > self.largest {
+            return Err(DecodeError::TooLarge { length: length as u64, largest: self.largest });
+        }
+        // What a stream ends with is a line, too.
+        Ok((end.is_some() || (self.has_ended && length > 0)).then_some((0, length)))
+    }
+
+    fn find_prefixed(&self, prefix: LengthPrefix) -> Result<Option<(usize, usize)>, DecodeError> {
+        let buffered = &self.buffer[self.head..];
+        let Some(number) = buffered.get(..prefix.size) else {
+            return self.wait_for(prefix.size as u64);
+        };
+        let fold = |number: u64, byte: &u8| number << 8 | u64::from(*byte);
+        let number = match prefix.byte_order {
+            ByteOrder::Big => number.iter().fold(0, fold),
+            ByteOrder::Little => number.iter().rev().fold(0, fold),
+        };
+        let own = if prefix.counts_itself { prefix.size as u64 } else { 0 };
+        let Some(length) = number.checked_sub(own) else {
+            return Err(DecodeError::LengthTooSmall { length: number, size: prefix.size });
+        };
+        if length > self.largest as u64 {
+            return Err(DecodeError::TooLarge { length, largest: self.largest });
+        }
+        let whole = length + prefix.size as u64;
+        if (buffered.len() as u64) < whole {
+            return self.wait_for(whole);
+        }
+        Ok(Some((prefix.size, usize::try_from(length).unwrap_or_default())))
+    }
+
+    /// More is needed, which the end of the stream makes impossible; an end between messages is fine.
+    fn wait_for(&self, whole: u64) -> Result<Option<(usize, usize)>, DecodeError> {
+        let buffered = self.buffered_bytes() as u64;
+        if self.has_ended && buffered > 0 {
+            return Err(DecodeError::Cut { missing: whole - buffered });
+        }
+        Ok(None)
+    }
+}

@@ -1,0 +1,1266 @@
+//! One session on one link: composes frames, handshake, heartbeat, detector and offsets. No clock, no socket.
+//!
+//! The driver's turn, after every `handle_*` and every verb:
+//!
+//! 1. [`Connection::poll_transmit`], write what it gives, [`Connection::transmitted`]; until it gives nothing or the
+//!    kernel takes no more.
+//! 2. [`Connection::poll_action`] until `None`, doing each; a [`Action::Look`] is answered by
+//!    [`Connection::handle_kernel`] in the same turn, with the same `now`.
+//! 3. [`Connection::poll_event`] until `None`.
+//! 4. Sleep until [`Connection::poll_timeout`]; it is remembered, so that a late wake-up is noticed.
+//!
+//! [`Connection::handle_timeout`] gives verdicts, so everything that the kernel holds is read first (until EAGAIN) and
+//! given to [`Connection::handle_input`].
+
+use std::collections::VecDeque;
+use std::mem;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::cause::{Cause, Ending, GivenUp, Level};
+use super::close::{Close, CloseCode};
+use super::detector::{Detector, Judgement};
+use super::evidence::{Arrived, Evidence, Finding, KernelView};
+use super::frame::{Decoder, Frame, FrameError, Kind, PREAMBLE};
+use super::handshake::{
+    Credentials, HandshakeError, Hello, MAX_CLIENT_ID_BYTES, MAX_TOKEN_BYTES, Position, Resumption, Rhythm, VERSION,
+    Welcome, check_limits,
+};
+use super::heartbeat::{Ages, Beat, BeatCounts, BeatError, Heartbeat, HeartbeatConfig, MAX_STATUS_BYTES, RoundTrip};
+use super::session::{SendError, Session, SessionError};
+
+/// Waking up later than this is a pause of our own, as is a quarter of the limit (DESIGN 5).
+const PAUSE: Duration = Duration::from_millis(50);
+/// How long we wait for the peer's FIN after its CLOSE; it has nothing left to say. Arbitrary.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// What holds for a link from its beginning; all links of a server share one.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub heartbeat: HeartbeatConfig,
+    /// The largest message that we take.
+    pub largest_message_bytes: u64,
+    /// For what the peer hasn't taken; a single message may be larger.
+    pub send_buffer_bytes: usize,
+    pub handshake_timeout: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            heartbeat: HeartbeatConfig::default(),
+            largest_message_bytes: 16 * 1024 * 1024,
+            send_buffer_bytes: 1024 * 1024,
+            handshake_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What a client says of itself.
+#[derive(Clone, Debug, Default)]
+pub struct Introduction {
+    pub client_id: String,
+    pub token: Vec<u8>,
+    pub will_resume: bool,
+    pub session: Option<Resumption>,
+}
+
+/// The client's introduction doesn't fit HELLO.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IntroductionError {
+    #[error("a client id of {length} bytes, at most {MAX_CLIENT_ID_BYTES} are allowed")]
+    ClientId { length: usize },
+    #[error("a token of {length} bytes, at most {MAX_TOKEN_BYTES} are allowed")]
+    Token { length: usize },
+}
+
+/// What the driver has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Ask the kernel, and answer by [`Connection::handle_kernel`].
+    Look,
+    /// Send FIN, and go on reading.
+    ShutdownWrite,
+    /// Reset the connection and forget it.
+    Abort,
+    /// Close it in an orderly way: nothing is left to be read.
+    Close,
+}
+
+/// What the program is told.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A client said who it is: to be answered by [`Connection::accept`] or [`Connection::refuse`].
+    Hello(Box<Hello>),
+    /// Messages may be sent; the server has said which session it is.
+    Opened {
+        credentials: Credentials,
+        resumed: bool,
+        retention: Duration,
+    },
+    Suspect {
+        silence: Duration,
+    },
+    /// The suspect was heard.
+    Alive,
+    /// The ping of this number was answered.
+    Pong {
+        ping: u64,
+        round_trip: Option<Duration>,
+    },
+    /// The peer's application took something of ours.
+    Taken,
+    Ended(Box<Ending>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    Connecting,
+    Open,
+    Suspect,
+    Closing,
+    Closed,
+}
+
+/// The peer broke a rule.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProtocolError {
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error("{0}")]
+    Handshake(#[from] HandshakeError),
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    #[error("BEAT: {0}")]
+    Beat(#[from] BeatError),
+    #[error("{kind:?} where it may not be")]
+    Unexpected { kind: Kind },
+    #[error("{kind:?} is malformed")]
+    Malformed { kind: Kind },
+}
+
+/// What is to be handed to the kernel: all three, in this order.
+#[derive(Debug)]
+pub struct Transmit<'a> {
+    /// The rest of a frame that was cut short, or the handshake.
+    pub first: &'a [u8],
+    pub control: &'a [u8],
+    pub data: &'a [u8],
+}
+
+impl Transmit<'_> {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.first.is_empty() && self.control.is_empty() && self.data.is_empty()
+    }
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// The client waits for WELCOME, the server for HELLO.
+    Handshake,
+    /// The server's program decides about a HELLO.
+    Authenticating,
+    /// The server waits for the client's first ACK.
+    Welcomed(Box<Welcome>),
+    Open,
+    /// Data accepted before is being taken; then `close` goes.
+    Draining {
+        close: Box<Close>,
+        deadline: Instant,
+    },
+    /// `close` goes at the next frame boundary.
+    Leaving {
+        close: Box<Close>,
+        deadline: Instant,
+    },
+    /// CLOSE is out, we wait for the peer's FIN.
+    Left {
+        close: Box<Close>,
+        deadline: Instant,
+    },
+    /// The peer said CLOSE: nothing more but FIN.
+    PeerLeft {
+        deadline: Instant,
+    },
+    /// Over. `parting` is tried once before `action`.
+    Ended {
+        parting: Option<Box<Close>>,
+        action: Option<Action>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Client,
+    Server,
+}
+
+/// What is in the control lane, in order.
+#[derive(Clone, Copy, Debug)]
+enum Slot {
+    Ack,
+    Beat { sent_at: u64 },
+    Close,
+}
+
+/// What supervision knows, once the link is open.
+#[derive(Debug)]
+struct Supervision {
+    heartbeat: Heartbeat,
+    detector: Detector,
+    evidence: Evidence,
+    last_look: Option<Instant>,
+    /// Something went out behind the newest beat, so that its echo doesn't speak for everything.
+    sent_behind_beat: bool,
+    peer_ages: Option<(Instant, Ages)>,
+    peer_status: Box<[u8]>,
+}
+
+impl Supervision {
+    fn smoothed(&self) -> Duration {
+        self.heartbeat.round_trip().smoothed.unwrap_or_default()
+    }
+
+    fn limit(&self) -> Duration {
+        self.detector.limit(self.smoothed())
+    }
+
+    /// While there is doubt the kernel is asked now and then: of a suspect, and when an echo is overdue.
+    fn next_look(&self, now: Instant) -> Option<Instant> {
+        let limit = self.limit();
+        let doubt = match (self.detector.suspect_since(), self.detector.unproven(now)) {
+            (Some(since), _) => since,
+            (None, Some(unproven)) => now.checked_sub(unproven).unwrap_or(now) + limit / 4,
+            (None, None) => return None,
+        };
+        Some(self.last_look.map_or(doubt, |last| doubt.max(last + limit / 8)))
+    }
+}
+
+#[derive(Debug)]
+pub struct Connection {
+    role: Role,
+    config: Arc<Config>,
+    seed: u64,
+    phase: Phase,
+    decoder: Decoder,
+    heard_preamble: bool,
+    session: Session,
+    /// What the peer wishes, until the link is open.
+    peer: Option<Box<Rhythm>>,
+    supervision: Option<Supervision>,
+    handshake_deadline: Instant,
+    /// The handshake, or the rest of a control frame that was cut short.
+    first: Vec<u8>,
+    first_written: usize,
+    control: Vec<u8>,
+    slots: Vec<(Slot, usize)>,
+    /// How much of `first` and of data was offered at the last poll; data that finishes a frame counts as first.
+    offered_first: usize,
+    data_is_first: bool,
+    events: VecDeque<Event>,
+    look_wanted: bool,
+    fin_wanted: bool,
+    /// The deadline that was given out last.
+    armed: Option<Instant>,
+    status: Box<[u8]>,
+    /// Somebody waits in a blocking call.
+    is_waiting: bool,
+    /// The program tells of its progress itself.
+    tells_progress: bool,
+    last_progress: Instant,
+    interpreter_ran: Option<Instant>,
+    messages_after_close: u64,
+    bytes_sent: u64,
+    bytes_heard: u64,
+}
+
+// ---- making one -----------------------------------------------------------------------------------------------
+
+impl Connection {
+    /// The side that connected: says its preamble and HELLO at once. `seed` is random, another one for each link: for
+    /// the beats' origin, phase and jitter.
+    pub fn client(
+        now: Instant,
+        config: Arc<Config>,
+        seed: u64,
+        introduction: Introduction,
+    ) -> Result<Self, IntroductionError> {
+        let length = introduction.client_id.len();
+        if length > MAX_CLIENT_ID_BYTES {
+            return Err(IntroductionError::ClientId { length });
+        }
+        let length = introduction.token.len();
+        if length > MAX_TOKEN_BYTES {
+            return Err(IntroductionError::Token { length });
+        }
+        let mut connection = Self::new(now, config, seed, Role::Client);
+        let hello = Hello {
+            least_version: VERSION,
+            greatest_version: VERSION,
+            rhythm: connection.config.heartbeat.rhythm(),
+            position: connection.session.position(),
+            largest_message: connection.config.largest_message_bytes,
+            will_resume: introduction.will_resume,
+            client_id: introduction.client_id,
+            token: introduction.token,
+            session: introduction.session,
+        };
+        connection.first.extend_from_slice(&PREAMBLE);
+        hello.encode(&mut connection.first);
+        Ok(connection)
+    }
+
+    /// The side that accepted: says nothing until it has heard a preamble.
+    #[must_use]
+    pub fn server(now: Instant, config: Arc<Config>, seed: u64) -> Self {
+        Self::new(now, config, seed, Role::Server)
+    }
+
+    fn new(now: Instant, config: Arc<Config>, seed: u64, role: Role) -> Self {
+        let first = match role {
+            Role::Client => Kind::Welcome,
+            Role::Server => Kind::Hello,
+        };
+        Self {
+            role,
+            phase: Phase::Handshake,
+            decoder: Decoder::new(first),
+            heard_preamble: false,
+            session: Session::new(config.send_buffer_bytes, config.largest_message_bytes),
+            peer: None,
+            supervision: None,
+            handshake_deadline: now + config.handshake_timeout,
+            config,
+            seed,
+            first: Vec::new(),
+            first_written: 0,
+            control: Vec::new(),
+            slots: Vec::new(),
+            offered_first: 0,
+            data_is_first: false,
+            events: VecDeque::new(),
+            look_wanted: false,
+            fin_wanted: false,
+            armed: None,
+            status: Box::default(),
+            is_waiting: false,
+            tells_progress: false,
+            last_progress: now,
+            interpreter_ran: None,
+            messages_after_close: 0,
+            bytes_sent: 0,
+            bytes_heard: 0,
+        }
+    }
+}
+
+// ---- input ----------------------------------------------------------------------------------------------------
+
+impl Connection {
+    /// Bytes that the peer sent.
+    pub fn handle_input(&mut self, now: Instant, mut input: &[u8]) {
+        self.note_time(now);
+        if input.is_empty() || matches!(self.phase, Phase::PeerLeft { .. } | Phase::Ended { .. }) {
+            return;
+        }
+        self.bytes_heard += input.len() as u64;
+        if let Some(supervision) = &mut self.supervision
+            && supervision.detector.on_bytes(now)
+        {
+            supervision.evidence.on_heard();
+            self.events.push_back(Event::Alive);
+        }
+        // The decoder gives out frames that lie in its own buffer, so it is set aside meanwhile.
+        let mut decoder = mem::replace(&mut self.decoder, Decoder::new(Kind::Hello));
+        if let Err(error) = self.decode(now, &mut decoder, &mut input) {
+            self.fail(&error);
+        }
+        self.decoder = decoder;
+    }
+
+    fn decode(&mut self, now: Instant, decoder: &mut Decoder, input: &mut &[u8]) -> Result<(), ProtocolError> {
+        if matches!(self.phase, Phase::Handshake) {
+            if !decoder.preamble(input)? {
+                return Ok(());
+            }
+            if !self.heard_preamble && self.role == Role::Server {
+                self.first.extend_from_slice(&PREAMBLE);
+            }
+            self.heard_preamble = true;
+        }
+        while let Some(frame) = decoder.next(input)? {
+            self.handle_frame(now, frame)?;
+            if matches!(self.phase, Phase::PeerLeft { .. } | Phase::Ended { .. }) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn handle_frame(&mut self, now: Instant, frame: Frame<'_>) -> Result<(), ProtocolError> {
+        let kind = frame.kind;
+        match (&self.phase, kind) {
+            (
+                Phase::Open | Phase::Draining { .. } | Phase::Leaving { .. },
+                Kind::DataStart | Kind::Data | Kind::DataEnd,
+            ) => {
+                let was_idle = !self.session.has_untaken();
+                self.session.handle_data(frame)?;
+                if was_idle && self.session.has_untaken() && !self.tells_progress {
+                    self.last_progress = now;
+                }
+                Ok(())
+            }
+            (_, Kind::Close) => self.handle_close(now, frame),
+            (Phase::Handshake, Kind::Hello) if self.role == Role::Server => self.handle_hello(now, frame),
+            (Phase::Handshake, Kind::Welcome) if self.role == Role::Client => self.handle_welcome(now, frame),
+            (Phase::Welcomed(_), Kind::Ack) => {
+                self.session.handle_ack(frame.payload())?;
+                if let Phase::Welcomed(welcome) = mem::replace(&mut self.phase, Phase::Open) {
+                    self.open(now, &welcome);
+                }
+                Ok(())
+            }
+            (Phase::Open | Phase::Draining { .. } | Phase::Leaving { .. } | Phase::Left { .. }, Kind::Ack) => {
+                if self.session.handle_ack(frame.payload())? {
+                    self.events.push_back(Event::Taken);
+                    if let Some(supervision) = &mut self.supervision {
+                        supervision.detector.on_something_arrived(now);
+                    }
+                    self.advance_closing(now);
+                }
+                Ok(())
+            }
+            (Phase::Open | Phase::Draining { .. } | Phase::Leaving { .. }, Kind::Beat) => self.handle_beat(now, frame),
+            (Phase::Left { .. }, Kind::Beat | Kind::DataStart | Kind::Data) => Ok(()),
+            (Phase::Left { .. }, Kind::DataEnd) => {
+                self.messages_after_close += 1;
+                Ok(())
+            }
+            _ => Err(ProtocolError::Unexpected { kind }),
+        }
+    }
+
+    fn handle_hello(&mut self, now: Instant, frame: Frame<'_>) -> Result<(), ProtocolError> {
+        let hello = match Hello::decode(frame.payload()) {
+            Ok(hello) => hello,
+            Err(error @ HandshakeError::Versions { .. }) => {
+                let close = Close::new(CloseCode::VERSION, &format!("version {VERSION} only"));
+                self.reject(close, error.to_string());
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if let Err(close) = check_limits(&self.config.heartbeat.rhythm(), &hello.rhythm) {
+            let detail = close.reason.clone();
+            self.reject(close, detail);
+            return Ok(());
+        }
+        self.peer = Some(Box::new(hello.rhythm));
+        // What HELLO says of a session that it names is void in a new one; the client's first ACK opens the window.
+        let window = if hello.session.is_some() { 0 } else { hello.position.window };
+        self.session.on_peer_position(Position::start(window), hello.largest_message);
+        self.phase = Phase::Authenticating;
+        self.last_progress = now;
+        self.events.push_back(Event::Hello(Box::new(hello)));
+        Ok(())
+    }
+
+    fn handle_welcome(&mut self, now: Instant, frame: Frame<'_>) -> Result<(), ProtocolError> {
+        let welcome = Welcome::decode(frame.payload())?;
+        // Replay isn't spoken here: a session ends with its link.
+        if welcome.resumed {
+            return Err(HandshakeError::NotAsked.into());
+        }
+        self.peer = Some(Box::new(welcome.rhythm));
+        self.session.on_peer_position(welcome.position, welcome.largest_message);
+        self.phase = Phase::Open;
+        self.session.on_ask(true);
+        self.open(now, &welcome);
+        Ok(())
+    }
+
+    fn open(&mut self, now: Instant, welcome: &Welcome) {
+        let Some(peer) = self.peer.take() else { return };
+        let ours = self.config.heartbeat.rhythm();
+        self.supervision = Some(Supervision {
+            heartbeat: Heartbeat::new(now, ours.interval_to(&peer), self.seed),
+            detector: Detector::new(now, peer.interval_to(&ours), ours.limit, self.config.heartbeat.detector),
+            evidence: Evidence::default(),
+            last_look: None,
+            sent_behind_beat: false,
+            peer_ages: None,
+            peer_status: Box::default(),
+        });
+        self.last_progress = now;
+        let Welcome { credentials, resumed, retention, .. } = *welcome;
+        self.events.push_back(Event::Opened { credentials, resumed, retention });
+    }
+
+    fn handle_beat(&mut self, now: Instant, frame: Frame<'_>) -> Result<(), ProtocolError> {
+        let beat = Beat::decode(frame.payload()).ok_or(ProtocolError::Malformed { kind: Kind::Beat })?;
+        let Some(supervision) = &mut self.supervision else { return Ok(()) };
+        let heard = supervision.heartbeat.handle_beat(now, &beat)?;
+        match heard.arrived {
+            Some(true) if !supervision.sent_behind_beat => supervision.detector.on_everything_arrived(),
+            Some(_) => supervision.detector.on_something_arrived(now),
+            None => {}
+        }
+        if !beat.extra {
+            supervision.detector.on_periodic_beat(now);
+        }
+        let ages = Ages { interpreter: beat.interpreter_age, application: beat.application_age };
+        supervision.peer_ages = Some((now, ages));
+        if *supervision.peer_status != *beat.status {
+            supervision.peer_status = beat.status.into();
+        }
+        while let Some(ping) = supervision.heartbeat.poll_pong() {
+            self.events.push_back(Event::Pong { ping, round_trip: heard.round_trip });
+        }
+        if beat.answer {
+            self.session.on_ask(false);
+        }
+        let HeartbeatConfig { interpreter_limit, application_limit, .. } = self.config.heartbeat;
+        for (level, age, limit) in [
+            (Level::Interpreter, ages.interpreter, interpreter_limit),
+            (Level::Application, ages.application, application_limit),
+        ] {
+            if let (Some(age), Some(limit)) = (age, limit)
+                && age > limit
+            {
+                let mut ending = Ending::new(Cause::Hung);
+                (ending.silence, ending.limit, ending.level) = (age, Some(limit), Some(level));
+                ending.kernel_answers = Some(true);
+                let reason = format!("{} made no progress for {age:?}", level.name());
+                self.end(ending, Some(Close::new(CloseCode::HUNG, &reason)), Action::Abort);
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn handle_close(&mut self, now: Instant, frame: Frame<'_>) -> Result<(), ProtocolError> {
+        let close = Close::decode(frame.payload()).ok_or(ProtocolError::Malformed { kind: Kind::Close })?;
+        let in_session = self.supervision.is_some();
+        if in_session {
+            self.session.handle_final_taken(close.taken)?;
+        }
+        let ended_by_us = matches!(self.phase, Phase::Left { .. });
+        let mut ending = Ending::new(match close.code {
+            _ if !in_session => Cause::Handshake,
+            CloseCode::NOT_HEARD => Cause::Deaf,
+            _ => Cause::Closed,
+        });
+        if ending.cause == Cause::Deaf {
+            ending.given_up = Some(if self.was_paused() { GivenUp::Paused } else { GivenUp::Unheard });
+            ending.level = Some(Level::Path);
+        }
+        ending.by_peer = !ended_by_us;
+        ending.close = Some(close);
+        if let Phase::Left { close, .. } = mem::replace(&mut self.phase, Phase::PeerLeft { deadline: now + LINGER }) {
+            ending.cause = Cause::Closed;
+            ending.given_up = None;
+            ending.close = Some(*close);
+        } else {
+            self.fin_wanted = true;
+        }
+        // What was begun is not finished: who reads CLOSE sends nothing more.
+        self.first = Vec::new();
+        self.first_written = 0;
+        self.announce(ending);
+        Ok(())
+    }
+
+    /// The peer's end of stream.
+    pub fn handle_end(&mut self, now: Instant) {
+        self.note_time(now);
+        let ending = match &self.phase {
+            Phase::Handshake | Phase::Authenticating | Phase::Welcomed(_) => {
+                let mut ending = Ending::new(Cause::Handshake);
+                ending.detail = Some("the peer ended the connection before the handshake was done".to_owned());
+                ending
+            }
+            Phase::Open | Phase::Draining { .. } | Phase::Leaving { .. } => Ending::new(Cause::Ended),
+            Phase::Left { close, .. } => self.closed(Close::clone(close)),
+            Phase::PeerLeft { .. } => {
+                self.phase = Phase::Ended { parting: None, action: Some(Action::Close) };
+                return;
+            }
+            Phase::Ended { .. } => return,
+        };
+        self.end(ending, None, Action::Close);
+    }
+
+    /// The kernel says that the connection was reset, or gave it up.
+    pub fn handle_reset(&mut self, now: Instant) {
+        self.note_time(now);
+        let ending = match &self.phase {
+            Phase::Handshake | Phase::Authenticating | Phase::Welcomed(_) => {
+                let mut ending = Ending::new(Cause::Handshake);
+                ending.detail = Some("the connection was reset before the handshake was done".to_owned());
+                ending
+            }
+            Phase::Left { close, .. } => self.closed(Close::clone(close)),
+            Phase::PeerLeft { .. } | Phase::Ended { .. } => {
+                self.phase = Phase::Ended { parting: None, action: Some(Action::Close) };
+                return;
+            }
+            Phase::Open | Phase::Draining { .. } | Phase::Leaving { .. } => {
+                let mut ending = Ending::new(Cause::Reset);
+                if self.was_paused() {
+                    ending.given_up = Some(GivenUp::Paused);
+                } else if self.is_unheard(now) {
+                    ending.given_up = Some(GivenUp::Unheard);
+                }
+                ending
+            }
+        };
+        self.end(ending, None, Action::Close);
+    }
+
+    /// The link ended for a reason that only the driver knows: TLS, an error of the system.
+    pub fn handle_failure(&mut self, now: Instant, cause: Cause, detail: String) {
+        self.note_time(now);
+        if matches!(self.phase, Phase::PeerLeft { .. } | Phase::Ended { .. }) {
+            return;
+        }
+        let mut ending = Ending::new(cause);
+        ending.detail = Some(detail);
+        self.end(ending, None, Action::Abort);
+    }
+
+    /// The answer to [`Action::Look`]; `None` where the kernel can't tell.
+    pub fn handle_kernel(&mut self, now: Instant, view: Option<KernelView>) {
+        let Some(supervision) = &mut self.supervision else { return };
+        supervision.last_look = Some(now);
+        match view.map(|view| supervision.evidence.observe(now, view)) {
+            Some(Arrived::Everything) => supervision.detector.on_everything_arrived(),
+            Some(Arrived::Something) => supervision.detector.on_something_arrived(now),
+            Some(Arrived::Nothing) | None => {}
+        }
+        self.supervise(now);
+    }
+
+    /// We, or the whole machine, were paused until now: the driver's clocks say so.
+    pub fn handle_pause(&mut self, now: Instant) {
+        self.armed = None;
+        let Some(supervision) = &mut self.supervision else { return };
+        let smoothed = supervision.smoothed();
+        supervision.heartbeat.on_pause(now);
+        supervision.heartbeat.ask(now);
+        supervision.detector.on_pause(now, smoothed);
+    }
+
+    /// A deadline passed. Everything that the kernel held was read before.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.note_time(now);
+        match &self.phase {
+            Phase::Handshake | Phase::Authenticating | Phase::Welcomed(_) => {
+                if now >= self.handshake_deadline {
+                    let detail = format!("not done within {:?}", self.config.handshake_timeout);
+                    self.reject(Close::new(CloseCode::HANDSHAKE_TIMEOUT, &detail), detail);
+                }
+                return;
+            }
+            Phase::Leaving { close, deadline } | Phase::Left { close, deadline } if now >= *deadline => {
+                let parting = matches!(self.phase, Phase::Leaving { .. }).then(|| Close::clone(close));
+                let ending = self.closed(Close::clone(close));
+                self.end(ending, parting, Action::Close);
+                return;
+            }
+            Phase::PeerLeft { deadline } if now >= *deadline => {
+                self.phase = Phase::Ended { parting: None, action: Some(Action::Close) };
+                return;
+            }
+            Phase::Left { .. } | Phase::PeerLeft { .. } | Phase::Ended { .. } => return,
+            Phase::Open | Phase::Draining { .. } | Phase::Leaving { .. } => {}
+        }
+        self.session.handle_timeout(now);
+        if let Some(supervision) = &mut self.supervision {
+            if now >= supervision.heartbeat.poll_timeout() {
+                self.session.on_idle_moment(now);
+                self.decoder.release_memory();
+            }
+            supervision.heartbeat.handle_timeout(now);
+            if supervision.next_look(now).is_some_and(|at| now >= at) {
+                self.look_wanted = true;
+            }
+        }
+        self.supervise(now);
+        self.advance_closing(now);
+    }
+
+    /// Compares what was heard with what is allowed; verdicts only after a look at the same moment.
+    fn supervise(&mut self, now: Instant) {
+        if !matches!(self.phase, Phase::Open | Phase::Draining { .. } | Phase::Leaving { .. }) {
+            return;
+        }
+        let Some(supervision) = &mut self.supervision else { return };
+        let smoothed = supervision.smoothed();
+        let was_suspect = supervision.detector.suspect_since().is_some();
+        let judgement = supervision.detector.judge(now, smoothed);
+        let has_looked = supervision.last_look == Some(now);
+        let ending = match judgement {
+            Judgement::Alive => return,
+            Judgement::Suspect => {
+                if !was_suspect {
+                    supervision.heartbeat.ask(now);
+                    supervision.evidence.on_suspicion(now);
+                    self.look_wanted = true;
+                    self.events.push_back(Event::Suspect { silence: supervision.detector.silence(now) });
+                }
+                return;
+            }
+            Judgement::Lost { .. } | Judgement::Deaf { .. } if !has_looked => {
+                self.look_wanted = true;
+                return;
+            }
+            Judgement::Lost { silence, limit } => {
+                let (cause, kernel_answers, level) = match supervision.evidence.finding(now, smoothed) {
+                    Finding::Answered => (Cause::Frozen, Some(true), Some(Level::Interpreter)),
+                    Finding::Unanswered => (Cause::Unreachable, Some(false), Some(Level::Path)),
+                    Finding::Unknown => (Cause::Silent, None, None),
+                };
+                Ending { silence, limit: Some(limit), kernel_answers, level, ..Ending::new(cause) }
+            }
+            Judgement::Deaf { unproven, limit } => Ending {
+                silence: unproven,
+                limit: Some(limit),
+                kernel_answers: Some(false),
+                level: Some(Level::Path),
+                ..Ending::new(Cause::Deaf)
+            },
+        };
+        let mut close = Close::new(CloseCode::NOT_HEARD, &ending.to_string());
+        close.ends_session = false;
+        self.end(ending, Some(close), Action::Abort);
+    }
+
+    /// A wake-up that comes too late is a pause of our own.
+    fn note_time(&mut self, now: Instant) {
+        let Some(armed) = self.armed.take() else { return };
+        if now <= armed + PAUSE {
+            return;
+        }
+        let limit = self.supervision.as_ref().map_or(Duration::ZERO, Supervision::limit);
+        if now > armed + PAUSE.max(limit / 4) {
+            self.handle_pause(now);
+        }
+    }
+}
+
+// ---- verbs ----------------------------------------------------------------------------------------------------
+
+impl Connection {
+    /// The server's program takes the client that said HELLO.
+    pub fn accept(&mut self, credentials: Credentials, retention: Duration) {
+        if !matches!(self.phase, Phase::Authenticating) {
+            return;
+        }
+        let welcome = Welcome {
+            version: VERSION,
+            rhythm: self.config.heartbeat.rhythm(),
+            position: self.session.position(),
+            largest_message: self.config.largest_message_bytes,
+            credentials,
+            resumed: false,
+            retention,
+        };
+        welcome.encode(&mut self.first);
+        self.phase = Phase::Welcomed(Box::new(welcome));
+    }
+
+    /// The server's program, or its driver, refuses a client that isn't open yet. A server that hasn't heard a
+    /// preamble goes without a word.
+    pub fn refuse(&mut self, close: Close) {
+        if matches!(self.phase, Phase::Handshake | Phase::Authenticating | Phase::Welcomed(_)) {
+            let detail = close.reason.clone();
+            self.reject(close, detail);
+        }
+    }
+
+    /// Appends a message to what is to be sent.
+    pub fn send(&mut self, message: &[u8]) -> Result<(), SendError> {
+        if !matches!(self.phase, Phase::Open) {
+            return Err(SendError::NotOpen);
+        }
+        self.session.send(message)
+    }
+
+    /// The next whole message. It weighs on the window until it is taken.
+    pub fn read(&mut self) -> Option<&[u8]> {
+        self.session.read()
+    }
+
+    /// The oldest `messages` of those that were read are with the program.
+    pub fn take(&mut self, now: Instant, messages: usize) {
+        let round_trip = self.supervision.as_ref().and_then(|supervision| supervision.heartbeat.round_trip().smoothed);
+        self.session.take(now, messages, round_trip);
+        if !self.tells_progress {
+            self.last_progress = now;
+        }
+    }
+
+    /// Asks the peer to beat back at once; [`Event::Pong`] will bear the number.
+    pub fn ping(&mut self, now: Instant) -> Option<u64> {
+        self.is_supervised().then_some(())?;
+        Some(self.supervision.as_mut()?.heartbeat.ping(now))
+    }
+
+    /// Asks the peer not to be slow with its acknowledgement: somebody waits for it.
+    pub fn hurry(&mut self, now: Instant) {
+        if self.is_supervised()
+            && self.session.outbox.untaken_bytes() > 0
+            && let Some(supervision) = &mut self.supervision
+        {
+            supervision.heartbeat.ask(now);
+        }
+    }
+
+    /// What our beats tell the peer; at most 1024 bytes. False if it is longer, and nothing was changed.
+    #[must_use]
+    pub fn set_status(&mut self, status: &[u8]) -> bool {
+        if status.len() > MAX_STATUS_BYTES {
+            return false;
+        }
+        self.status = status.into();
+        true
+    }
+
+    /// The program says that it goes forward; from the first time on nothing else counts.
+    pub fn progress(&mut self, now: Instant) {
+        self.tells_progress = true;
+        self.last_progress = now;
+    }
+
+    /// Whether somebody waits in a blocking call.
+    pub fn set_waiting(&mut self, now: Instant, is_waiting: bool) {
+        if self.is_waiting && !is_waiting && !self.tells_progress {
+            self.last_progress = now;
+        }
+        self.is_waiting = is_waiting;
+    }
+
+    /// When the interpreter is known to have run; `None` where nobody can know.
+    pub fn set_interpreter_ran(&mut self, at: Option<Instant>) {
+        self.interpreter_ran = at;
+    }
+
+    /// What was wanted of the process's budget ([`Connection::budget_wanted`]) is granted.
+    pub fn grant_budget(&mut self) {
+        self.session.grant_budget();
+    }
+
+    /// Says goodbye. If the session ends, what was accepted before is sent and taken first, until the deadline; if
+    /// only the link does, CLOSE goes at the next frame boundary.
+    pub fn close(&mut self, now: Instant, close: Close, deadline: Instant) {
+        match &mut self.phase {
+            Phase::Handshake | Phase::Authenticating | Phase::Welcomed(_) => {
+                let ending = self.closed(close.clone());
+                let parting = self.may_say_close().then_some(close);
+                self.end(ending, parting, Action::Close);
+            }
+            Phase::Open if close.ends_session => {
+                self.phase = Phase::Draining { close: Box::new(close), deadline };
+                self.hurry(now);
+                self.advance_closing(now);
+            }
+            Phase::Open => self.phase = Phase::Leaving { close: Box::new(close), deadline },
+            Phase::Draining { deadline: before, .. }
+            | Phase::Leaving { deadline: before, .. }
+            | Phase::Left { deadline: before, .. } => *before = deadline.min(*before),
+            Phase::PeerLeft { .. } | Phase::Ended { .. } => {}
+        }
+    }
+
+    fn advance_closing(&mut self, now: Instant) {
+        let Phase::Draining { close, deadline } = &self.phase else { return };
+        let is_over = now >= *deadline;
+        if self.session.outbox.untaken_bytes() > 0 && !is_over {
+            return;
+        }
+        let (close, deadline) = (close.clone(), *deadline);
+        if is_over {
+            let ending = self.closed(Close::clone(&close));
+            self.end(ending, Some(*close), Action::Close);
+        } else {
+            self.phase = Phase::Leaving { close, deadline };
+        }
+    }
+
+    fn closed(&self, close: Close) -> Ending {
+        Ending { close: Some(close), ..Ending::new(Cause::Closed) }
+    }
+
+    /// A server says nothing, not even CLOSE, to who hasn't said the preamble.
+    fn may_say_close(&self) -> bool {
+        self.role == Role::Client || self.heard_preamble
+    }
+
+    /// The handshake fails by our will.
+    fn reject(&mut self, close: Close, detail: String) {
+        let mut ending = Ending::new(Cause::Handshake);
+        ending.detail = Some(detail);
+        ending.close = Some(close.clone());
+        let parting = self.may_say_close().then_some(close);
+        self.end(ending, parting, Action::Close);
+    }
+
+    /// The peer broke a rule.
+    fn fail(&mut self, error: &ProtocolError) {
+        let detail = error.to_string();
+        // Whoever isn't one of us understands no CLOSE.
+        let is_stranger = matches!(error, ProtocolError::Frame(FrameError::NotLongconn { .. }));
+        let parting = (!is_stranger).then(|| Close::new(CloseCode::PROTOCOL, &detail));
+        let ending = Ending { detail: Some(detail), ..Ending::new(Cause::Protocol) };
+        self.end(ending, parting, Action::Abort);
+    }
+
+    /// The link is over: `parting` is tried once, then `action`.
+    fn end(&mut self, ending: Ending, parting: Option<Close>, action: Action) {
+        self.phase = Phase::Ended { parting: parting.map(Box::new), action: Some(action) };
+        self.look_wanted = false;
+        self.fin_wanted = false;
+        self.announce(ending);
+    }
+
+    fn announce(&mut self, mut ending: Ending) {
+        ending.untaken_bytes = self.session.outbox.untaken_bytes() as u64;
+        ending.messages_after_close = self.messages_after_close;
+        self.events.push_back(Event::Ended(Box::new(ending)));
+    }
+
+    /// We were paused, and nothing that we sent since is known to have arrived.
+    fn was_paused(&self) -> bool {
+        self.supervision.as_ref().is_some_and(|supervision| supervision.heartbeat.is_unheard_since_pause())
+    }
+
+    /// An echo is overdue.
+    fn is_unheard(&self, now: Instant) -> bool {
+        let Some(supervision) = &self.supervision else { return false };
+        let overdue = supervision.detector.interval() * 3 / 2 + supervision.smoothed();
+        supervision.detector.unproven(now).is_some_and(|unproven| unproven >= overdue)
+    }
+
+    fn is_supervised(&self) -> bool {
+        matches!(self.phase, Phase::Open | Phase::Draining { .. } | Phase::Leaving { .. })
+    }
+}
+
+// ---- output ---------------------------------------------------------------------------------------------------
+
+impl Connection {
+    /// What is to be handed to the kernel now. The contents of beats and acknowledgements are as of `now`, so what
+    /// isn't handed over is asked for again.
+    #[must_use]
+    pub fn poll_transmit(&mut self, now: Instant) -> Transmit<'_> {
+        self.control.clear();
+        self.slots.clear();
+        let taken = self.session.taken();
+        let put_close = |close: &Close, control: &mut Vec<u8>| Close { taken, ..close.clone() }.encode(control);
+        let mut sends_data = false;
+        match &self.phase {
+            Phase::Handshake | Phase::Authenticating | Phase::Welcomed(_) => {}
+            Phase::Open | Phase::Draining { .. } => {
+                sends_data = true;
+                self.put_ack_and_beat(now);
+            }
+            Phase::Leaving { close, .. } => {
+                put_close(close, &mut self.control);
+                self.slots.push((Slot::Close, self.control.len()));
+            }
+            Phase::Ended { parting: Some(close), .. } => {
+                put_close(close, &mut self.control);
+                self.slots.push((Slot::Close, self.control.len()));
+            }
+            Phase::Left { .. } => {}
+            Phase::PeerLeft { .. } | Phase::Ended { parting: None, .. } => {
+                return Transmit { first: &[], control: &[], data: &[] };
+            }
+        }
+        let tail = self.session.outbox.tail().len();
+        let ready = self.session.outbox.ready();
+        let (rest_of_frame, data) = ready.split_at(if self.control.is_empty() && sends_data { 0 } else { tail });
+        self.data_is_first = self.first.is_empty();
+        let first = if self.data_is_first { rest_of_frame } else { &self.first[self.first_written..] };
+        self.offered_first = first.len();
+        Transmit { first, control: &self.control, data: if sends_data { data } else { &[] } }
+    }
+
+    fn put_ack_and_beat(&mut self, now: Instant) {
+        if self.session.ack_is_pending() {
+            self.session.encode_ack(&mut self.control);
+            self.slots.push((Slot::Ack, self.control.len()));
+        }
+        let ages = self.ages(now);
+        if let Some(supervision) = &self.supervision
+            && let Some(beat) = supervision.heartbeat.pending_beat(now, ages, &self.status)
+        {
+            let before = self.control.len();
+            beat.encode(&mut self.control);
+            self.slots.push((Slot::Beat { sent_at: beat.sent_at }, self.control.len() - before));
+        }
+    }
+
+    /// The kernel took so many bytes of what [`Connection::poll_transmit`] gave; once for each poll.
+    pub fn transmitted(&mut self, now: Instant, bytes: usize) {
+        if bytes == 0 {
+            return;
+        }
+        self.bytes_sent += bytes as u64;
+        let mut left = bytes;
+        let of_first = left.min(self.offered_first);
+        left -= of_first;
+        if self.data_is_first {
+            self.session.on_sent(of_first);
+        } else {
+            self.first_written += of_first;
+            if self.first_written == self.first.len() {
+                self.first = Vec::new();
+                self.first_written = 0;
+            }
+        }
+        let mut behind_beat = of_first > 0 && self.data_is_first;
+        let mut start = 0;
+        for (slot, length) in mem::take(&mut self.slots) {
+            if left == 0 {
+                break;
+            }
+            let written = left.min(length);
+            left -= written;
+            if written < length {
+                self.first = self.control[start + written..start + length].to_vec();
+                self.first_written = 0;
+            }
+            start += length;
+            behind_beat = !matches!(slot, Slot::Beat { .. });
+            self.on_control_sent(now, slot);
+        }
+        self.control = Vec::new();
+        if left > 0 {
+            self.session.on_sent(left);
+            behind_beat = true;
+        }
+        if let Some(supervision) = &mut self.supervision {
+            supervision.sent_behind_beat = behind_beat;
+            supervision.detector.on_sent(now);
+        }
+    }
+
+    fn on_control_sent(&mut self, now: Instant, slot: Slot) {
+        match slot {
+            Slot::Ack => self.session.on_ack_sent(),
+            Slot::Beat { sent_at } => {
+                if let Some(supervision) = &mut self.supervision
+                    && supervision.heartbeat.on_sent(now, sent_at)
+                    && supervision.detector.suspect_since().is_some()
+                {
+                    supervision.evidence.on_asked(now);
+                    self.look_wanted = true;
+                }
+            }
+            Slot::Close => match mem::replace(&mut self.phase, Phase::Handshake) {
+                Phase::Leaving { close, deadline } => {
+                    self.fin_wanted = true;
+                    self.phase = Phase::Left { close, deadline };
+                }
+                Phase::Ended { action, .. } => self.phase = Phase::Ended { parting: None, action },
+                other => self.phase = other,
+            },
+        }
+    }
+
+    /// Whether something should be written now, rather than go with what is written next.
+    #[must_use]
+    pub fn is_urgent(&mut self) -> bool {
+        let has_beat = self.supervision.as_ref().is_some_and(|supervision| supervision.heartbeat.is_pending());
+        match self.phase {
+            Phase::Handshake | Phase::Authenticating | Phase::Welcomed(_) | Phase::Left { .. } => {
+                !self.first.is_empty()
+            }
+            Phase::Open | Phase::Draining { .. } => {
+                has_beat
+                    || self.session.ack_is_urgent()
+                    || !self.first.is_empty()
+                    || !self.session.outbox.ready().is_empty()
+            }
+            Phase::Leaving { .. } => true,
+            Phase::Ended { ref parting, .. } => parting.is_some(),
+            Phase::PeerLeft { .. } => false,
+        }
+    }
+
+    /// What the driver is to do next, after one attempt at transmitting.
+    #[must_use]
+    pub fn poll_action(&mut self) -> Option<Action> {
+        if mem::take(&mut self.look_wanted) {
+            return Some(Action::Look);
+        }
+        if self.fin_wanted && self.first.is_empty() {
+            self.fin_wanted = false;
+            return Some(Action::ShutdownWrite);
+        }
+        match &mut self.phase {
+            Phase::Ended { parting, action } => {
+                *parting = None;
+                action.take()
+            }
+            _ => None,
+        }
+    }
+
+    #[must_use]
+    pub fn poll_event(&mut self) -> Option<Event> {
+        let event = self.events.pop_front();
+        if self.events.is_empty() && self.events.capacity() > 0 {
+            self.events = VecDeque::new();
+        }
+        event
+    }
+
+    /// When [`Connection::handle_timeout`] is to be called; `None`: never. It is remembered as when we shall wake.
+    #[must_use]
+    pub fn poll_timeout(&mut self, now: Instant) -> Option<Instant> {
+        self.armed = match &self.phase {
+            Phase::Handshake | Phase::Authenticating | Phase::Welcomed(_) => Some(self.handshake_deadline),
+            Phase::Left { deadline, .. } | Phase::PeerLeft { deadline } => Some(*deadline),
+            Phase::Ended { .. } => None,
+            Phase::Open => self.next_supervision(now),
+            Phase::Draining { deadline, .. } | Phase::Leaving { deadline, .. } => {
+                Some(self.next_supervision(now).map_or(*deadline, |next| next.min(*deadline)))
+            }
+        };
+        self.armed
+    }
+
+    fn next_supervision(&self, now: Instant) -> Option<Instant> {
+        let supervision = self.supervision.as_ref()?;
+        let judge = supervision.detector.poll_timeout(supervision.smoothed());
+        let mut next = judge.min(supervision.heartbeat.poll_timeout());
+        for other in [supervision.next_look(now), self.session.poll_timeout()].into_iter().flatten() {
+            next = next.min(other);
+        }
+        Some(next)
+    }
+}
+
+// ---- what is known --------------------------------------------------------------------------------------------
+
+/// What was counted on a link.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Stats {
+    pub beats: BeatCounts,
+    pub round_trip: RoundTrip,
+    pub silence: Duration,
+    pub phi: Option<f64>,
+    pub send_interval: Duration,
+    pub hear_interval: Duration,
+    pub limit: Duration,
+    pub bytes_sent: u64,
+    pub bytes_heard: u64,
+    pub untaken_bytes: usize,
+    pub untaken_messages: u64,
+    pub inbox_bytes: usize,
+    pub inbox_messages: u64,
+}
+
+impl Connection {
+    #[must_use]
+    pub fn state(&self) -> State {
+        match self.phase {
+            Phase::Handshake | Phase::Authenticating | Phase::Welcomed(_) => State::Connecting,
+            Phase::Open => match &self.supervision {
+                Some(supervision) if supervision.detector.suspect_since().is_some() => State::Suspect,
+                _ => State::Open,
+            },
+            Phase::Draining { .. } | Phase::Leaving { .. } | Phase::Left { .. } => State::Closing,
+            Phase::PeerLeft { .. } | Phase::Ended { .. } => State::Closed,
+        }
+    }
+
+    #[must_use]
+    pub fn has_message(&self) -> bool {
+        self.session.has_message()
+    }
+
+    /// Bytes and messages that the peer's application isn't known to have taken.
+    #[must_use]
+    pub fn untaken(&self) -> (usize, u64) {
+        (self.session.outbox.untaken_bytes(), self.session.outbox.untaken_messages())
+    }
+
+    #[must_use]
+    pub fn sent_offsets(&self) -> (u64, u64) {
+        self.session.sent_offsets()
+    }
+
+    #[must_use]
+    pub fn status(&self) -> &[u8] {
+        &self.status
+    }
+
+    #[must_use]
+    pub fn peer_status(&self) -> &[u8] {
+        self.supervision.as_ref().map_or(&[], |supervision| &supervision.peer_status)
+    }
+
+    /// The ages that the peer told, and when.
+    #[must_use]
+    pub fn peer_ages(&self) -> Option<(Instant, Ages)> {
+        self.supervision.as_ref()?.peer_ages
+    }
+
+    /// How old our own interpreter's and application's last sign is.
+    #[must_use]
+    pub fn ages(&self, now: Instant) -> Ages {
+        let since = |at: Instant| now.saturating_duration_since(at);
+        let is_idle = !self.tells_progress && (self.is_waiting || !self.session.has_untaken());
+        Ages {
+            interpreter: self.interpreter_ran.map(since),
+            application: Some(if is_idle { Duration::ZERO } else { since(self.last_progress) }),
+        }
+    }
+
+    #[must_use]
+    pub fn budget_wanted(&self) -> u64 {
+        self.session.budget_wanted()
+    }
+
+    #[must_use]
+    pub fn budget_is_for_message(&self) -> bool {
+        self.session.budget_is_for_message()
+    }
+
+    #[must_use]
+    pub fn budget_held_by_window(&self) -> u64 {
+        self.session.budget_held_by_window()
+    }
+
+    #[must_use]
+    pub fn budget_held(&self) -> u64 {
+        self.session.budget_held()
+    }
+
+    /// `None` before the link is open.
+    #[must_use]
+    pub fn stats(&self, now: Instant) -> Option<Stats> {
+        let supervision = self.supervision.as_ref()?;
+        Some(Stats {
+            beats: supervision.heartbeat.counts(),
+            round_trip: supervision.heartbeat.round_trip(),
+            silence: supervision.detector.silence(now),
+            phi: supervision.detector.phi(now),
+            send_interval: supervision.heartbeat.interval(),
+            hear_interval: supervision.detector.interval(),
+            limit: supervision.limit(),
+            bytes_sent: self.bytes_sent,
+            bytes_heard: self.bytes_heard,
+            untaken_bytes: self.session.outbox.untaken_bytes(),
+            untaken_messages: self.session.outbox.untaken_messages(),
+            inbox_bytes: self.session.inbox.buffered_bytes(),
+            inbox_messages: self.session.inbox.messages(),
+        })
+    }
+}

@@ -1,0 +1,342 @@
+//! Silence -> alive, suspect, lost: by a fixed limit, or by phi accrual. The second clock, for what we send, too.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// Grace after a pause of our own, beside four round trips (DESIGN 5).
+const GRACE: Duration = Duration::from_secs(1);
+/// Phi has no end; exp() would underflow near 745. Far beyond any threshold that makes sense.
+pub const MAX_PHI: f64 = 300.0;
+
+/// How silence is turned into a verdict.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum DetectorConfig {
+    /// Lost after `limit`.
+    Limit,
+    /// Lost when phi, the improbability of the silence, reaches `threshold`.
+    Phi(PhiConfig),
+}
+
+/// The phi accrual failure detector, as Pekko has it (after Hayashibara et al., 2004).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PhiConfig {
+    pub threshold: f64,
+    /// Intervals remembered.
+    pub window: usize,
+    /// The deviation is never taken to be less.
+    pub min_std: Duration,
+    pub acceptable_pause: Duration,
+}
+
+impl Default for PhiConfig {
+    /// Those of Pekko's cluster.
+    fn default() -> Self {
+        Self {
+            threshold: 8.0,
+            window: 1000,
+            min_std: Duration::from_millis(100),
+            acceptable_pause: Duration::from_secs(3),
+        }
+    }
+}
+
+/// The limit by the default rule: two and a half intervals, at least 1.1 s (a retransmission after one lost packet
+/// takes up to 0.8 s on a clean path), and two smoothed round trips.
+#[must_use]
+pub fn default_limit(interval: Duration, smoothed_round_trip: Duration) -> Duration {
+    (interval * 5 / 2).max(Duration::from_millis(1100)) + 2 * smoothed_round_trip
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    Alive,
+    Suspect,
+    /// Nothing was heard for so long, against this limit.
+    Lost {
+        silence: Duration,
+        limit: Duration,
+    },
+    /// Nothing of ours has arrived for so long, though the peer is heard.
+    Deaf {
+        unproven: Duration,
+        limit: Duration,
+    },
+}
+
+#[derive(Debug)]
+pub struct Detector {
+    /// The peer's effective interval.
+    interval: Duration,
+    explicit_limit: Option<Duration>,
+    phi: Option<Box<Phi>>,
+    last_heard: Instant,
+    suspect_since: Option<Instant>,
+    /// Since when something of ours is outstanding and nothing of ours is known to have arrived.
+    unproven_since: Option<Instant>,
+    /// No verdict before: we were paused, and the peer is owed a chance to be heard.
+    grace_until: Option<Instant>,
+}
+
+impl Detector {
+    /// For a peer that sends every `interval`, heard right now.
+    #[must_use]
+    pub fn new(now: Instant, interval: Duration, limit: Option<Duration>, config: DetectorConfig) -> Self {
+        let phi = match config {
+            DetectorConfig::Limit => None,
+            DetectorConfig::Phi(config) => Some(Box::new(Phi::new(config, interval))),
+        };
+        Self {
+            interval,
+            explicit_limit: limit,
+            phi,
+            last_heard: now,
+            suspect_since: None,
+            unproven_since: None,
+            grace_until: None,
+        }
+    }
+
+    #[must_use]
+    pub fn interval(&self) -> Duration {
+        self.interval
+    }
+
+    #[must_use]
+    pub fn limit(&self, smoothed_round_trip: Duration) -> Duration {
+        self.explicit_limit.unwrap_or_else(|| default_limit(self.interval, smoothed_round_trip))
+    }
+
+    #[must_use]
+    pub fn silence(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.last_heard)
+    }
+
+    #[must_use]
+    pub fn suspect_since(&self) -> Option<Instant> {
+        self.suspect_since
+    }
+
+    #[must_use]
+    pub fn unproven(&self, now: Instant) -> Option<Duration> {
+        self.unproven_since.map(|since| now.saturating_duration_since(since))
+    }
+
+    #[must_use]
+    pub fn phi(&self, now: Instant) -> Option<f64> {
+        self.phi.as_ref().map(|phi| phi.value(self.silence(now)))
+    }
+
+    /// Any byte is life. True if the peer was suspect until now.
+    pub fn on_bytes(&mut self, now: Instant) -> bool {
+        self.last_heard = self.last_heard.max(now);
+        self.grace_until = None;
+        self.suspect_since.take().is_some()
+    }
+
+    /// A beat that belongs to the peer's rhythm came.
+    pub fn on_periodic_beat(&mut self, now: Instant) {
+        if let Some(phi) = &mut self.phi {
+            phi.on_arrival(now);
+        }
+    }
+
+    /// Bytes of ours were handed to the kernel.
+    pub fn on_sent(&mut self, now: Instant) {
+        self.unproven_since.get_or_insert(now);
+    }
+
+    /// Something of ours is known to have arrived, but not everything.
+    pub fn on_something_arrived(&mut self, now: Instant) {
+        if self.unproven_since.is_some() {
+            self.unproven_since = Some(now);
+        }
+    }
+
+    pub fn on_everything_arrived(&mut self) {
+        self.unproven_since = None;
+    }
+
+    /// We ourselves were paused, until now. The grace is given once, until a byte is heard: else a machine that
+    /// stutters would never convict anybody.
+    pub fn on_pause(&mut self, now: Instant, smoothed_round_trip: Duration) {
+        if self.grace_until.is_none() {
+            let grace = self.limit(smoothed_round_trip).min(GRACE + 4 * smoothed_round_trip);
+            self.grace_until = Some(now + grace);
+        }
+        // While we were paused nobody could tell us what had arrived.
+        if self.unproven_since.is_some() {
+            self.unproven_since = Some(now);
+        }
+        if let Some(phi) = &mut self.phi {
+            phi.on_failure();
+        }
+    }
+
+    /// A verdict is due: it is given after the kernel was looked at.
+    #[must_use]
+    pub fn judge(&mut self, now: Instant, smoothed_round_trip: Duration) -> Judgement {
+        let limit = self.patience(smoothed_round_trip);
+        if now >= self.lost_at(smoothed_round_trip) {
+            return Judgement::Lost { silence: self.silence(now), limit };
+        }
+        if self.suspect_since.is_none() && now >= self.suspect_at() {
+            self.suspect_since = Some(now);
+            if let Some(phi) = &mut self.phi {
+                phi.on_failure();
+            }
+        }
+        if self.suspect_since.is_some() {
+            return Judgement::Suspect;
+        }
+        match self.deaf_at(smoothed_round_trip) {
+            Some(deaf_at) if now >= deaf_at => {
+                let unproven = self.unproven(now).unwrap_or_default();
+                Judgement::Deaf { unproven, limit }
+            }
+            _ => Judgement::Alive,
+        }
+    }
+
+    /// When [`Detector::judge`] is to be asked next.
+    #[must_use]
+    pub fn poll_timeout(&self, smoothed_round_trip: Duration) -> Instant {
+        let mut next = self.lost_at(smoothed_round_trip);
+        if self.suspect_since.is_none() {
+            next = next.min(self.suspect_at());
+        }
+        match self.deaf_at(smoothed_round_trip) {
+            Some(deaf_at) => next.min(deaf_at),
+            None => next,
+        }
+    }
+
+    fn suspect_at(&self) -> Instant {
+        self.last_heard + self.interval * 3 / 2
+    }
+
+    /// How much silence is borne.
+    fn patience(&self, smoothed_round_trip: Duration) -> Duration {
+        match &self.phi {
+            Some(phi) => phi.patience(),
+            None => self.limit(smoothed_round_trip),
+        }
+    }
+
+    fn lost_at(&self, smoothed_round_trip: Duration) -> Instant {
+        self.after_grace(self.last_heard + self.patience(smoothed_round_trip))
+    }
+
+    /// Deaf is a peer that is heard; a suspect is judged by its silence, which takes no longer.
+    fn deaf_at(&self, smoothed_round_trip: Duration) -> Option<Instant> {
+        let since = self.unproven_since.filter(|_| self.suspect_since.is_none())?;
+        Some(self.after_grace(since + self.patience(smoothed_round_trip)))
+    }
+
+    fn after_grace(&self, due: Instant) -> Instant {
+        self.grace_until.map_or(due, |grace| due.max(grace))
+    }
+}
+
+/// How improbable a silence is, from the intervals between the peer's periodic beats.
+#[derive(Debug)]
+pub struct Phi {
+    config: PhiConfig,
+    /// Seconds, oldest first.
+    intervals: VecDeque<f64>,
+    mean: f64,
+    /// Sum of squared differences from the mean (Welford): a sum of squares minus a square would go negative.
+    squares: f64,
+    last_arrival: Option<Instant>,
+    /// Deviations beyond the mean at which phi reaches the threshold.
+    deviations: f64,
+}
+
+impl Phi {
+    /// Seeded with two samples about the interval that is expected: a quarter less, a quarter more.
+    #[must_use]
+    pub fn new(config: PhiConfig, interval: Duration) -> Self {
+        let mut phi = Self {
+            config,
+            intervals: VecDeque::new(),
+            mean: 0.0,
+            squares: 0.0,
+            last_arrival: None,
+            deviations: deviations_at(config.threshold),
+        };
+        let expected = interval.as_secs_f64();
+        phi.record(expected * 0.75);
+        phi.record(expected * 1.25);
+        phi
+    }
+
+    #[must_use]
+    pub fn mean(&self) -> f64 {
+        self.mean
+    }
+
+    /// The deviation that is reckoned with, in seconds.
+    #[must_use]
+    pub fn deviation(&self) -> f64 {
+        let variance = self.squares.max(0.0) / self.intervals.len().max(1) as f64;
+        variance.sqrt().max(self.config.min_std.as_secs_f64())
+    }
+
+    pub fn on_arrival(&mut self, now: Instant) {
+        if let Some(last) = self.last_arrival {
+            self.record(now.saturating_duration_since(last).as_secs_f64());
+        }
+        self.last_arrival = Some(now);
+    }
+
+    /// The interval that spans a failure, or a pause of ours, isn't recorded.
+    pub fn on_failure(&mut self) {
+        self.last_arrival = None;
+    }
+
+    /// -log10 of the probability that a beat comes later than after `silence`.
+    #[must_use]
+    pub fn value(&self, silence: Duration) -> f64 {
+        let expected = self.mean + self.config.acceptable_pause.as_secs_f64();
+        phi_of((silence.as_secs_f64() - expected) / self.deviation())
+    }
+
+    /// The silence at which the threshold is reached.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        let seconds = self.mean + self.config.acceptable_pause.as_secs_f64() + self.deviations * self.deviation();
+        Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX).min(Duration::from_secs(1 << 32))
+    }
+
+    /// Welford's update, by which the oldest sample can also leave.
+    fn record(&mut self, interval: f64) {
+        if self.intervals.len() < self.config.window.max(2) {
+            self.intervals.push_back(interval);
+            let difference = interval - self.mean;
+            self.mean += difference / self.intervals.len() as f64;
+            self.squares += difference * (interval - self.mean);
+        } else if let Some(oldest) = self.intervals.pop_front() {
+            self.intervals.push_back(interval);
+            let old_mean = self.mean;
+            self.mean += (interval - oldest) / self.intervals.len() as f64;
+            self.squares += (interval - oldest) * (interval - self.mean + oldest - old_mean);
+        }
+    }
+}
+
+/// The logistic approximation to the normal distribution's tail that Akka and Pekko use. With x = y (1.5976 +
+/// 0.070566 y^2), both of their branches are log10(1 + exp(x)), which for large x is x / ln 10 without an overflow.
+fn phi_of(y: f64) -> f64 {
+    let x = y * (1.5976 + 0.070_566 * y * y);
+    let phi = if x > 30.0 { x } else { x.exp().ln_1p() } / std::f64::consts::LN_10;
+    phi.min(MAX_PHI)
+}
+
+/// The inverse of [`phi_of`], which grows with y: halving an interval 60 times leaves less than 1e-15.
+fn deviations_at(threshold: f64) -> f64 {
+    let (mut low, mut high) = (-40.0, 40.0);
+    for _ in 0..60 {
+        let middle = f64::midpoint(low, high);
+        if phi_of(middle) < threshold { low = middle } else { high = middle }
+    }
+    high
+}

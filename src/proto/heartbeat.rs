@@ -1,0 +1,443 @@
+//! When to beat, what was heard, and the round-trip time that follows from it.
+
+use std::time::{Duration, Instant};
+
+use super::detector::{DetectorConfig, MAX_PHI};
+use super::frame::{Fields, Kind, put_frame};
+use super::handshake::Rhythm;
+
+pub const MAX_STATUS_BYTES: usize = 1024;
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// A beat handed out later than this after it was due counts as late.
+const LATE: Duration = Duration::from_millis(20);
+/// Pings of ours whose echo is awaited; further ones wait for the next beat.
+const MAX_PINGS: usize = 64;
+
+const ANSWER: u8 = 1;
+const EXTRA: u8 = 2;
+/// An age that nobody knows.
+const UNKNOWN_AGE: u32 = u32::MAX;
+
+/// What a program wishes of its heartbeat.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HeartbeatConfig {
+    /// How often we wish to hear, and are ready to send.
+    pub want: Duration,
+    /// The fastest we will send, whatever the peer wants.
+    pub floor: Duration,
+    /// The silence after which the peer counts as lost; `None` is the default rule.
+    pub limit: Option<Duration>,
+    pub detector: DetectorConfig,
+    /// The peer counts as hung when its application made no progress for longer.
+    pub application_limit: Option<Duration>,
+    /// The peer counts as hung when its interpreter could not run for longer.
+    pub interpreter_limit: Option<Duration>,
+}
+
+impl Default for HeartbeatConfig {
+    fn default() -> Self {
+        Self {
+            want: Duration::from_secs(5),
+            floor: Duration::from_millis(50),
+            limit: None,
+            detector: DetectorConfig::Limit,
+            application_limit: None,
+            interpreter_limit: None,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+pub enum HeartbeatConfigError {
+    #[error("{name} is {duration:?}, it must be 1 ms to 24 h")]
+    Duration { name: &'static str, duration: Duration },
+    #[error("limit {limit:?} is below the interval {want:?}")]
+    LimitBelowInterval { limit: Duration, want: Duration },
+    #[error("phi's threshold is {threshold}, it must be above 0 and at most {max}", max = MAX_PHI / 3.0)]
+    Threshold { threshold: f64 },
+    #[error("phi's window is {window}, it must be 2 to 100,000")]
+    Window { window: usize },
+}
+
+impl HeartbeatConfig {
+    pub fn validate(&self) -> Result<(), HeartbeatConfigError> {
+        let mut durations = vec![("interval", self.want), ("floor", self.floor)];
+        durations.extend(self.limit.map(|limit| ("limit", limit)));
+        durations.extend(self.application_limit.map(|limit| ("application_limit", limit)));
+        durations.extend(self.interpreter_limit.map(|limit| ("interpreter_limit", limit)));
+        if let DetectorConfig::Phi(phi) = self.detector {
+            durations.push(("min_std", phi.min_std));
+            // None at all is a legal pause.
+            durations.push(("acceptable_pause", phi.acceptable_pause.max(Duration::from_millis(1))));
+            if !(phi.threshold > 0.0 && phi.threshold <= MAX_PHI / 3.0) {
+                return Err(HeartbeatConfigError::Threshold { threshold: phi.threshold });
+            }
+            if !(2..=100_000).contains(&phi.window) {
+                return Err(HeartbeatConfigError::Window { window: phi.window });
+            }
+        }
+        for (name, duration) in durations {
+            if !(Duration::from_millis(1)..=DAY).contains(&duration) {
+                return Err(HeartbeatConfigError::Duration { name, duration });
+            }
+        }
+        match self.limit {
+            Some(limit) if limit < self.want => {
+                Err(HeartbeatConfigError::LimitBelowInterval { limit, want: self.want })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// As it goes on the wire, in whole milliseconds.
+    #[must_use]
+    pub fn rhythm(&self) -> Rhythm {
+        let whole = |duration: Duration| Duration::from_millis(duration.as_millis().try_into().unwrap_or(u64::MAX));
+        Rhythm { want: whole(self.want), floor: whole(self.floor), limit: self.limit.map(whole) }
+    }
+}
+
+/// One BEAT, as on the wire.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Beat<'a> {
+    /// Beat back at once.
+    pub answer: bool,
+    /// It was sent beside the rhythm, as a reply or to ask.
+    pub extra: bool,
+    /// Microseconds from an origin of the sender's own.
+    pub sent_at: u64,
+    /// The newest `sent_at` heard from the peer; zero: none yet.
+    pub echo: u64,
+    /// Microseconds since that was heard.
+    pub held: u64,
+    pub interpreter_age: Option<Duration>,
+    pub application_age: Option<Duration>,
+    pub status: &'a [u8],
+}
+
+impl<'a> Beat<'a> {
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        put_frame(out, Kind::Beat, |out| {
+            out.push(if self.answer { ANSWER } else { 0 } | if self.extra { EXTRA } else { 0 });
+            for number in [self.sent_at, self.echo, self.held] {
+                out.extend_from_slice(&number.to_be_bytes());
+            }
+            for age in [self.interpreter_age, self.application_age] {
+                out.extend_from_slice(&age_to_wire(age).to_be_bytes());
+            }
+            out.extend_from_slice(self.status);
+        });
+    }
+
+    #[must_use]
+    pub fn decode(payload: &'a [u8]) -> Option<Self> {
+        let mut fields = Fields(payload);
+        let flags = fields.u8()?;
+        let (sent_at, echo, held) = (fields.u64()?, fields.u64()?, fields.u64()?);
+        let (interpreter_age, application_age) = (age_from_wire(fields.u32()?), age_from_wire(fields.u32()?));
+        let status = fields.0;
+        if sent_at == 0 || status.len() > MAX_STATUS_BYTES {
+            return None;
+        }
+        let (answer, extra) = (flags & ANSWER != 0, flags & EXTRA != 0);
+        Some(Self { answer, extra, sent_at, echo, held, interpreter_age, application_age, status })
+    }
+}
+
+fn age_to_wire(age: Option<Duration>) -> u32 {
+    age.map_or(UNKNOWN_AGE, |age| u32::try_from(age.as_millis()).unwrap_or(UNKNOWN_AGE).min(UNKNOWN_AGE - 1))
+}
+
+fn age_from_wire(ms: u32) -> Option<Duration> {
+    (ms != UNKNOWN_AGE).then(|| Duration::from_millis(ms.into()))
+}
+
+/// The peer's beat can't be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BeatError {
+    #[error("it echoes a beat that was never sent")]
+    EchoOfNothing,
+    #[error("its clock runs backwards")]
+    Backwards,
+}
+
+/// Round trips, as beats showed them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RoundTrip {
+    pub last: Option<Duration>,
+    /// After RFC 6298: an eighth of each new one.
+    pub smoothed: Option<Duration>,
+    pub least: Option<Duration>,
+}
+
+impl RoundTrip {
+    fn record(&mut self, sample: Duration) {
+        self.last = Some(sample);
+        self.smoothed = Some(self.smoothed.map_or(sample, |smoothed| (smoothed * 7 + sample) / 8));
+        self.least = Some(self.least.map_or(sample, |least| least.min(sample)));
+    }
+}
+
+/// What was counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BeatCounts {
+    pub sent: u64,
+    pub heard: u64,
+    /// Of ours, handed to the kernel more than 20 ms after they were due.
+    pub late: u64,
+    pub worst_lateness: Duration,
+}
+
+/// What a beat of the peer brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heard {
+    /// One of our own beats is newly known to have arrived; true if it was the newest.
+    pub arrived: Option<bool>,
+    pub round_trip: Option<Duration>,
+}
+
+/// One side's beats on one link.
+#[derive(Debug)]
+pub struct Heartbeat {
+    /// How often we send.
+    interval: Duration,
+    random: SplitMix,
+    start: Instant,
+    /// `sent_at` at `start`.
+    origin: u64,
+    next_beat: Instant,
+    pending: Option<Pending>,
+    last_sent_at: u64,
+    /// The newest of ours that the peer echoed.
+    last_echo: u64,
+    /// The peer's newest `sent_at`, and when it was heard.
+    to_echo: Option<(u64, Instant)>,
+    /// `sent_at` of the end of our last pause: what was sent before measures the pause.
+    paused_at: u64,
+    round_trip: RoundTrip,
+    counts: BeatCounts,
+    last_ping: u64,
+    /// `sent_at` of the beat that carries it, and the newest ping that it answers.
+    pings_under_way: Vec<(u64, u64)>,
+}
+
+/// The one beat that is to be sent.
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    due: Instant,
+    answer: bool,
+    extra: bool,
+}
+
+impl Heartbeat {
+    /// `seed` makes origin, phase and jitter; each link wants another one.
+    #[must_use]
+    pub fn new(now: Instant, interval: Duration, seed: u64) -> Self {
+        let mut random = SplitMix(seed);
+        // Never 0, and so far from the end that half a million years fit.
+        let origin = 1 + (random.next() >> 2);
+        let phase = interval.mul_f64(random.fraction());
+        Self {
+            interval,
+            random,
+            start: now,
+            origin,
+            next_beat: now + phase,
+            pending: None,
+            last_sent_at: 0,
+            last_echo: 0,
+            to_echo: None,
+            paused_at: 0,
+            round_trip: RoundTrip::default(),
+            counts: BeatCounts::default(),
+            last_ping: 0,
+            pings_under_way: Vec::new(),
+        }
+    }
+
+    #[must_use]
+    pub fn interval(&self) -> Duration {
+        self.interval
+    }
+
+    #[must_use]
+    pub fn round_trip(&self) -> RoundTrip {
+        self.round_trip
+    }
+
+    #[must_use]
+    pub fn counts(&self) -> BeatCounts {
+        self.counts
+    }
+
+    #[must_use]
+    pub fn poll_timeout(&self) -> Instant {
+        self.next_beat
+    }
+
+    /// Makes a beat pending if one is due. Jitter only shortens, so no interval is longer than was agreed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if now >= self.next_beat {
+            let due = self.next_beat;
+            self.next_beat = now + self.interval.mul_f64(0.75 + 0.25 * self.random.fraction());
+            self.put(Pending { due, answer: false, extra: false });
+        }
+    }
+
+    /// Asks the peer to beat back at once.
+    pub fn ask(&mut self, now: Instant) {
+        self.put(Pending { due: now, answer: true, extra: true });
+    }
+
+    /// Asks, and gives the number by which [`Heartbeat::handle_beat`] will say that the answer came.
+    pub fn ping(&mut self, now: Instant) -> u64 {
+        self.ask(now);
+        self.last_ping += 1;
+        self.last_ping
+    }
+
+    fn reply(&mut self, now: Instant) {
+        self.put(Pending { due: now, answer: false, extra: true });
+    }
+
+    /// Newer replaces older, and keeps what the older one was for.
+    fn put(&mut self, newer: Pending) {
+        let older = self.pending.unwrap_or(newer);
+        self.pending = Some(Pending {
+            due: older.due.min(newer.due),
+            answer: older.answer | newer.answer,
+            extra: older.extra & newer.extra,
+        });
+    }
+
+    #[must_use]
+    pub fn is_pending(&self) -> bool {
+        self.pending.is_some()
+    }
+
+    /// The pending beat's own fields as they are now, when it is about to be handed to the kernel.
+    #[must_use]
+    pub fn pending_beat<'a>(&self, now: Instant, ages: Ages, status: &'a [u8]) -> Option<Beat<'a>> {
+        let pending = self.pending?;
+        let (echo, held) = match self.to_echo {
+            Some((echo, heard)) => (echo, micros(now.saturating_duration_since(heard))),
+            None => (0, 0),
+        };
+        Some(Beat {
+            answer: pending.answer,
+            extra: pending.extra,
+            sent_at: self.clock(now).max(self.last_sent_at + 1),
+            echo,
+            held,
+            interpreter_age: ages.interpreter,
+            application_age: ages.application,
+            status,
+        })
+    }
+
+    /// The beat with this `sent_at` was handed to the kernel. True if it asked for an answer.
+    pub fn on_sent(&mut self, now: Instant, sent_at: u64) -> bool {
+        let Some(pending) = self.pending.take() else { return false };
+        self.last_sent_at = sent_at;
+        self.counts.sent += 1;
+        let lateness = now.saturating_duration_since(pending.due);
+        if lateness > LATE {
+            self.counts.late += 1;
+        }
+        self.counts.worst_lateness = self.counts.worst_lateness.max(lateness);
+        let newest_under_way = self.pings_under_way.last().map_or(0, |(_, ping)| *ping);
+        if pending.answer && self.last_ping > newest_under_way {
+            if self.pings_under_way.len() == MAX_PINGS {
+                self.pings_under_way.pop();
+            }
+            self.pings_under_way.push((sent_at, self.last_ping));
+        }
+        pending.answer
+    }
+
+    /// Takes a beat of the peer.
+    pub fn handle_beat(&mut self, now: Instant, beat: &Beat<'_>) -> Result<Heard, BeatError> {
+        if beat.echo > self.last_sent_at || (beat.echo != 0 && beat.echo < self.origin) {
+            return Err(BeatError::EchoOfNothing);
+        }
+        if self.to_echo.is_some_and(|(newest, _)| beat.sent_at <= newest) || beat.echo < self.last_echo {
+            return Err(BeatError::Backwards);
+        }
+        self.counts.heard += 1;
+        self.to_echo = Some((beat.sent_at, now));
+        if beat.answer {
+            self.reply(now);
+        }
+        if beat.echo == self.last_echo {
+            return Ok(Heard { arrived: None, round_trip: None });
+        }
+        self.last_echo = beat.echo;
+        let arrived = Some(beat.echo == self.last_sent_at);
+        let there_and_back = self.clock(now).checked_sub(beat.echo).and_then(|took| took.checked_sub(beat.held));
+        // What was under way while we were paused measures the pause.
+        let round_trip = there_and_back.filter(|_| beat.echo >= self.paused_at).map(Duration::from_micros);
+        if let Some(sample) = round_trip {
+            self.round_trip.record(sample);
+        }
+        Ok(Heard { arrived, round_trip })
+    }
+
+    /// A ping whose beat is known to have arrived.
+    #[must_use]
+    pub fn poll_pong(&mut self) -> Option<u64> {
+        let &(sent_at, ping) = self.pings_under_way.first()?;
+        if sent_at > self.last_echo {
+            return None;
+        }
+        self.pings_under_way.remove(0);
+        if self.pings_under_way.is_empty() {
+            self.pings_under_way = Vec::new();
+        }
+        Some(ping)
+    }
+
+    /// We were paused, until now.
+    pub fn on_pause(&mut self, now: Instant) {
+        self.paused_at = self.clock(now).max(self.last_sent_at + 1);
+    }
+
+    /// Nothing that we sent since our last pause is known to have arrived.
+    #[must_use]
+    pub fn is_unheard_since_pause(&self) -> bool {
+        self.paused_at > 0 && self.last_echo < self.paused_at
+    }
+
+    fn clock(&self, now: Instant) -> u64 {
+        self.origin.saturating_add(micros(now.saturating_duration_since(self.start)))
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    duration.as_micros().try_into().unwrap_or(u64::MAX)
+}
+
+/// What our own program is doing; `None` where nobody knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ages {
+    pub interpreter: Option<Duration>,
+    pub application: Option<Duration>,
+}
+
+/// SplitMix64 (Steele, Lea, Flood, 2014): for jitter, not for secrets.
+#[derive(Debug)]
+struct SplitMix(u64);
+
+impl SplitMix {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// Zero to one.
+    fn fraction(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}

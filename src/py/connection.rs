@@ -1,0 +1,627 @@
+//! `LongConnection`: a link for Python. Converts, tries what doesn't wait, and detaches for the rest.
+
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use pyo3::exceptions::{PyException, PyResourceWarning, PyStopIteration, PyTimeoutError, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList};
+
+use super::buffer::Buffer;
+use super::errors::{ended, link_error, seconds};
+use super::events::{Events, tell};
+use super::pulse;
+use super::timeout::Timeout;
+use crate::engine::link::{Attempt, Link, LinkError};
+use crate::proto::cause::{Cause, Ending};
+use crate::proto::close::{Close, CloseCode, FIRST_APPLICATION_CODE};
+use crate::proto::connection::{Config, Introduction, State};
+use crate::proto::detector::{DetectorConfig, PhiConfig};
+use crate::proto::heartbeat::{HeartbeatConfig, MAX_STATUS_BYTES};
+
+/// How long a goodbye takes at most where no timeout is set: long enough for what is under way, and an end all the same.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The same when an exception leaves the `with` block.
+const HASTE: Duration = Duration::from_secs(1);
+/// For ever, for instants.
+const AGES: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+/// Between looks at whether a signal has come, while an iterable is sent.
+const SIGNAL_CHECKS: usize = 1024;
+
+pub(super) const STATES: [(State, &str); 5] = [
+    (State::Connecting, "connecting"),
+    (State::Open, "open"),
+    (State::Suspect, "suspect"),
+    (State::Closing, "closing"),
+    (State::Closed, "closed"),
+];
+
+pub(super) fn state_name(state: State) -> &'static str {
+    STATES.iter().find(|(each, _)| *each == state).map_or("", |(_, name)| name)
+}
+
+/// What `Heartbeat` hands over: interval, limit, is it phi, floor, threshold, window, least deviation, acceptable pause,
+/// application limit, interpreter limit; seconds.
+pub(super) type Rhythm = (f64, Option<f64>, bool, f64, f64, usize, f64, f64, Option<f64>, Option<f64>);
+
+pub(super) fn config(
+    heartbeat: Rhythm,
+    largest_message_bytes: u64,
+    handshake_timeout: Duration,
+) -> PyResult<Arc<Config>> {
+    let (interval, limit, is_phi, floor, threshold, window, min_std, pause, application, interpreter) = heartbeat;
+    let heartbeat = HeartbeatConfig {
+        want: seconds(interval)?,
+        floor: seconds(floor)?,
+        limit: limit.map(seconds).transpose()?,
+        detector: if is_phi {
+            let (min_std, acceptable_pause) = (seconds(min_std)?, seconds(pause)?);
+            DetectorConfig::Phi(PhiConfig { threshold, window, min_std, acceptable_pause })
+        } else {
+            DetectorConfig::Limit
+        },
+        application_limit: application.map(seconds).transpose()?,
+        interpreter_limit: interpreter.map(seconds).transpose()?,
+    };
+    heartbeat.validate().map_err(|error| PyValueError::new_err(error.to_string()))?;
+    Ok(Arc::new(Config { heartbeat, largest_message_bytes, handshake_timeout, ..Config::default() }))
+}
+
+/// A connection of messages that is supervised by heartbeats in both directions.
+#[pyclass(frozen, weakref, module = "longconn")]
+pub(super) struct LongConnection {
+    pub(super) link: Arc<Link>,
+    /// Of `settimeout`: seconds as bits; NaN is for ever.
+    timeout: AtomicU64,
+    /// The end of this object is the end of the connection.
+    is_owner: AtomicBool,
+    /// The program has begun to close it.
+    is_closed: AtomicBool,
+    /// What `authenticate` has made of the client.
+    principal: Option<Py<PyAny>>,
+}
+
+impl LongConnection {
+    pub(super) fn new(link: Arc<Link>, is_owner: bool, principal: Option<Py<PyAny>>) -> Self {
+        Self {
+            link,
+            timeout: AtomicU64::new(f64::NAN.to_bits()),
+            is_owner: AtomicBool::new(is_owner),
+            is_closed: AtomicBool::new(false),
+            principal,
+        }
+    }
+
+    fn settled(&self) -> Option<Duration> {
+        Duration::try_from_secs_f64(f64::from_bits(self.timeout.load(Ordering::Relaxed))).ok()
+    }
+
+    fn deadline(&self, timeout: Timeout) -> Option<Instant> {
+        timeout.deadline(self.settled())
+    }
+
+    fn error(&self, py: Python<'_>, error: LinkError) -> PyErr {
+        link_error(py, error, &self.link, true)
+    }
+
+    /// Waits detached; a signal's handler runs in between.
+    fn wait<T: Send>(
+        &self,
+        py: Python<'_>,
+        deadline: Option<Instant>,
+        wait: impl Fn(&Link, Option<Instant>) -> Result<T, LinkError> + Sync,
+    ) -> PyResult<T> {
+        wait_for(py, &self.link, deadline, wait)?.map_err(|error| self.error(py, error))
+    }
+
+    /// What takes the link's lock for a moment.
+    fn ask<T: Send>(&self, py: Python<'_>, ask: impl Fn(&Link) -> Result<T, LinkError> + Sync) -> PyResult<T> {
+        py.detach(|| ask(&self.link)).map_err(|error| self.error(py, error))
+    }
+
+    fn push(&self, py: Python<'_>, data: &Bound<'_, PyAny>, deadline: &mut Deadline) -> PyResult<()> {
+        let buffer = Buffer::readable(data)?;
+        match self.link.try_send(buffer.bytes()) {
+            Ok(Attempt::Done(())) => return Ok(()),
+            Ok(Attempt::Later) => {}
+            Err(error) => return Err(self.error(py, error)),
+        }
+        let deadline = deadline.begin(self);
+        if buffer.is_readonly() {
+            let bytes = buffer.bytes();
+            return self.wait(py, deadline, |link, deadline| link.send(bytes, deadline));
+        }
+        // Others may write to it once we are detached.
+        let bytes = buffer.bytes().to_vec();
+        self.wait(py, deadline, |link, deadline| link.send(&bytes, deadline))
+    }
+
+    /// `take` runs under the link's lock; it is tried until it has given something.
+    fn take<T>(
+        &self,
+        py: Python<'_>,
+        timeout: Timeout,
+        mut take: impl FnMut(&Link) -> Result<Attempt<T>, LinkError>,
+    ) -> PyResult<Result<T, LinkError>> {
+        let mut deadline = Deadline::Later(timeout);
+        loop {
+            match take(&self.link) {
+                Ok(Attempt::Done(taken)) => return Ok(Ok(taken)),
+                Ok(Attempt::Later) => {}
+                Err(error) => return Ok(Err(error)),
+            }
+            let deadline = deadline.begin(self);
+            if let Err(error) = wait_for(py, &self.link, deadline, Link::wait_readable)? {
+                return Ok(Err(error));
+            }
+        }
+    }
+
+    fn receive<'py>(&self, py: Python<'py>, timeout: Timeout) -> PyResult<Result<Bound<'py, PyBytes>, LinkError>> {
+        self.take(py, timeout, |link| link.try_recv(|message| PyBytes::new(py, message)))
+    }
+
+    fn say_goodbye(&self, py: Python<'_>, close: Close, grace: Option<Duration>) -> PyResult<()> {
+        self.is_closed.store(true, Ordering::Relaxed);
+        let grace = grace.unwrap_or(AGES).min(AGES);
+        match py.detach(|| self.link.close(close, grace)) {
+            // What the parent's child drops is closed here already.
+            Ok(()) | Err(LinkError::Forked) => Ok(()),
+            Err(error) => Err(self.error(py, error)),
+        }
+    }
+
+    fn wait_closed(&self, py: Python<'_>) -> PyResult<Option<Arc<Ending>>> {
+        match wait_for(py, &self.link, None, Link::wait_ended)? {
+            Ok(ending) => Ok(Some(ending)),
+            Err(LinkError::Forked) => Ok(None),
+            Err(error) => Err(self.error(py, error)),
+        }
+    }
+
+    fn ending(&self, py: Python<'_>) -> Option<Arc<Ending>> {
+        py.detach(|| self.link.ending()).ok().flatten()
+    }
+}
+
+/// Waits on a link with the same deadline, whatever signals come.
+pub(super) fn wait_for<T: Send>(
+    py: Python<'_>,
+    link: &Link,
+    deadline: Option<Instant>,
+    wait: impl Fn(&Link, Option<Instant>) -> Result<T, LinkError> + Sync,
+) -> PyResult<Result<T, LinkError>> {
+    loop {
+        match py.detach(|| wait(link, deadline)) {
+            Err(LinkError::Interrupted) => py.check_signals()?,
+            other => return Ok(other),
+        }
+    }
+}
+
+/// One for a whole call; the clock is read only if it has to wait.
+enum Deadline {
+    Later(Timeout),
+    At(Option<Instant>),
+}
+
+impl Deadline {
+    fn begin(&mut self, connection: &LongConnection) -> Option<Instant> {
+        if let Self::Later(timeout) = self {
+            *self = Self::At(connection.deadline(*timeout));
+        }
+        match self {
+            Self::At(deadline) => *deadline,
+            Self::Later(_) => None,
+        }
+    }
+}
+
+pub(super) fn close_frame(code: u32, reason: &str) -> PyResult<Close> {
+    let code = match u16::try_from(code) {
+        Ok(code @ (0 | 1)) => code,
+        Ok(code) if code >= FIRST_APPLICATION_CODE => code,
+        _ => {
+            return Err(PyValueError::new_err(format!(
+                "code={code}: 0 (normal), 1 (going away), or one of the program's own, {FIRST_APPLICATION_CODE} to 65535"
+            )));
+        }
+    };
+    if reason.len() > 1024 {
+        return Err(PyValueError::new_err(format!("reason: {} bytes, at most 1024", reason.len())));
+    }
+    Ok(Close::new(CloseCode(code), reason))
+}
+
+#[pymethods]
+impl LongConnection {
+    // ---- messages
+
+    /// Send one message.
+    #[pyo3(signature = (data, *, timeout = Timeout::LeftOut))]
+    fn send(&self, py: Python<'_>, data: &Bound<'_, PyAny>, timeout: Timeout) -> PyResult<()> {
+        self.push(py, data, &mut Deadline::Later(timeout))
+    }
+
+    /// The same as `send`, by the socket's name.
+    #[pyo3(signature = (data, *, timeout = Timeout::LeftOut))]
+    fn sendall(&self, py: Python<'_>, data: &Bound<'_, PyAny>, timeout: Timeout) -> PyResult<()> {
+        self.push(py, data, &mut Deadline::Later(timeout))
+    }
+
+    /// Send each message of an iterable; how many it were.
+    #[pyo3(signature = (messages, *, timeout = Timeout::LeftOut))]
+    fn send_many(&self, py: Python<'_>, messages: &Bound<'_, PyAny>, timeout: Timeout) -> PyResult<usize> {
+        let mut deadline = Deadline::Later(timeout);
+        let mut count = 0;
+        for message in messages.try_iter()? {
+            self.push(py, &message?, &mut deadline)?;
+            count += 1;
+            if count % SIGNAL_CHECKS == 0 {
+                py.check_signals()?;
+            }
+        }
+        Ok(count)
+    }
+
+    /// Receive one message.
+    #[pyo3(signature = (*unwanted, timeout = Timeout::LeftOut), text_signature = "($self, /, *, timeout=...)")]
+    fn recv<'py>(
+        &self,
+        py: Python<'py>,
+        unwanted: &Bound<'py, pyo3::types::PyTuple>,
+        timeout: Timeout,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        if !unwanted.is_empty() {
+            return Err(PyTypeError::new_err(
+                "recv() takes no size: a LongConnection receives whole messages, as they were sent",
+            ));
+        }
+        self.receive(py, timeout)?.map_err(|error| self.error(py, error))
+    }
+
+    /// Receive the messages that are there, at least one.
+    #[pyo3(signature = (max_messages, *, timeout = Timeout::LeftOut))]
+    fn recv_many<'py>(&self, py: Python<'py>, max_messages: usize, timeout: Timeout) -> PyResult<Bound<'py, PyList>> {
+        if max_messages == 0 {
+            return Err(PyValueError::new_err("max_messages=0: 1 or more"));
+        }
+        let mut messages = Vec::new();
+        self.take(py, timeout, |link| {
+            link.try_recv_many(max_messages, |message| messages.push(PyBytes::new(py, message)))
+        })?
+        .map_err(|error| self.error(py, error))?;
+        PyList::new(py, messages)
+    }
+
+    fn __iter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        self.receive(py, Timeout::LeftOut)?.map_err(|error| match &error {
+            LinkError::Ended(ending) if is_normal(ending) => PyStopIteration::new_err(()),
+            _ => self.error(py, error),
+        })
+    }
+
+    /// Wait until the peer's program took everything that was sent.
+    #[pyo3(signature = (*, timeout = Timeout::LeftOut))]
+    fn flush(&self, py: Python<'_>, timeout: Timeout) -> PyResult<()> {
+        self.wait(py, self.deadline(timeout), Link::flush)
+    }
+
+    /// The round trip of a beat that the peer answers at once.
+    #[pyo3(signature = (*, timeout = Timeout::LeftOut))]
+    fn ping(&self, py: Python<'_>, timeout: Timeout) -> PyResult<f64> {
+        Ok(self.wait(py, self.deadline(timeout), Link::ping)?.as_secs_f64())
+    }
+
+    // ---- settings, and what is known
+
+    /// What calls wait for that don't say.
+    #[pyo3(signature = (timeout, /))]
+    fn settimeout(&self, timeout: Timeout) {
+        let seconds = timeout.or(None).map_or(f64::NAN, |duration| duration.as_secs_f64());
+        self.timeout.store(seconds.to_bits(), Ordering::Relaxed);
+    }
+
+    /// What `settimeout` was told.
+    fn gettimeout(&self) -> Option<f64> {
+        self.settled().map(|duration| duration.as_secs_f64())
+    }
+
+    /// The peer's address.
+    fn getpeername(&self) -> (String, u16) {
+        pair(self.link.peer_address())
+    }
+
+    /// Our own address.
+    fn getsockname(&self) -> (String, u16) {
+        pair(self.link.local_address())
+    }
+
+    /// Our own address.
+    #[getter]
+    fn address(&self) -> (String, u16) {
+        self.getsockname()
+    }
+
+    /// The peer's address.
+    #[getter]
+    fn peer_address(&self) -> (String, u16) {
+        self.getpeername()
+    }
+
+    /// What the client calls itself.
+    #[getter]
+    fn client_id(&self, py: Python<'_>) -> PyResult<String> {
+        self.ask(py, Link::client_id)
+    }
+
+    /// What the server's `authenticate` returned for this client.
+    #[getter]
+    fn principal(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        self.principal.as_ref().map(|principal| principal.clone_ref(py))
+    }
+
+    /// How it is now.
+    #[getter]
+    fn state(&self, py: Python<'_>) -> PyResult<&'static str> {
+        self.ask(py, Link::state).map(state_name)
+    }
+
+    /// Why it ended.
+    #[getter]
+    fn lost<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let Some(ending) = self.ask(py, Link::ending)? else { return Ok(None) };
+        py.import("longconn.errors")?.getattr("Cause")?.call1((ending.cause.name(),)).map(Some)
+    }
+
+    /// Wait for a state.
+    #[pyo3(signature = (state, *, timeout = Timeout::LeftOut))]
+    fn wait_for(&self, py: Python<'_>, state: &str, timeout: Timeout) -> PyResult<()> {
+        let Some((wanted, _)) = STATES.iter().find(|(_, name)| *name == state) else {
+            let names = STATES.map(|(_, name)| name).join(", ");
+            return Err(PyValueError::new_err(format!("state={state:?}: one of {names}")));
+        };
+        self.wait(py, self.deadline(timeout), |link, deadline| link.wait_state(*wanted, deadline))
+    }
+
+    /// Each change of state, as it comes.
+    fn events(slf: &Bound<'_, Self>) -> Events {
+        Events::of_link(slf.clone().unbind())
+    }
+
+    /// What our beats say to the peer.
+    #[getter]
+    fn status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        Ok(PyBytes::new(py, &self.ask(py, Link::status)?))
+    }
+
+    #[setter]
+    fn set_status(&self, py: Python<'_>, status: &Bound<'_, PyAny>) -> PyResult<()> {
+        let status = Buffer::readable(status)?.bytes().to_vec();
+        if self.ask(py, |link| link.set_status(&status))? {
+            return Ok(());
+        }
+        Err(PyValueError::new_err(format!("status: {} bytes, at most {MAX_STATUS_BYTES}", status.len())))
+    }
+
+    /// What the peer's beats say.
+    #[getter]
+    fn peer_status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        Ok(PyBytes::new(py, &self.ask(py, Link::peer_status)?))
+    }
+
+    /// The program goes forward.
+    fn progress(&self, py: Python<'_>) -> PyResult<()> {
+        self.ask(py, Link::progress)
+    }
+
+    /// What is measured and counted.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let (state, stats, ages, peer_ages_at) = self.ask(py, |link| {
+            let ages = link.peer_ages()?;
+            Ok((link.state()?, link.stats()?, ages.map(|(_, ages)| ages), ages.map(|(at, _)| at)))
+        })?;
+        let Some(stats) = stats else { return Err(PyValueError::new_err("the connection was never open")) };
+        let number = |duration: Option<Duration>| duration.map(|duration| duration.as_secs_f64());
+        let fields = PyDict::new(py);
+        fields.set_item("state", state_name(state))?;
+        fields.set_item("silence_seconds", stats.silence.as_secs_f64())?;
+        fields.set_item("limit_seconds", stats.limit.as_secs_f64())?;
+        fields.set_item("phi", stats.phi)?;
+        fields.set_item("send_interval_seconds", stats.send_interval.as_secs_f64())?;
+        fields.set_item("hear_interval_seconds", stats.hear_interval.as_secs_f64())?;
+        fields.set_item("round_trip_last_seconds", number(stats.round_trip.last))?;
+        fields.set_item("round_trip_smoothed_seconds", number(stats.round_trip.smoothed))?;
+        fields.set_item("round_trip_least_seconds", number(stats.round_trip.least))?;
+        fields.set_item("beats_sent", stats.beats.sent)?;
+        fields.set_item("beats_heard", stats.beats.heard)?;
+        fields.set_item("beats_late", stats.beats.late)?;
+        fields.set_item("worst_lateness_seconds", stats.beats.worst_lateness.as_secs_f64())?;
+        fields.set_item("bytes_sent", stats.bytes_sent)?;
+        fields.set_item("bytes_heard", stats.bytes_heard)?;
+        fields.set_item("untaken_bytes", stats.untaken_bytes)?;
+        fields.set_item("untaken_messages", stats.untaken_messages)?;
+        fields.set_item("inbox_bytes", stats.inbox_bytes)?;
+        fields.set_item("inbox_messages", stats.inbox_messages)?;
+        fields.set_item("peer_interpreter_age_seconds", number(ages.and_then(|ages| ages.interpreter)))?;
+        fields.set_item("peer_application_age_seconds", number(ages.and_then(|ages| ages.application)))?;
+        let told = peer_ages_at.map(|at| crate::engine::clock::now().saturating_duration_since(at));
+        fields.set_item("peer_ages_told_seconds_ago", number(told))?;
+        py.import("longconn.links")?.getattr("LinkStats")?.call((), Some(&fields))
+    }
+
+    /// A descriptor that is readable while `recv` would not wait.
+    fn fileno(&self, py: Python<'_>) -> PyResult<RawFd> {
+        self.ask(py, Link::notification)
+    }
+
+    // ---- the end
+
+    /// Say goodbye, and wait until the peer took everything.
+    #[pyo3(signature = (code = 0, reason = "", *, timeout = Timeout::LeftOut))]
+    fn close(&self, py: Python<'_>, code: u32, reason: &str, timeout: Timeout) -> PyResult<()> {
+        let close = close_frame(code, reason)?;
+        let was_closed = self.is_closed.load(Ordering::Relaxed);
+        self.say_goodbye(py, close, timeout.or(Some(self.settled().unwrap_or(PATIENCE))))?;
+        match self.wait_closed(py)? {
+            Some(ending)
+                if !was_closed && ending.cause == Cause::Closed && !ending.by_peer && ending.untaken_bytes > 0 =>
+            {
+                Err(PyTimeoutError::new_err(format!(
+                    "closed, but the peer's program had not taken {} bytes in time",
+                    ending.untaken_bytes
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// As a socket's: the end of sending, which here is a goodbye that doesn't wait.
+    #[pyo3(signature = (how, /))]
+    fn shutdown(&self, py: Python<'_>, how: i32) -> PyResult<()> {
+        match how {
+            libc::SHUT_WR | libc::SHUT_RDWR => {
+                self.say_goodbye(py, Close::new(CloseCode::NORMAL, ""), Some(self.settled().unwrap_or(PATIENCE)))
+            }
+            libc::SHUT_RD => Err(PyValueError::new_err(
+                "SHUT_RD: a LongConnection always receives, for the peer's beats come the same way; close() it",
+            )),
+            _ => Err(PyValueError::new_err(format!("how={how}: socket.SHUT_WR"))),
+        }
+    }
+
+    fn __enter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        kind: &Bound<'_, PyAny>,
+        _error: &Bound<'_, PyAny>,
+        _traceback: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        if kind.is_none() {
+            return self.close(py, 0, "", Timeout::LeftOut);
+        }
+        // The exception says more than what closing comes to.
+        let grace = self.settled().unwrap_or(PATIENCE).min(HASTE);
+        self.say_goodbye(py, Close::new(CloseCode::GOING_AWAY, ""), Some(grace))?;
+        match self.wait_closed(py) {
+            Err(error) if !error.is_instance_of::<PyException>(py) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn __eq__(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.link, &other.link)
+    }
+
+    fn __hash__(&self) -> usize {
+        self.link.key()
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> String {
+        let (ours, theirs) = (self.link.local_address(), self.link.peer_address());
+        let state = match py.detach(|| self.link.state()) {
+            Ok(state) => state_name(state),
+            Err(_) => "of the process that forked this one",
+        };
+        let why = match self.ending(py) {
+            Some(ending) if ending.cause != Cause::Closed => format!(": {}", ending.cause.name()),
+            _ => String::new(),
+        };
+        format!("<longconn.LongConnection {ours} -> {theirs}, {state}{why}>")
+    }
+}
+
+fn is_normal(ending: &Ending) -> bool {
+    ending.cause == Cause::Closed && ending.close.as_ref().is_some_and(|close| close.code == CloseCode::NORMAL)
+}
+
+pub(super) fn pair(address: std::net::SocketAddr) -> (String, u16) {
+    (address.ip().to_string(), address.port())
+}
+
+/// As a socket that nobody has closed: it is said, and done.
+impl Drop for LongConnection {
+    fn drop(&mut self) {
+        if !self.is_owner.load(Ordering::Relaxed) || self.is_closed.load(Ordering::Relaxed) {
+            return;
+        }
+        Python::try_attach(|py| {
+            let is_over = py.detach(|| !matches!(self.link.ending(), Ok(None)));
+            if is_over {
+                return;
+            }
+            let pending = PyErr::take(py);
+            let (ours, theirs) = (self.link.local_address(), self.link.peer_address());
+            let text = std::ffi::CString::new(format!("unclosed <longconn.LongConnection {ours} -> {theirs}>"));
+            let warned = text.map_or(Ok(()), |text| PyErr::warn(py, &py.get_type::<PyResourceWarning>(), &text, 1));
+            if let Err(error) = warned {
+                error.write_unraisable(py, None);
+            }
+            if let Some(pending) = pending {
+                pending.restore(py);
+            }
+            // It doesn't wait; what was sent gets its chance.
+            let _ = py.detach(|| self.link.close(Close::new(CloseCode::GOING_AWAY, ""), HASTE));
+        });
+    }
+}
+
+/// Makes a link of a connected TCP socket, which it takes over, and waits for the handshake.
+#[pyfunction]
+#[allow(clippy::too_many_arguments, reason = "one for each of connect's")]
+#[pyo3(signature = (fd, *, heartbeat, largest_message_bytes, client_id, token, timeout, on_event))]
+pub(super) fn open_link(
+    py: Python<'_>,
+    fd: RawFd,
+    heartbeat: Rhythm,
+    largest_message_bytes: u64,
+    client_id: String,
+    token: Vec<u8>,
+    timeout: Timeout,
+    on_event: Option<Py<PyAny>>,
+) -> PyResult<LongConnection> {
+    if fd < 0 {
+        return Err(PyValueError::new_err("no socket"));
+    }
+    // SAFETY: the caller has detached it from its socket object, so nobody else closes it.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let deadline = timeout.deadline(None);
+    // The caller's deadline comes first, or the time is nobody's to choose but the peer's.
+    let handshake_timeout = timeout.or(None).unwrap_or(AGES).saturating_add(HASTE).min(AGES);
+    let config = config(heartbeat, largest_message_bytes, handshake_timeout)?;
+    let introduction = Introduction { client_id, token, will_resume: false, session: None };
+    let link = py
+        .detach(|| Link::client(socket, config, introduction))
+        .map_err(|error| super::errors::listener_error(py, error))?;
+    pulse::begin();
+    if let Some(function) = on_event.map(Arc::new) {
+        let this = Arc::downgrade(&link);
+        py.detach(|| link.observe(Arc::new(move |occurrence| tell(&function, &this, occurrence))))
+            .map_err(|error| link_error(py, error, &link, false))?;
+    }
+    let give_up = || {
+        let _ = py.detach(|| link.close(Close::new(CloseCode::NORMAL, ""), Duration::ZERO));
+    };
+    match wait_for(py, &link, deadline, Link::wait_open) {
+        Ok(Ok(_)) => Ok(LongConnection::new(link, true, None)),
+        Ok(Err(LinkError::Ended(ending))) => Err(ended(py, &ending, &link, false).unwrap_or_else(|error| error)),
+        Ok(Err(error)) => {
+            give_up();
+            Err(link_error(py, error, &link, false))
+        }
+        Err(error) => {
+            give_up();
+            Err(error)
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! What happened to links, one after the other.
+
+use std::sync::{Arc, Weak};
+
+use pyo3::exceptions::PyStopIteration;
+use pyo3::prelude::*;
+
+use super::connection::{LongConnection, state_name};
+use super::errors::{ended, link_error, listener_error};
+use super::server::{Door, Server, wait_for_listener};
+use crate::engine::link::{Link, LinkError, Occurrence, What};
+use crate::engine::{clock, notices};
+use crate::proto::connection::State;
+
+enum Source {
+    Link(Py<LongConnection>),
+    Server(Py<Server>),
+}
+
+/// An iterator of `Event`, or of pairs of a connection and an `Event`.
+#[pyclass(frozen, module = "longconn._longconn")]
+pub(super) struct Events {
+    source: Source,
+}
+
+impl Events {
+    pub(super) fn of_link(connection: Py<LongConnection>) -> Self {
+        Self { source: Source::Link(connection) }
+    }
+
+    pub(super) fn of_server(server: Py<Server>) -> Self {
+        Self { source: Source::Server(server) }
+    }
+}
+
+#[pymethods]
+impl Events {
+    fn __iter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        match &self.source {
+            Source::Link(connection) => {
+                let link = &connection.get().link;
+                match super::connection::wait_for(py, link, None, Link::next_occurrence)? {
+                    Ok(occurrence) => event(py, link, &occurrence),
+                    Err(LinkError::Ended(_)) => Err(PyStopIteration::new_err(())),
+                    Err(error) => Err(link_error(py, error, link, true)),
+                }
+            }
+            Source::Server(server) => {
+                let server = server.get();
+                match wait_for_listener(py, &server.listener, None, |listener, deadline| {
+                    listener.next_occurrence(deadline)
+                })? {
+                    Ok((link, occurrence)) => {
+                        let event = event(py, &link, &occurrence)?;
+                        let connection = server.door.show(py, link)?;
+                        Ok((connection, event).into_pyobject(py)?.into_any())
+                    }
+                    Err(LinkError::Closed) => Err(PyStopIteration::new_err(())),
+                    Err(error) => Err(listener_error(py, error)),
+                }
+            }
+        }
+    }
+}
+
+/// Runs on the thread of the notices; what it raises has no caller to go to.
+pub(super) fn tell(function: &Arc<Py<PyAny>>, link: &Weak<Link>, occurrence: &Occurrence) {
+    let (function, occurrence) = (function.clone(), occurrence.clone());
+    let Some(link) = link.upgrade() else { return };
+    notices::call(Box::new(move || {
+        Python::try_attach(|py| {
+            let called = event(py, &link, &occurrence).and_then(|event| function.bind(py).call1((event,)));
+            if let Err(error) = called {
+                error.write_unraisable(py, Some(function.bind(py)));
+            }
+        });
+    }));
+}
+
+/// The same for a server's, which is told whose event it is.
+pub(super) fn tell_of(server: &Weak<Door>, function: &Arc<Py<PyAny>>, link: &Arc<Link>, occurrence: &Occurrence) {
+    let (server, function) = (server.clone(), function.clone());
+    let (link, occurrence) = (link.clone(), occurrence.clone());
+    notices::call(Box::new(move || {
+        Python::try_attach(|py| {
+            let Some(door) = server.upgrade() else { return };
+            let called =
+                event(py, &link, &occurrence).and_then(|event| function.bind(py).call1((door.show(py, link)?, event)));
+            if let Err(error) = called {
+                error.write_unraisable(py, Some(function.bind(py)));
+            }
+        });
+    }));
+}
+
+fn event<'py>(py: Python<'py>, link: &Arc<Link>, occurrence: &Occurrence) -> PyResult<Bound<'py, PyAny>> {
+    let ago = clock::now().saturating_duration_since(occurrence.at).as_secs_f64();
+    let time = py.import("time")?.call_method0("time")?.extract::<f64>()? - ago;
+    let (state, error) = match &occurrence.what {
+        What::Opened | What::Alive => (State::Open, None),
+        What::Suspect { .. } => (State::Suspect, None),
+        What::Ended(ending) => {
+            let was_open = py.detach(|| link.agreement()).is_ok_and(|agreement| agreement.is_some());
+            (State::Closed, Some((ending.cause.name(), ended(py, ending, link, was_open)?.into_value(py))))
+        }
+    };
+    let links = py.import("longconn.links")?;
+    let (cause, error) = match error {
+        Some((cause, error)) => (Some(links.getattr("Cause")?.call1((cause,))?), Some(error)),
+        None => (None, None),
+    };
+    links.getattr("Event")?.call1((time, state_name(state), cause, error))
+}

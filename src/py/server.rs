@@ -1,0 +1,389 @@
+//! A listener for Python, and the one loop over the messages of all its connections.
+
+use std::collections::{HashMap, VecDeque};
+use std::mem;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use pyo3::exceptions::{PyPermissionError, PyRuntimeError, PyStopIteration, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBool, PyBytes, PyDict};
+
+use super::buffer::Buffer;
+use super::connection::{LongConnection, Rhythm, close_frame, config, pair};
+use super::errors::{listener_error, os_error, seconds};
+use super::events::{Events, tell_of};
+use super::pulse;
+use super::timeout::Timeout;
+use crate::engine::link::{Attempt, Link, LinkError};
+use crate::engine::listener::{Client, Listener, ListenerConfig};
+use crate::engine::{clock, notices};
+use crate::proto::close::{Close, CloseCode};
+
+/// Messages fetched in one go; of each link the engine gives its fair share.
+const BATCH: usize = 256;
+/// What belongs to connections that are over is looked for when there is twice as much as after the last time, and this.
+const SPARE: usize = 64;
+
+const UNDECIDED: u8 = 0;
+const ACCEPTS: u8 = 1;
+const LISTS_MESSAGES: u8 = 2;
+
+/// Python's objects for links, by their keys; those of links that are over go now and then.
+struct Kept<T> {
+    by_key: HashMap<usize, (Weak<Link>, Py<T>)>,
+    next_sweep: usize,
+}
+
+impl<T> Default for Kept<T> {
+    fn default() -> Self {
+        Self { by_key: HashMap::new(), next_sweep: SPARE }
+    }
+}
+
+impl<T> Kept<T> {
+    fn find(&self, py: Python<'_>, link: &Link) -> Option<Py<T>> {
+        self.by_key.get(&link.key()).map(|(_, object)| object.clone_ref(py))
+    }
+
+    /// What it gives back is to be dropped once the lock is given up.
+    #[must_use]
+    fn keep(&mut self, link: &Arc<Link>, object: Py<T>) -> Vec<(Weak<Link>, Py<T>)> {
+        let mut gone = Vec::new();
+        if self.by_key.len() >= self.next_sweep {
+            let is_over = |link: &Weak<Link>| link.upgrade().is_none_or(|link| !matches!(link.ending(), Ok(None)));
+            let (over, kept) = mem::take(&mut self.by_key).into_iter().partition(|(_, (link, _))| is_over(link));
+            self.by_key = kept;
+            self.next_sweep = 2 * self.by_key.len() + SPARE;
+            gone = HashMap::<_, _>::into_values(over).collect();
+        }
+        gone.extend(self.by_key.insert(link.key(), (Arc::downgrade(link), object)));
+        gone
+    }
+}
+
+/// Who is let in: the program's function, what it made of the clients, and Python's objects for those who are here.
+#[derive(Default)]
+pub(super) struct Door {
+    authenticate: Mutex<Option<Py<PyAny>>>,
+    principals: Mutex<Kept<PyAny>>,
+    mode: AtomicU8,
+    /// Connections that were shown, unless they are accepted: the same object each time.
+    shown: Mutex<Kept<LongConnection>>,
+}
+
+impl Door {
+    fn principal(&self, py: Python<'_>, link: &Link) -> Option<Py<PyAny>> {
+        lock(&self.principals).find(py, link)
+    }
+
+    /// The object for a link that the server owns.
+    pub(super) fn show(&self, py: Python<'_>, link: Arc<Link>) -> PyResult<Py<LongConnection>> {
+        if let Some(connection) = lock(&self.shown).find(py, &link) {
+            return Ok(connection);
+        }
+        let principal = self.principal(py, &link);
+        let connection = Py::new(py, LongConnection::new(link.clone(), false, principal))?;
+        if self.mode.load(Ordering::Relaxed) == LISTS_MESSAGES {
+            let gone = lock(&self.shown).keep(&link, connection.clone_ref(py));
+            drop(gone);
+        }
+        Ok(connection)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+type Message = (Arc<Link>, Py<PyBytes>);
+
+#[derive(Default)]
+struct Batch {
+    waiting: VecDeque<Message>,
+    /// Handed to the program while the link's lock was taken.
+    unconfirmed: Vec<Arc<Link>>,
+}
+
+/// What `LongServer` stands on.
+#[pyclass(frozen, module = "longconn._longconn")]
+pub(super) struct Server {
+    pub(super) listener: Arc<Listener>,
+    pub(super) door: Arc<Door>,
+    /// Shared by all iterators, so that none is lost with one.
+    batch: Mutex<Batch>,
+}
+
+/// Waits on a listener with the same deadline, whatever signals come.
+pub(super) fn wait_for_listener<T: Send>(
+    py: Python<'_>,
+    listener: &Listener,
+    deadline: Option<Instant>,
+    wait: impl Fn(&Listener, Option<Instant>) -> Result<T, LinkError> + Sync,
+) -> PyResult<Result<T, LinkError>> {
+    loop {
+        match py.detach(|| wait(listener, deadline)) {
+            Err(LinkError::Interrupted) => py.check_signals()?,
+            other => return Ok(other),
+        }
+    }
+}
+
+impl Server {
+    fn begin(&self, mode: u8) -> PyResult<()> {
+        match self.door.mode.compare_exchange(UNDECIDED, mode, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => Ok(()),
+            Err(before) if before == mode => Ok(()),
+            Err(ACCEPTS) => Err(PyRuntimeError::new_err(
+                "messages(): this server's connections come by accept(); a server does either the one or the other",
+            )),
+            Err(_) => Err(PyRuntimeError::new_err(
+                "accept(): this server's connections come with their messages(); a server does either the one or the other",
+            )),
+        }
+    }
+
+    /// The next message of the batch, which is filled anew if there is none. Nothing of Python's runs under the lock.
+    fn next_in_batch(&self, py: Python<'_>) -> Result<Option<Message>, LinkError> {
+        let mut batch = lock(&self.batch);
+        if batch.waiting.is_empty() {
+            let waiting = &mut batch.waiting;
+            let _ = self.listener.try_messages(BATCH, |link, message| {
+                waiting.push_back((link.clone(), PyBytes::new(py, message).unbind()));
+            })?;
+        }
+        let Some((link, message)) = batch.waiting.pop_front() else { return Ok(None) };
+        // Now it is the program's.
+        if !matches!(link.try_confirm(1), Ok(Attempt::Done(()))) {
+            batch.unconfirmed.push(link.clone());
+        }
+        Ok(Some((link, message)))
+    }
+
+    /// Before it waits, everything that was handed out is told.
+    fn confirm_rest(&self, py: Python<'_>) {
+        let unconfirmed = mem::take(&mut lock(&self.batch).unconfirmed);
+        if !unconfirmed.is_empty() {
+            py.detach(|| {
+                for link in unconfirmed {
+                    // It may be over.
+                    let _ = link.confirm(1);
+                }
+            });
+        }
+    }
+}
+
+#[pymethods]
+impl Server {
+    #[getter]
+    fn address(&self) -> (String, u16) {
+        pair(self.listener.address())
+    }
+
+    fn accept(&self, py: Python<'_>, timeout: Timeout) -> PyResult<LongConnection> {
+        self.begin(ACCEPTS)?;
+        let link = wait_for_listener(py, &self.listener, timeout.deadline(None), Listener::accept)?
+            .map_err(|error| listener_error(py, error))?;
+        let principal = self.door.principal(py, &link);
+        Ok(LongConnection::new(link, true, principal))
+    }
+
+    fn messages(slf: Bound<'_, Self>, timeout: Timeout) -> PyResult<Messages> {
+        let server = slf.get();
+        server.begin(LISTS_MESSAGES)?;
+        slf.py().detach(|| server.listener.list_messages()).map_err(|error| listener_error(slf.py(), error))?;
+        Ok(Messages { server: slf.unbind(), timeout })
+    }
+
+    fn events(slf: Bound<'_, Self>) -> Events {
+        Events::of_server(slf.unbind())
+    }
+
+    fn connections(&self, py: Python<'_>) -> PyResult<Vec<Py<LongConnection>>> {
+        let links = py.detach(|| self.listener.connections()).map_err(|error| listener_error(py, error))?;
+        links.into_iter().map(|link| self.door.show(py, link)).collect()
+    }
+
+    /// (sent, full, failed)
+    fn broadcast(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<(usize, usize, usize)> {
+        let data = Buffer::readable(data)?.bytes().to_vec();
+        let outcome = py.detach(|| self.listener.broadcast(&data)).map_err(|error| listener_error(py, error))?;
+        Ok((outcome.sent, outcome.full, outcome.failed))
+    }
+
+    fn counts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let counts = py.detach(|| self.listener.counts()).map_err(|error| listener_error(py, error))?;
+        let fields = PyDict::new(py);
+        fields.set_item("open", counts.open)?;
+        fields.set_item("handshakes", counts.handshakes)?;
+        fields.set_item("accepted", counts.accepted)?;
+        fields.set_item("opened", counts.opened)?;
+        fields.set_item("refused_too_many", counts.too_many)?;
+        fields.set_item("refused_unauthorized", counts.refused)?;
+        fields.set_item("failed_handshakes", counts.failed)?;
+        fields.set_item("crowded_out", counts.crowded_out)?;
+        fields.set_item("out_of_resources", counts.starved)?;
+        fields.set_item("events_dropped", counts.occurrences_dropped)?;
+        Ok(fields)
+    }
+
+    fn close(&self, py: Python<'_>, drain: f64, code: u32, reason: &str) -> PyResult<()> {
+        let (close, drain) = (close_frame(code, reason)?, seconds(drain)?);
+        match py.detach(|| self.listener.close(&close, drain)) {
+            Ok(()) => {
+                wait_for_listener(py, &self.listener, None, Listener::wait_closed)?
+                    .map_err(|error| listener_error(py, error))?;
+            }
+            // In a forked child its descriptor is closed already.
+            Err(LinkError::Forked) => {}
+            Err(error) => return Err(listener_error(py, error)),
+        }
+        let authenticate = lock(&self.door.authenticate).take();
+        drop(authenticate);
+        let shown = mem::take(&mut *lock(&self.door.shown));
+        drop(shown);
+        Ok(())
+    }
+
+    /// Without waiting, for an object that goes.
+    fn abandon(&self, py: Python<'_>) {
+        let close = Close::new(CloseCode::GOING_AWAY, "the server is closing");
+        let _ = py.detach(|| self.listener.close(&close, Duration::ZERO));
+    }
+}
+
+/// Pairs of a connection and its message, of all connections of a server.
+#[pyclass(frozen, module = "longconn._longconn")]
+pub(super) struct Messages {
+    server: Py<Server>,
+    timeout: Timeout,
+}
+
+#[pymethods]
+impl Messages {
+    fn __iter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    fn __next__(&self, py: Python<'_>) -> PyResult<(Py<LongConnection>, Py<PyBytes>)> {
+        let server = self.server.get();
+        let mut deadline = None;
+        loop {
+            if let Some((link, message)) = server.next_in_batch(py).map_err(|error| listener_error(py, error))? {
+                return Ok((server.door.show(py, link)?, message));
+            }
+            server.confirm_rest(py);
+            let deadline = *deadline.get_or_insert_with(|| self.timeout.deadline(None));
+            match wait_for_listener(py, &server.listener, deadline, Listener::wait_messages)? {
+                Ok(()) => {}
+                Err(LinkError::Closed) => return Err(PyStopIteration::new_err(())),
+                Err(error) => return Err(listener_error(py, error)),
+            }
+        }
+    }
+}
+
+/// Takes over a socket that listens.
+#[pyfunction]
+#[pyo3(signature = (
+    fd,
+    *,
+    heartbeat,
+    largest_message_bytes,
+    handshake_timeout,
+    max_connections,
+    max_connections_per_address,
+    max_handshakes,
+    authenticate,
+    on_event
+))]
+#[allow(clippy::too_many_arguments, reason = "one for each of LongServer's")]
+pub(super) fn listen(
+    py: Python<'_>,
+    fd: RawFd,
+    heartbeat: Rhythm,
+    largest_message_bytes: u64,
+    handshake_timeout: f64,
+    max_connections: usize,
+    max_connections_per_address: usize,
+    max_handshakes: usize,
+    authenticate: Option<Py<PyAny>>,
+    on_event: Option<Py<PyAny>>,
+) -> PyResult<Server> {
+    if fd < 0 {
+        return Err(PyValueError::new_err("no socket"));
+    }
+    // SAFETY: the caller has detached it from its socket object, so nobody else closes it.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let asks = authenticate.is_some();
+    let config = ListenerConfig {
+        link: config(heartbeat, largest_message_bytes, seconds(handshake_timeout)?)?,
+        max_connections,
+        max_per_address: max_connections_per_address,
+        max_handshakes,
+        asks,
+    };
+    let door = Arc::new(Door { authenticate: Mutex::new(authenticate), ..Door::default() });
+    let keeper = door.clone();
+    let listener = py
+        .detach(|| {
+            let listener = Listener::new(socket, config)?;
+            if asks {
+                let this = Arc::downgrade(&listener);
+                listener.tell_of_clients(Arc::new(move || {
+                    let (this, keeper) = (this.clone(), keeper.clone());
+                    notices::call(Box::new(move || receive_client(&this, &keeper)));
+                }));
+            }
+            if let Some(function) = on_event.map(Arc::new) {
+                let door = Arc::downgrade(&door);
+                listener.observe(Arc::new(move |link, occurrence| tell_of(&door, &function, link, occurrence)));
+            }
+            Ok(listener)
+        })
+        .map_err(|error: std::io::Error| os_error(&error))?;
+    pulse::begin();
+    Ok(Server { listener, door, batch: Mutex::default() })
+}
+
+/// On the thread of the notices: has the program decide about one client.
+fn receive_client(listener: &Weak<Listener>, door: &Door) {
+    let Some(listener) = listener.upgrade() else { return };
+    // It may have gone meanwhile.
+    let Ok(client) = listener.next_client(Some(clock::now())) else { return };
+    // None: the interpreter is going, and the client with it.
+    let decision = Python::try_attach(|py| ask(py, &client, door));
+    // It may have gone away while the program thought about it.
+    let _ = match decision {
+        Some(Ok(())) => client.accept(),
+        Some(Err(reason)) => client.refuse(Close::new(CloseCode::UNAUTHORIZED, &reason)),
+        None => return,
+    };
+}
+
+fn ask(py: Python<'_>, client: &Client, door: &Door) -> Result<(), String> {
+    let function = lock(&door.authenticate).as_ref().map(|function| function.clone_ref(py));
+    let Some(function) = function else { return Err("the server is closing".into()) };
+    let token = PyBytes::new(py, &client.hello.token);
+    let address = pair(client.link().peer_address());
+    match function.bind(py).call1((client.hello.client_id.as_str(), token, address)) {
+        Ok(principal) if principal.is_none() => Err("not authorized".into()),
+        Ok(principal) => match principal.cast::<PyBool>() {
+            Ok(answer) if answer.is_true() => Ok(()),
+            Ok(_) => Err("not authorized".into()),
+            Err(_) => {
+                let gone = lock(&door.principals).keep(client.link(), principal.unbind());
+                drop(gone);
+                Ok(())
+            }
+        },
+        Err(error) if error.is_instance_of::<PyPermissionError>(py) => Err(error.value(py).to_string()),
+        Err(error) => {
+            error.write_unraisable(py, Some(function.bind(py)));
+            Err("the server could not decide".into())
+        }
+    }
+}
