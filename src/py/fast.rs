@@ -53,7 +53,12 @@ unsafe extern "C" fn recv(slf: Object, arguments: *mut Object, count: ffi::Py_ss
         let arguments = slice(arguments, count);
         match try_recv(slf, arguments) {
             Outcome::Done(result) => result,
-            Outcome::Unusual => general(slf, |object| from_the_start(object, "recv", arguments)),
+            Outcome::Unusual => general(slf, |object| match *arguments {
+                [size] if ffi::PyLong_CheckExact(size) != 0 => {
+                    SocketMixin::recv(object, Bound::from_borrowed_ptr(object.py(), size).extract()?, 0)
+                }
+                _ => from_the_start(object, "recv", arguments),
+            }),
             Outcome::Told(told) => general(slf, |object| {
                 let size = arguments[0]; // which `try_recv` has read
                 recv_told(object, Bound::from_borrowed_ptr(object.py(), size).extract()?, told)
@@ -68,7 +73,10 @@ unsafe extern "C" fn send(slf: Object, arguments: *mut Object, count: ffi::Py_ss
         let arguments = slice(arguments, count);
         match try_send(slf, arguments) {
             Outcome::Done(result) => result,
-            Outcome::Unusual => general(slf, |object| from_the_start(object, "send", arguments)),
+            Outcome::Unusual => general(slf, |object| match *arguments {
+                [data] => SocketMixin::send(object, &Bound::from_borrowed_ptr(object.py(), data), 0),
+                _ => from_the_start(object, "send", arguments),
+            }),
             Outcome::Told(told) => general(slf, |object| {
                 let data = Bound::from_borrowed_ptr(object.py(), arguments[0]); // which `try_send` has read
                 send_told(object, data.cast_exact::<PyBytes>()?.as_bytes(), told)
@@ -245,7 +253,7 @@ unsafe fn general(
     })
 }
 
-/// The mixin's method of that name, which knows all cases.
+/// The mixin's method of that name, which knows all cases, and says what is wrong with arguments.
 fn from_the_start<'py>(
     object: &Bound<'py, SocketMixin>,
     method: &str,

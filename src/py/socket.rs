@@ -581,7 +581,7 @@ fn end_of_stream<'py>(py: Python<'py>, method: &str) -> PyResult<Bound<'py, PyAn
 impl SocketMixin {
     /// As `socket.socket.recv`; a dead peer is PeerLost, once.
     #[pyo3(signature = (bufsize, flags = 0, /))]
-    fn recv<'py>(slf: &Bound<'py, Self>, bufsize: isize, flags: i32) -> PyResult<Bound<'py, PyAny>> {
+    pub(super) fn recv<'py>(slf: &Bound<'py, Self>, bufsize: isize, flags: i32) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
         let size = match usize::try_from(bufsize) {
             Ok(size) if size > 0 && size <= LARGE && flags == 0 => size,
@@ -643,7 +643,11 @@ impl SocketMixin {
 
     /// As `socket.socket.send`; a dead peer is PeerLost, once.
     #[pyo3(signature = (data, flags = 0, /))]
-    fn send<'py>(slf: &Bound<'py, Self>, data: &Bound<'py, PyAny>, flags: i32) -> PyResult<Bound<'py, PyAny>> {
+    pub(super) fn send<'py>(
+        slf: &Bound<'py, Self>,
+        data: &Bound<'py, PyAny>,
+        flags: i32,
+    ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
         if flags != 0 {
             let args = (data, flags).into_pyobject(py)?;
