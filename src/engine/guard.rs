@@ -30,6 +30,8 @@ const BATCH: usize = 64;
 /// What the kernel takes for `TCP_RTO_MAX_MS`.
 const RTO_MAX_LEAST: Duration = Duration::from_secs(1);
 const RTO_MAX_MOST: Duration = Duration::from_secs(120);
+/// As `TCP_USER_TIMEOUT`: the kernel gives up at its next timer.
+const AT_ONCE: Duration = Duration::from_millis(1);
 /// A retransmission's or probe's longest way, where the limit is short, and something for the timer.
 const EXPIRY_LEAST: Duration = Duration::from_millis(1200);
 
@@ -167,7 +169,7 @@ struct Extras {
 #[derive(Clone, Copy)]
 struct Expiry {
     conviction: Conviction,
-    user_timeout_before: u32,
+    user_timeout_before: Option<Duration>,
     until: Instant,
 }
 
@@ -413,7 +415,7 @@ impl Entry {
 
     fn put_back_user_timeout(&self, fd: BorrowedFd<'_>) {
         if let Some(expiry) = self.extras.as_ref().and_then(|extras| extras.expiry)
-            && let Err(error) = sys::set_user_timeout_ms(fd, expiry.user_timeout_before)
+            && let Err(error) = set_user_timeout(fd, expiry.user_timeout_before)
         {
             log::warn!(target: "longconn.guard", "TCP_USER_TIMEOUT could not be put back: {error}");
         }
@@ -469,11 +471,15 @@ impl Entry {
         if let Some(expiry) = extras.expiry {
             return now < expiry.until;
         }
-        let Ok(user_timeout_before) = sys::user_timeout_ms(fd.as_raw_fd()) else { return false };
-        extras.expiry = Some(Expiry { conviction, user_timeout_before, until: now + patience });
+        let Ok(before) = Keepalive::of(fd) else { return false };
+        extras.expiry = Some(Expiry { conviction, user_timeout_before: before.user_timeout, until: now + patience });
         // Its clock runs since the first retransmission, or the last answer: at the next timer the time is up.
-        sys::set_user_timeout_ms(fd, 1).is_ok()
+        set_user_timeout(fd, Some(AT_ONCE)).is_ok()
     }
+}
+
+fn set_user_timeout(fd: BorrowedFd<'_>, user_timeout: Option<Duration>) -> io::Result<()> {
+    Keepalive { user_timeout, ..Keepalive::default() }.apply(fd)
 }
 
 /// A duplicate of the entry's own socket, or nothing if the number is another's by now.
@@ -690,7 +696,12 @@ impl Registry {
         // The verdict first, so that whoever is woken by the abort finds it.
         self.pronounce(id, conviction);
         // Our own sockets read what has arrived, and then the verdict in the end of the stream; an abort would take it.
-        let ended = if is_unread && is_owned { sys::cut(pinned.as_fd()) } else { sys::abort(pinned.as_fd()) };
+        let ended = if is_unread && is_owned {
+            // Else the kernel would try for long to bring over our end of the stream.
+            set_user_timeout(pinned.as_fd(), Some(AT_ONCE)).and_then(|()| sys::cut(pinned.as_fd()))
+        } else {
+            sys::abort(pinned.as_fd())
+        };
         if let Err(error) = ended {
             log::error!(target: "longconn.guard", "a dead connection could not be aborted: {error}");
         }

@@ -78,23 +78,9 @@ pub fn set_rto_max_ms(fd: BorrowedFd<'_>, ms: u32) -> io::Result<()> {
     set_option(fd, libc::IPPROTO_TCP, TCP_RTO_MAX_MS, &ms)
 }
 
-/// `TCP_USER_TIMEOUT` (RFC 5482), milliseconds; 0 is the system's own.
-pub fn user_timeout_ms(fd: RawFd) -> io::Result<u32> {
-    get_option(fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT).map(|(ms, _)| ms)
-}
-
-pub fn set_user_timeout_ms(fd: BorrowedFd<'_>, ms: u32) -> io::Result<()> {
-    set_option(fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, &ms)
-}
-
 /// Ends both directions at once and leaves what has arrived to be read: blocked and later calls find that, and then
-/// the end. The kernel, which would try for long to bring over our end of the stream, gives up at its next timer.
+/// the end.
 pub fn cut(fd: BorrowedFd<'_>) -> io::Result<()> {
-    set_user_timeout_ms(fd, 1)?;
-    shut_down(fd)
-}
-
-fn shut_down(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: a system call on a descriptor that is open.
     let code = unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_RDWR) };
     if code == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
@@ -116,7 +102,7 @@ pub fn abort(fd: BorrowedFd<'_>) -> io::Result<()> {
     let refused = io::Error::last_os_error();
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     set_option(fd, libc::SOL_SOCKET, libc::SO_LINGER, &linger)?;
-    shut_down(fd).map_err(|_| refused)
+    cut(fd).map_err(|_| refused)
 }
 
 /// `recv(2)`, but no cancellation point: as soon as a process has a second thread, glibc brackets its own with two atomic

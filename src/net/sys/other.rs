@@ -49,14 +49,6 @@ pub fn set_rto_max_ms(_: BorrowedFd<'_>, _: u32) -> io::Result<()> {
     unsupported("TCP_RTO_MAX_MS")
 }
 
-pub fn user_timeout_ms(_: RawFd) -> io::Result<u32> {
-    unsupported("TCP_USER_TIMEOUT")
-}
-
-pub fn set_user_timeout_ms(_: BorrowedFd<'_>, _: u32) -> io::Result<()> {
-    unsupported("TCP_USER_TIMEOUT")
-}
-
 pub fn cut(_: BorrowedFd<'_>) -> io::Result<()> {
     unsupported("the guard")
 }
