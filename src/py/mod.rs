@@ -1,6 +1,7 @@
 //! The Python module: converts, detaches, converts. Decisions are made further in.
 
 mod buffer;
+mod callback;
 mod connection;
 mod errors;
 mod events;

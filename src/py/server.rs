@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyDict};
 
 use super::buffer::Buffer;
+use super::callback::call;
 use super::connection::{LongConnection, Rhythm, close_frame, config, pair};
 use super::errors::{listener_error, os_error, seconds};
 use super::events::{Events, tell_of};
@@ -369,7 +370,7 @@ fn ask(py: Python<'_>, client: &Client, door: &Door) -> Result<(), String> {
     let Some(function) = function else { return Err("the server is closing".into()) };
     let token = PyBytes::new(py, &client.hello.token);
     let address = pair(client.link().peer_address());
-    match function.bind(py).call1((client.hello.client_id.as_str(), token, address)) {
+    match call(function.bind(py), (client.hello.client_id.as_str(), token, address)) {
         Ok(principal) if principal.is_none() => Err("not authorized".into()),
         Ok(principal) => match principal.cast::<PyBool>() {
             Ok(answer) if answer.is_true() => Ok(()),
