@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
+FUZZ_SECONDS ?= 600
 # The interpreter by version and place, as a file's name; nothing if there is none, which check-tools reports.
 INTERPRETER := $(shell $(PYTHON) -c 'import os, re, sys; \
 	print(re.sub(r"\W", "-", sys.version.split()[0] + os.path.realpath(sys.executable)))' 2>/dev/null)
@@ -12,7 +13,7 @@ SOURCES := $(shell find src -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
 # A wheel's speed: benches and users see the same.
 MATURIN := $(BIN)/maturin develop --release --quiet
 
-.PHONY: help build demo test lint bench detect conformance wheel clean check-tools
+.PHONY: help build demo test lint bench detect conformance fuzz wheel clean check-tools
 .DELETE_ON_ERROR:
 
 help:
@@ -22,6 +23,7 @@ help:
 	@echo 'make bench        speed against the stdlib, as the README shows it'
 	@echo 'make detect       how long detection takes, 10 runs a case; needs root'
 	@echo "make conformance  CPython's own tests with KeepaliveSocket in the place of socket.socket"
+	@echo 'make fuzz         the decoder and sequences of operations, FUZZ_SECONDS=600 each'
 	@echo 'make wheel        the abi3 wheel, into dist/'
 	@echo 'PYTHON=python3.13 make ...  with another interpreter'
 
@@ -75,6 +77,12 @@ detect: build $(STAMPS)/test
 
 conformance: build $(STAMPS)/test
 	$(BIN)/python tests/conformance/runner.py
+
+# Without a sanitizer it needs no nightly compiler.
+fuzz: check-tools
+	@command -v cargo-fuzz >/dev/null || cargo install --locked --quiet --root target/tools cargo-fuzz
+	set -e; for target in decoder operations; do PATH="$(CURDIR)/target/tools/bin:$$PATH" \
+		cargo fuzz run -s none $$target -- -max_total_time=$(FUZZ_SECONDS); done
 
 wheel: $(STAMPS)/build $(STAMPS)/wheel
 	rm -rf dist
