@@ -28,9 +28,10 @@ from link_cases import LinkAges, LinkAlive, LinkBroken
 from stage import Stage
 
 CASES: dict[str, Broken | Alive | LinkBroken | LinkAlive | LinkAges] = cases.CASES | link_cases.CASES
-# How many runs there may be at once, by lane. What is measured to milliseconds runs first and alone; a program that
+# Runs at once, in lanes beside the crowd's. What is measured to milliseconds runs first and alone; a program that
 # computes would take its CPU from everybody; and large messages take memory.
-LANES = {"quiet": 1, "crowd": 12 * (os.cpu_count() or 1), "computing": 1, "large": 8}
+LANES = {"quiet": 1, "computing": 1, "large": 8}
+CROWD = 12 * (os.cpu_count() or 1)
 
 
 def run(name: str, protection: str, *, phase: float, trace: bool) -> dict[str, Any]:
@@ -46,12 +47,14 @@ class Campaign:
     An outcome is what `run` returns, or {"failure": text} when the run itself went wrong.
     """
 
-    def __init__(self) -> None:
-        self._lanes = {lane: ThreadPoolExecutor(jobs) for lane, jobs in LANES.items()}
+    def __init__(self, jobs: int = CROWD) -> None:
+        self._lanes = {lane: ThreadPoolExecutor(number) for lane, number in {"crowd": jobs, **LANES}.items()}
         self._quiet_is_over = threading.Event()
         self._outcomes: dict[tuple[str, str, int], Future[dict[str, Any]]] = {}
 
-    def start(self, wanted: Iterable[tuple[str, str]], *, runs: dict[type, int] | None = None, trace: bool = False) -> None:
+    def start(
+        self, wanted: Iterable[tuple[str, str]], *, runs: dict[type, int] | None = None, trace: bool = False
+    ) -> None:
         """Starts these cases, the longest first; so many runs of each kind of case (left out: one), with phases that
         spread over a period of keepalive or heartbeat."""
         longest_first = sorted(wanted, key=lambda each: -CASES[each[0]].seconds)

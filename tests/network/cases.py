@@ -73,6 +73,16 @@ class Broken:
             report[moment] = at and round(at - broken_at, 3)
         return report | {"samples": sampler.samples}
 
+    def complaint(self, outcome: dict[str, Any], allowance: float = 1.0) -> str | None:
+        """What is wrong with one run; None if nothing is."""
+        if outcome["told"] is None:
+            return "never told"
+        if outcome["cause"] != self.cause:
+            return f"cause {outcome['cause']}, expected {self.cause}"
+        if not self.earliest <= outcome["told"] <= self.bound * allowance:
+            return f"told after {outcome['told']:.2f} s, not in {self.earliest:.2f} to {self.bound * allowance:.2f} s"
+        return None
+
 
 @dataclass(frozen=True)
 class Alive:
@@ -102,6 +112,12 @@ class Alive:
         client, server = reports["client"], reports["server"]
         whole = (client["sent"], server["sent"]) == (server["received"], client["received"])
         return {"alarms": alarms, "whole": whole, "ends": reports, "samples": sampler.samples}
+
+    def complaint(self, outcome: dict[str, Any], allowance: float = 1.0) -> str | None:
+        """What is wrong with one run; None if nothing is."""
+        if not outcome["alarms"] and outcome["whole"]:
+            return None
+        return f"{outcome['alarms']} alarms, everything arrived: {outcome['whole']}"
 
 
 def _lose(stage: Stage) -> None:

@@ -243,6 +243,11 @@ class Lab:
         """Ends `drop` for these hosts, by default for both."""
         self._set_rule("drop", None, senders)
 
+    def drop_larger(self, size: int, *senders: str) -> None:
+        """Packets of these hosts (by default of both) with more bytes than that, IP header included, are lost, as in
+        a path whose MTU nobody told; 0 ends it. A bare ACK has 72 bytes at most."""
+        self._set_rule("larger", f"ip length > {size} drop" if size else None, senders)
+
     def loss(self, percent: float, *senders: str) -> None:
         """Each packet of these hosts (by default of both) is lost with this probability; 0 ends it."""
         rule = f"numgen random mod 100000 < {round(percent * 1000)} drop" if percent else None
@@ -555,6 +560,25 @@ def _try_drop(lab: Lab, pair: Pair, *senders: str) -> tuple[bool, str]:
     return (dropped, after) == (set(HOSTS) - set(senders), set(HOSTS)), seen
 
 
+def try_drop_larger(lab: Lab, pair: Pair) -> tuple[bool, str]:
+    lab.drop_larger(80, "client")
+    small = pair.arriving()
+    pair.client.sendall(bytes(100))
+    pair.server.settimeout(0.7)
+    try:
+        large = bool(pair.server.recv(100))
+    except TimeoutError:
+        large = False
+    lab.drop_larger(0)
+    pair.server.settimeout(10)
+    after = bool(pair.server.recv(100))
+    return (small, large, after) == (
+        set(HOSTS),
+        False,
+        True,
+    ), f"{_names(small)} heard; 100 bytes: {large}; after: {after}"
+
+
 def try_loss(lab: Lab, _: Pair) -> tuple[bool, str]:
     """By datagrams, which nobody sends again."""
     lab.loss(30, "client")
@@ -653,6 +677,7 @@ TRIALS: dict[str, Callable[[Lab, Pair], tuple[bool, str]]] = {
     "what the client sends is dropped": try_drop_client,
     "what the server sends is dropped": try_drop_server,
     "both directions dropped": try_drop_both,
+    "what is large is dropped": try_drop_larger,
     "loss": try_loss,
     "rate": try_rate,
     "power cut, and on again": try_power,

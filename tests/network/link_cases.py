@@ -109,6 +109,11 @@ class LinkBroken:
         witness.close()
         return {"ends": reports, "samples": sampler.samples}
 
+    def complaint(self, outcome: dict[str, Any], allowance: float = 1.0) -> str | None:
+        """What is wrong with one run; None if nothing is."""
+        wrong = ((host, told.complaint(outcome["ends"][host], allowance)) for host, told in self.told.items())
+        return "; ".join(f"{host}: {text}" for host, text in wrong if text) or None
+
     def _reports(self, stage: Stage) -> dict[str, dict[str, Any]]:
         reports: dict[str, dict[str, Any]] = {}
         deadline = time.monotonic() + PATIENCE * SLACK
@@ -151,6 +156,13 @@ class LinkAlive:
         whole = (client["sent"], server["sent"]) == (server["received"], client["received"])
         return {"alarms": alarms, "whole": whole, "ends": reports, "samples": sampler.samples}
 
+    def complaint(self, outcome: dict[str, Any], allowance: float = 1.0) -> str | None:
+        """What is wrong with one run; None if nothing is."""
+        if outcome["alarms"] or not outcome["whole"]:
+            errors = {host: end["errors"] for host, end in outcome["ends"].items()}
+            return f"{outcome['alarms']} alarms ({errors}), everything arrived: {outcome['whole']}"
+        return None
+
 
 @dataclass(frozen=True)
 class LinkAges:
@@ -174,17 +186,27 @@ class LinkAges:
             stage.hear(host, 20 * SLACK)  # "ready"
         time.sleep(1 + phase)
         hung_at = _hang("server")(stage)["client"]
-        worst = {"interpreter": 0.0, "application": 0.0}
-        furthest = 0.0
+        reported, watched, deviation = None, 0.0, {"interpreter": 0.0, "application": 0.0}
         for at, interpreter, application, told_ago in stage.hear("client", self.seconds + 20 * SLACK):
-            truth = max(0.0, at - hung_at)
+            hung_for, watched = at - hung_at, at - hung_at
+            if told_ago is None or told_ago > hung_for:
+                continue  # the peer hasn't beaten since it hangs
+            reported = hung_for if reported is None else reported
             for level, age in (("interpreter", interpreter), ("application", application)):
-                # As it was when the peer beat last, so it is older by now; but who is well stays so.
-                said = age and age + told_ago
-                if said is not None:
-                    worst[level] = max(worst[level], abs(said - (truth if level == self.level else 0.0)))
-            furthest = max(furthest, truth)
-        return {"worst": worst, "watched": furthest, "samples": []}
+                # An age is as of the last beat; one that stands still is no age.
+                wrong_by = age + told_ago - hung_for if level == self.level else age
+                deviation[level] = max(deviation[level], round(abs(wrong_by), 3))
+        return {"reported": reported, "watched": watched, "deviation": deviation, "samples": []}
+
+    def complaint(self, outcome: dict[str, Any], allowance: float = 1.0) -> str | None:
+        """What is wrong with one run; None if nothing is."""
+        if outcome["reported"] is None or outcome["watched"] < self.seconds / 2:
+            return f"reported after {outcome['reported']} s, watched for {outcome['watched']:.1f} s"
+        if outcome["reported"] > (INTERVAL + 0.1) * allowance:
+            return f"the first beat that tells of it came after {outcome['reported']:.2f} s"
+        if max(outcome["deviation"].values()) > self.bound * allowance:
+            return f"ages differ from the truth by {outcome['deviation']} s"
+        return None
 
 
 def _lose(stage: Stage) -> None:
@@ -229,6 +251,10 @@ def _reboot(stage: Stage) -> None:
     stage.lab.power_off("server")
     time.sleep(0.5)
     stage.lab.power_on("server")
+
+
+def _drop_larger(stage: Stage) -> None:
+    stage.lab.drop_larger(80, "client")
 
 
 def _swallow(sender: str) -> Callable[[Stage], None]:
@@ -283,13 +309,19 @@ BROKEN = [
                {"client": UNREACHABLE, "server": UNHEARD}),
     LinkBroken("link-unanswered-sending", "server to client cut while the client sends", drop("server"),
                {"client": UNREACHABLE, "server": UNHEARD}, client=SENDS),
+    # By the client's own clock: its acknowledgements arrive, so the server's beats come; what it sends doesn't.
+    LinkBroken("link-larger", "what the client sends is lost, but for bare ACKs (packets over 80 bytes)",
+               _drop_larger, {"client": Told(("deaf: unheard",), ONE_WAY_BOUND), "server": FROZEN}),
+    LinkBroken("link-larger-patient", "the same, the server's limit is 30 s",
+               _drop_larger, {"client": Told(("deaf",), ONE_WAY_BOUND)}, server=End(limit=30.0)),
     # The kernel next to us acknowledges what the proxy then throws away: to the other side it looks frozen.
     LinkBroken("link-swallowed", "a proxy swallows what the client sends", _swallow("client"),
                {"client": Told(("deaf: unheard",), ONE_WAY_BOUND), "server": FROZEN}, through_proxy=True),
     LinkBroken("link-swallowed-server", "a proxy swallows what the server sends", _swallow("server"),
                {"server": Told(("deaf: unheard",), ONE_WAY_BOUND), "client": FROZEN}, through_proxy=True),
-    LinkBroken("link-swallowed-patient", "a proxy swallows what the client sends; the server's limit is 30 s",
-               _swallow("client"), {"client": Told(("deaf",), ONE_WAY_BOUND)}, server=End(limit=30.0),
+    # Our own clock, too, takes the proxy's kernel for the server's: the server has to say it, when its limit is over.
+    LinkBroken("link-swallowed-patient", "the same, the server's limit is 6 s", _swallow("client"),
+               {"client": Told(("deaf: unheard",), 6 + 0.1, 6 - INTERVAL - 0.1)}, server=End(limit=6.0),
                through_proxy=True),
     LinkBroken("link-hung-interpreter", "a C call holds the server's GIL, interpreter_limit=3", _hang("server"),
                {"client": Told(("hung: interpreter",), 3 + INTERVAL + 0.2, 3)},

@@ -1,6 +1,6 @@
 """Owns what runs at the two ends of a LongConnection in a case, and the proxy that may stand between them.
 
-Each `be_...` runs in a process of its own, in a place of the lab, with a pipe (`link`) to the director in link_cases.py.
+Each `be_...` runs in a process of its own, in a place of the lab, with a pipe (`link`) to the director (stage.py).
 """
 
 from __future__ import annotations

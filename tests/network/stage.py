@@ -37,7 +37,9 @@ class Stage:
         if "router" in ends:
             self._start("router", self.lab.gateway("client"), *ends["router"])
             self.hear("router", 20 * SLACK)
-        self._start("client", self.lab.gateway("client") if "router" in ends else self.lab.address("server"), *ends["client"])
+        self._start(
+            "client", self.lab.gateway("client") if "router" in ends else self.lab.address("server"), *ends["client"]
+        )
         self.links["client"].send("listening")
 
     def _start(self, place: str, address: str, target: Any, *arguments: object) -> None:
