@@ -97,7 +97,11 @@ def _complaints(name: str, protection: str, outcomes: list[Outcome]) -> list[str
 def _sockets(held: list[tuple[str, str]], contrast: list[tuple[str, str]], outcomes: Outcomes) -> list[str]:
     def tables(title: str, wanted: list[tuple[str, str]]) -> list[str]:
         dead = [_row_dead(*each, outcomes[each]) for each in wanted if isinstance(CASES[each[0]], Broken)]
-        living = [_row_living(*each, outcomes[each]) for each in wanted if not isinstance(CASES[each[0]], Broken)]
+        living = [
+            [PROTECTIONS[each[1]].title, *_row_living(each[0], outcomes[each])]
+            for each in wanted
+            if not isinstance(CASES[each[0]], Broken)
+        ]
         return [
             *([f"{title}, a peer that dies:", _table(DEAD, dead)] if dead else []),
             *([f"{title}, a peer that lives:", _table(LIVING, living)] if living else []),
@@ -118,7 +122,7 @@ def _links(links: list[tuple[str, str]], outcomes: Outcomes) -> list[str]:
         if isinstance(case, LinkBroken):
             dead += [_row_told(case.title, host, told, runs) for host, told in case.told.items()]
         elif isinstance(case, LinkAlive):
-            living.append([case.title, *_row_living(*each, runs)[2:]])
+            living.append(_row_living(each[0], runs))
         elif isinstance(case, LinkAges):
             hung.append(_row_hung(case, runs))
     return [
@@ -173,11 +177,11 @@ def _row_dead(name: str, protection: str, outcomes: list[Outcome]) -> list[str]:
     ]
 
 
-def _row_living(name: str, protection: str, outcomes: list[Outcome]) -> list[str]:
+def _row_living(name: str, outcomes: list[Outcome]) -> list[str]:
     accused = sum(bool(outcome.get("alarms")) for outcome in outcomes)
     whole = sum(outcome.get("whole", False) for outcome in outcomes)
     total = len(outcomes)
-    return [PROTECTIONS[protection].title, CASES[name].title, f"{accused} of {total}", f"{whole} of {total}"]
+    return [CASES[name].title, f"{accused} of {total}", f"{whole} of {total}"]
 
 
 def _seconds(value: float, digits: int = 2) -> str:

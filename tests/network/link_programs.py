@@ -76,20 +76,22 @@ class Line:
             self.connection = longconn.connect(
                 (address, PORT), heartbeat=heartbeat, largest_message_bytes=LARGEST, on_event=self._on_event
             )
-        link.send(_descriptor(self.connection))
+        link.send(descriptor_of(self.connection))
 
     def _on_event(self, event: Event) -> None:
         self.events.append((event.state, event.cause and str(event.cause)))
 
 
-def _descriptor(connection: LongConnection) -> int:
-    """The connection's TCP socket, which it doesn't show: by its two addresses."""
+def descriptor_of(connection: LongConnection) -> int:
+    """Of the TCP socket of a connection in this process, which it doesn't show: by its two addresses."""
     for name in os.listdir("/proc/self/fd"):
         try:
+            if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                continue
             with socket.socket(fileno=os.dup(int(name))) as sock:
-                if sock.getsockname() == connection.address and sock.getpeername() == connection.peer_address:
+                if (sock.getsockname(), sock.getpeername()) == (connection.address, connection.peer_address):
                     return int(name)
-        except OSError:  # no socket, or none that is connected
+        except OSError:  # closed meanwhile, or not connected
             continue
     raise RuntimeError(f"no descriptor of this process is {connection}")
 
