@@ -1258,6 +1258,12 @@ impl Connection {
         self.session.sent_offsets()
     }
 
+    /// Bytes of this link that the kernel took.
+    #[must_use]
+    pub fn bytes_sent(&self) -> u64 {
+        self.bytes_sent
+    }
+
     #[must_use]
     pub fn status(&self) -> &[u8] {
         &self.status
