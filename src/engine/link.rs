@@ -18,9 +18,10 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::mem::{self, MaybeUninit};
-use std::net::{Shutdown, SocketAddr};
+use std::net::{Shutdown, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::num::NonZeroU32;
 use std::ops::{Deref, DerefMut};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{self, AtomicI32, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
@@ -42,8 +43,8 @@ use crate::proto::connection::{
     Action, Config, Connection, Event, Introduction, IntroductionError, State, Stats, Transmit,
 };
 use crate::proto::evidence::KernelView;
-use crate::proto::handshake::Credentials;
 use crate::proto::heartbeat::Ages;
+use crate::proto::moment::Moment;
 use crate::proto::session::SendError;
 use crate::proto::verdict::Sample;
 
@@ -54,7 +55,7 @@ const TURN_BYTES: usize = 4 * CHUNK_BYTES;
 /// Messages closer than this come back to back: some 20 us, and what writing the first takes.
 const BURST_GAP: Duration = Duration::from_micros(30);
 /// Who has appended so much writes it: some hundred small messages for one system call.
-const BURST_BYTES: usize = 64 * 1024;
+const BURST_BYTES: u32 = 64 * 1024;
 /// How long callers keep the reader's role without reading.
 const STICKY: Duration = Duration::from_millis(5);
 /// Shorter waits are poll's, which is exact to the millisecond; recv(2) counts in ticks of the kernel, up to 10 ms.
@@ -134,14 +135,6 @@ pub enum What {
 /// Told of each occurrence under the link's lock: posts, and doesn't wait.
 pub type Observer = Arc<dyn Fn(&Occurrence) + Send + Sync>;
 
-/// What both sides agreed on, once the link is open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Agreement {
-    pub credentials: Credentials,
-    pub resumed: bool,
-    pub retention: Duration,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reader {
     Engine,
@@ -154,14 +147,45 @@ pub struct Link {
     generation: u32,
     this: Weak<Link>,
     listener: Option<Weak<Listener>>,
-    local: SocketAddr,
-    peer: SocketAddr,
+    ends: Ends,
     /// The descriptor's number while it is ours to close; for a forked child, which can't take the lock.
     number: AtomicI32,
     /// What the engine has left to be done by who has the lock.
     errands: AtomicU8,
     /// Behind a pointer of its own, so that a forked child can leave it alone.
     inner: Arc<Mutex<Inner>>,
+}
+
+/// Both ends' addresses, of one family.
+enum Ends {
+    V4 { local: SocketAddrV4, peer: SocketAddrV4 },
+    V6(Box<[SocketAddrV6; 2]>),
+}
+
+impl Ends {
+    fn of(socket: BorrowedFd<'_>) -> io::Result<Self> {
+        let socket = SockRef::from(&socket);
+        let [local, peer] = [socket.local_addr()?, socket.peer_addr()?];
+        match (local.as_socket_ipv4(), peer.as_socket_ipv4(), local.as_socket_ipv6(), peer.as_socket_ipv6()) {
+            (Some(local), Some(peer), ..) => Ok(Self::V4 { local, peer }),
+            (.., Some(local), Some(peer)) => Ok(Self::V6(Box::new([local, peer]))),
+            _ => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+
+    fn local(&self) -> SocketAddr {
+        match self {
+            Self::V4 { local, .. } => (*local).into(),
+            Self::V6(ends) => ends[0].into(),
+        }
+    }
+
+    fn peer(&self) -> SocketAddr {
+        match self {
+            Self::V4 { peer, .. } => (*peer).into(),
+            Self::V6(ends) => ends[1].into(),
+        }
+    }
 }
 
 /// What the engine wants of a link: a set.
@@ -215,6 +239,7 @@ impl Drop for Guard<'_> {
     }
 }
 
+/// There may be many thousands, and most are idle.
 struct Inner {
     core: Connection,
     /// Shared with those who poll it meanwhile; none once the link is over.
@@ -223,45 +248,55 @@ struct Inner {
     /// Somebody polls the socket.
     is_polled: bool,
     /// When a caller last read.
-    last_read: Instant,
+    last_read: Moment,
     /// The engine has something left to read.
     is_unread: bool,
     /// The last attempt to read found much.
     is_flowing: bool,
     /// A caller waits in recv(2): nobody else may read.
     is_receiving: bool,
-    /// SO_RCVTIMEO, as it was set last.
-    receive_timeout: Option<Duration>,
-    /// Why nothing can be written; it counts once everything is read.
-    write_error: Option<io::Error>,
     /// A verdict waits for what a caller may just have received.
     is_judgement_put_off: bool,
     /// The kernel took no more; until it says that it does again.
     is_write_blocked: bool,
-    written: u64,
     /// What `bytes_acked` was when nothing had been written: the SYN counts on some sides.
     acked_before: u64,
-    rto_max_ms: Option<u32>,
+    rto_max_ms: Option<NonZeroU32>,
     /// When the core wants to be called, and when the engine is going to.
-    deadline: Option<Instant>,
-    alarm: Option<Instant>,
-    last_send: Option<Instant>,
-    burst_bytes: usize,
+    deadline: Option<Moment>,
+    alarm: Option<Moment>,
+    last_send: Option<Moment>,
+    burst_bytes: u32,
     /// The engine will write what a burst has left.
     is_flush_coming: bool,
     waiters: Waiters,
+    opened_at: Option<Moment>,
+    /// The first occurrence, for who asks; mostly nobody does, and nothing else happens for long.
+    is_opening_untold: bool,
+    ending: Option<Arc<Ending>>,
+    share: Option<Box<Share>>,
+    /// It stands in the listener's list of those that have messages.
+    is_listed: bool,
+    client_id: Box<str>,
+    extras: Option<Box<Extras>>,
+}
+
+/// What most idle links don't have.
+#[derive(Default)]
+struct Extras {
     notification: Option<Notification>,
+    /// All but the opening.
     occurrences: VecDeque<Occurrence>,
     observer: Option<Observer>,
     /// The newest ping that was answered.
     last_pong: Option<(u64, Option<Duration>)>,
-    agreement: Option<Agreement>,
-    ending: Option<Arc<Ending>>,
-    share: Share,
-    /// It stands in the listener's list of those that have messages.
-    is_listed: bool,
-    client_id: Box<str>,
+    /// SO_RCVTIMEO, as it was set last.
+    receive_timeout: Option<Duration>,
+    /// Why nothing can be written; it counts once everything is read.
+    write_error: Option<io::Error>,
 }
+
+const _: () = assert!(size_of::<Inner>() <= 736);
 
 /// A descriptor that is readable while a message, or the end, could be received.
 struct Notification {
@@ -297,11 +332,7 @@ impl Link {
         client_id: Box<str>,
     ) -> io::Result<Arc<Self>> {
         let fd = socket.as_fd();
-        let address = |address: io::Result<socket2::SockAddr>| {
-            address?.as_socket().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
-        };
-        let local = address(SockRef::from(&fd).local_addr())?;
-        let peer = address(SockRef::from(&fd).peer_addr())?;
+        let ends = Ends::of(fd)?;
         // Who waits for a message does so in recv(2); all other calls say MSG_DONTWAIT.
         SockRef::from(&fd).set_nonblocking(false)?;
         let rto_max_ms = tuning::prepare(fd)?;
@@ -311,32 +342,27 @@ impl Link {
             core,
             reader: Reader::Engine,
             is_polled: false,
-            last_read: now,
+            last_read: now.into(),
             is_unread: false,
             is_flowing: false,
             is_receiving: false,
-            receive_timeout: None,
-            write_error: None,
             is_judgement_put_off: false,
             is_write_blocked: false,
-            written: 0,
             acked_before,
-            rto_max_ms,
+            rto_max_ms: rto_max_ms.and_then(NonZeroU32::new),
             deadline: None,
             alarm: None,
             last_send: None,
             burst_bytes: 0,
             is_flush_coming: false,
             waiters: Waiters::default(),
-            notification: None,
-            occurrences: VecDeque::new(),
-            observer: None,
-            last_pong: None,
-            agreement: None,
+            opened_at: None,
+            is_opening_untold: false,
             ending: None,
-            share: Share::default(),
+            share: None,
             is_listed: false,
             client_id,
+            extras: None,
             socket: None,
         };
         Ok(Arc::new_cyclic(|this| Self {
@@ -345,8 +371,7 @@ impl Link {
             generation: fork::generation(),
             this: this.clone(),
             listener,
-            local,
-            peer,
+            ends,
             number: AtomicI32::new(socket.as_raw_fd()),
             errands: AtomicU8::new(0),
             inner: Arc::new(Mutex::new(Inner { socket: Some(Arc::new(socket)), ..inner })),
@@ -468,7 +493,6 @@ impl Link {
             match done {
                 Ok(length) => {
                     inner.core.transmitted(now, length);
-                    inner.written += length as u64;
                     inner.is_write_blocked = length < offered;
                     inner.burst_bytes = 0;
                     *room = room.saturating_sub(length);
@@ -489,7 +513,7 @@ impl Link {
     /// What the peer said before, perhaps CLOSE, can still be read, and says more than the error; at the end of it the error
     /// counts.
     fn on_write_error(&self, inner: &mut Inner, now: Instant, error: io::Error) {
-        inner.write_error = Some(error);
+        inner.extras().write_error = Some(error);
         inner.read_all(now);
     }
 
@@ -504,8 +528,9 @@ impl Link {
                 }
                 Interest::NOTHING
             }
-            Event::Opened { credentials, resumed, retention } => {
-                inner.agreement = Some(Agreement { credentials, resumed, retention });
+            // Going on with a session is the next step of the project: until then nothing but the time is of use later.
+            Event::Opened { .. } => {
+                inner.opened_at = Some(now.into());
                 if let (Some(socket), Some(stats)) = (&inner.socket, inner.core.stats(now)) {
                     tuning::set_patience(socket.as_fd(), stats.limit);
                 }
@@ -517,7 +542,7 @@ impl Link {
             Event::Suspect { silence } => self.record(inner, now, What::Suspect { silence }, listener.as_deref()),
             Event::Alive => self.record(inner, now, What::Alive, listener.as_deref()),
             Event::Pong { ping, round_trip } => {
-                inner.last_pong = Some((ping, round_trip));
+                inner.extras().last_pong = Some((ping, round_trip));
                 Interest::PONG
             }
             Event::Taken => Interest::TAKEN | Interest::ROOM,
@@ -536,42 +561,37 @@ impl Link {
     fn record(&self, inner: &mut Inner, at: Instant, what: What, listener: Option<&Listener>) -> Interest {
         let occurrence = Occurrence { at, what };
         self.log(&occurrence);
-        if let Some(observer) = &inner.observer {
+        if let Some(observer) = inner.extras.as_ref().and_then(|extras| extras.observer.as_ref()) {
             observer(&occurrence);
         }
         if let (Some(listener), Some(this)) = (listener, self.this.upgrade()) {
             listener.on_occurrence(&this, occurrence.clone());
         }
-        if inner.occurrences.len() == MAX_OCCURRENCES {
-            inner.occurrences.pop_front();
-        }
-        if inner.occurrences.capacity() == 0 {
-            // Most links open, and that is all for long.
-            inner.occurrences.reserve_exact(1);
-        }
-        inner.occurrences.push_back(occurrence);
+        inner.keep(occurrence);
         Interest::STATE | Interest::EVENT
     }
 
     fn log(&self, occurrence: &Occurrence) {
         match &occurrence.what {
-            What::Opened => log::debug!(target: "longconn.link", "{}: open", self.peer),
+            What::Opened => log::debug!(target: "longconn.link", "{}: open", self.ends.peer()),
             What::Suspect { silence } => {
-                log::debug!(target: "longconn.link", "{}: suspect, nothing heard for {silence:.2?}", self.peer);
+                log::debug!(target: "longconn.link", "{}: suspect, nothing heard for {silence:.2?}", self.ends.peer());
             }
-            What::Alive => log::debug!(target: "longconn.link", "{}: heard again", self.peer),
+            What::Alive => log::debug!(target: "longconn.link", "{}: heard again", self.ends.peer()),
             What::Ended(ending) if matches!(ending.cause, Cause::Closed | Cause::Handshake | Cause::Protocol) => {
-                log::debug!(target: "longconn.link", "{}: {ending}", self.peer);
+                log::debug!(target: "longconn.link", "{}: {ending}", self.ends.peer());
             }
-            What::Ended(ending) => log::warn!(target: "longconn.link", "{}: {ending}", self.peer),
+            What::Ended(ending) => log::warn!(target: "longconn.link", "{}: {ending}", self.ends.peer()),
         }
     }
 
     /// Has somebody told of what has occurred, as far as nobody has asked for it, and of what will.
     pub fn observe(&self, observer: Observer) -> Result<(), LinkError> {
         let mut inner = self.enter()?;
-        inner.occurrences.iter().for_each(|occurrence| observer(occurrence));
-        inner.observer = Some(observer);
+        inner.opening().iter().for_each(|occurrence| observer(occurrence));
+        let extras = inner.extras();
+        extras.occurrences.iter().for_each(|occurrence| observer(occurrence));
+        extras.observer = Some(observer);
         Ok(())
     }
 
@@ -584,29 +604,29 @@ impl Link {
             bytes if inner.core.budget_is_for_message() => Wish::Message(bytes),
             bytes => Wish::Window(bytes),
         };
-        if !inner.share.is_empty() {
+        if let Some(share) = &mut inner.share {
             let window = inner.core.budget_held_by_window();
             let message = inner.core.budget_held().saturating_sub(window);
             let (message, window) = if is_over { (0, 0) } else { (message, window) };
-            inner.share.settle(message, window, wish, &self.this);
+            share.settle(message, window, wish, &self.this);
         }
-        if !matches!(wish, Wish::Nothing) && inner.share.ask(wish, &self.this) {
+        if !matches!(wish, Wish::Nothing) && inner.share.get_or_insert_default().ask(wish, &self.this) {
             inner.core.grant_budget();
             self.transmit(inner, now, room);
+        }
+        if inner.share.as_ref().is_some_and(|share| share.is_empty()) {
+            inner.share = None;
         }
     }
 
     /// The engine is woken only for an alarm that is earlier than what it has; it asks again when one rings.
     fn set_alarm(&self, inner: &mut Inner, now: Instant) {
-        inner.deadline = if inner.socket.is_some() { inner.core.poll_timeout(now) } else { None };
-        let return_of_role = (inner.reader == Reader::Callers && !inner.is_polled).then(|| inner.last_read + STICKY);
-        let next = match (inner.deadline, return_of_role) {
-            (Some(deadline), Some(other)) => deadline.min(other),
-            (Some(deadline), None) => deadline,
-            (None, Some(_)) | (None, None) => return,
-        };
-        if inner.alarm.is_none_or(|alarm| next < alarm) {
-            inner.alarm = Some(next);
+        let deadline = if inner.socket.is_some() { inner.core.poll_timeout(now) } else { None };
+        inner.deadline = deadline.map(Moment::from);
+        let return_of_role = (inner.reader == Reader::Callers && !inner.is_polled).then(|| inner.role_returns());
+        let Some(next) = deadline.into_iter().chain(return_of_role).min() else { return };
+        if inner.alarm.is_none_or(|alarm| next < alarm.instant()) {
+            inner.alarm = Some(next.into());
             self.engine.set_alarm(self.key, next);
         }
     }
@@ -614,7 +634,7 @@ impl Link {
     /// Wakes who waits for what has come.
     fn tell(&self, inner: &mut Inner, news: Interest) {
         let is_readable = inner.core.has_message();
-        if let Some(notification) = &mut inner.notification {
+        if let Some(notification) = inner.extras.as_mut().and_then(|extras| extras.notification.as_mut()) {
             notification.show(is_readable || inner.ending.is_some());
         }
         if is_readable
@@ -640,7 +660,7 @@ impl Link {
         let Some(socket) = inner.socket.take() else { return };
         self.engine.unwatch(socket.as_fd());
         if aborts && let Err(error) = sys::abort(socket.as_fd()) {
-            log::debug!(target: "longconn.engine", "{}: the connection could not be reset: {error}", self.peer);
+            log::debug!(target: "longconn.engine", "{}: the connection could not be reset: {error}", self.ends.peer());
         }
         if inner.is_receiving {
             // Who waits in recv(2) is to wake; it fails where that has woken already.
@@ -653,6 +673,42 @@ impl Link {
 }
 
 impl Inner {
+    fn extras(&mut self) -> &mut Extras {
+        self.extras.get_or_insert_default()
+    }
+
+    /// When callers that have read, and don't wait, lose the reader's role.
+    fn role_returns(&self) -> Instant {
+        self.last_read.instant() + STICKY
+    }
+
+    /// The opening, if nobody has asked for it.
+    fn opening(&self) -> Option<Occurrence> {
+        let at = self.opened_at.filter(|_| self.is_opening_untold)?;
+        Some(Occurrence { at: at.instant(), what: What::Opened })
+    }
+
+    /// For who will ask.
+    fn keep(&mut self, occurrence: Occurrence) {
+        if matches!(occurrence.what, What::Opened) {
+            self.is_opening_untold = true;
+            return;
+        }
+        let occurrences = &mut self.extras.get_or_insert_default().occurrences;
+        if occurrences.len() == MAX_OCCURRENCES && !mem::take(&mut self.is_opening_untold) {
+            occurrences.pop_front();
+        }
+        occurrences.push_back(occurrence);
+    }
+
+    fn next_occurrence(&mut self) -> Option<Occurrence> {
+        if let Some(opening) = self.opening() {
+            self.is_opening_untold = false;
+            return Some(opening);
+        }
+        self.extras.as_mut()?.occurrences.pop_front()
+    }
+
     /// Reads what is there, into the core. True if something came.
     fn read(&mut self, now: Instant) -> bool {
         if self.is_receiving {
@@ -668,7 +724,7 @@ impl Inner {
     /// What reading gave. True if it was something.
     fn digest(&mut self, now: Instant, got: io::Result<&[u8]>, capacity: usize) -> bool {
         match got {
-            Ok([]) => match self.write_error.take() {
+            Ok([]) => match self.extras.as_mut().and_then(|extras| extras.write_error.take()) {
                 Some(error) => self.on_error(now, &error),
                 None => self.core.handle_end(now),
             },
@@ -693,11 +749,11 @@ impl Inner {
     fn bound_receiving(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let whole = |timeout: Duration| Duration::from_millis(timeout.as_millis().try_into().unwrap_or(u64::MAX) + 1);
         let wanted = timeout.map(whole);
-        if wanted != self.receive_timeout
+        if wanted != self.extras.as_ref().and_then(|extras| extras.receive_timeout)
             && let Some(socket) = &self.socket
         {
             SockRef::from(socket).set_read_timeout(wanted)?;
-            self.receive_timeout = wanted;
+            self.extras().receive_timeout = wanted;
         }
         Ok(())
     }
@@ -726,15 +782,15 @@ impl Inner {
     /// A path that turned out slower or quicker.
     fn follow_round_trip(&mut self, stats: &Stats) {
         if let (Some(socket), Some(bound), Some(smoothed)) = (&self.socket, self.rto_max_ms, stats.round_trip.smoothed)
-            && !tuning::fits(bound, smoothed)
+            && !tuning::fits(bound.get(), smoothed)
         {
-            self.rto_max_ms = tuning::bound_retransmissions(socket.as_fd(), smoothed);
+            self.rto_max_ms = tuning::bound_retransmissions(socket.as_fd(), smoothed).and_then(NonZeroU32::new);
         }
     }
 
     /// Others wait for memory that was granted to a message which doesn't come, or isn't taken.
     fn give_way(&mut self, now: Instant, stats: &Stats) {
-        if self.share.is_hoarding(now, stats.inbox_bytes) {
+        if self.share.as_mut().is_some_and(|share| share.is_hoarding(now, stats.inbox_bytes)) {
             let close = Close::new(CloseCode::TOO_SLOW, "memory was granted for a message that doesn't come");
             self.core.close(now, close.link_only(), now + PARTING);
         }
@@ -743,7 +799,7 @@ impl Inner {
     fn kernel_view(&self) -> Option<KernelView> {
         let sample = tcp_info::sample(self.socket.as_ref()?.as_raw_fd()).ok()?;
         Some(KernelView {
-            written: self.written,
+            written: self.core.bytes_sent(),
             bytes_acked: sample.bytes_acked.saturating_sub(self.acked_before),
             unacked: sample.unacked,
             unsent: sample.unsent,
@@ -842,17 +898,17 @@ impl Link {
 
     fn on_alarm(&self, inner: &mut Inner, now: Instant) {
         inner.alarm = None;
-        if inner.reader == Reader::Callers && !inner.is_polled && now >= inner.last_read + STICKY {
+        if inner.reader == Reader::Callers && !inner.is_polled && now >= inner.role_returns() {
             self.give_role_to_engine(inner, now);
         }
-        let Some(deadline) = inner.deadline.filter(|deadline| now >= *deadline) else { return };
+        let Some(deadline) = inner.deadline.map(Moment::instant).filter(|deadline| now >= *deadline) else { return };
         // What the kernel holds is heard before it is judged. What the engine reads itself was read just now, unless it is
         // late.
         let is_late = now > deadline + LATE;
         let is_judged = is_late || inner.core.state() != State::Open;
         if inner.is_receiving && is_judged && !mem::replace(&mut inner.is_judgement_put_off, true) {
             // A caller reads, and may have something that it hasn't handed over yet.
-            inner.alarm = Some(now + LATE);
+            inner.alarm = Some((now + LATE).into());
             self.engine.set_alarm(self.key, now + LATE);
             return;
         }
@@ -872,7 +928,7 @@ impl Link {
         match self.engine.rewatch(socket.as_fd(), self.key, BOTH) {
             Ok(()) => inner.reader = Reader::Engine,
             // Without memory for it now; again in a moment.
-            Err(_) => inner.last_read = now,
+            Err(_) => inner.last_read = now.into(),
         }
     }
 
@@ -941,7 +997,7 @@ impl Link {
             }
             let has_read = reads && {
                 self.take_role(&mut inner);
-                inner.last_read = now;
+                inner.last_read = now.into();
                 inner.read(now)
             };
             if reads || inner.core.is_urgent() {
@@ -973,7 +1029,7 @@ impl Link {
             // Another that sleeps has to read now; and if none does, the engine.
             inner.waiters.wake_any();
             if has_slept {
-                inner.last_read = now;
+                inner.last_read = now.into();
                 self.set_alarm(&mut inner, now);
             }
         }
@@ -1007,7 +1063,7 @@ impl Link {
             let now = clock::now();
             inner.is_polled = false;
             inner.is_receiving = false;
-            inner.last_read = now;
+            inner.last_read = now.into();
             if inner.waiters.is_empty() {
                 inner.core.set_waiting(now, false);
             }
@@ -1062,9 +1118,9 @@ impl Link {
     }
 
     /// Until the handshake is done.
-    pub fn wait_open(&self, deadline: Option<Instant>) -> Result<Agreement, LinkError> {
-        self.wait(Interest::STATE, deadline, |_, inner, _| match inner.agreement {
-            Some(agreement) => Some(Ok(agreement)),
+    pub fn wait_open(&self, deadline: Option<Instant>) -> Result<(), LinkError> {
+        self.wait(Interest::STATE, deadline, |_, inner, _| match inner.opened_at {
+            Some(_) => Some(Ok(())),
             None => inner.over().map(Err),
         })
     }
@@ -1084,7 +1140,7 @@ impl Link {
 
     /// The next occurrence; after the last one, the end is an error.
     pub fn next_occurrence(&self, deadline: Option<Instant>) -> Result<Occurrence, LinkError> {
-        self.wait(Interest::EVENT, deadline, |_, inner, _| match inner.occurrences.pop_front() {
+        self.wait(Interest::EVENT, deadline, |_, inner, _| match inner.next_occurrence() {
             Some(occurrence) => Some(Ok(occurrence)),
             None => inner.over().map(Err),
         })
@@ -1126,9 +1182,9 @@ impl Link {
             }
         }
         let now = clock::now();
-        let is_burst = inner.last_send.is_some_and(|last| now.saturating_duration_since(last) < BURST_GAP);
-        inner.burst_bytes += message.len();
-        inner.last_send = Some(now);
+        let is_burst = inner.last_send.is_some_and(|last| now.saturating_duration_since(last.instant()) < BURST_GAP);
+        inner.burst_bytes = inner.burst_bytes.saturating_add(u32::try_from(message.len()).unwrap_or(u32::MAX));
+        inner.last_send = Some(now.into());
         if is_burst && inner.burst_bytes < BURST_BYTES {
             if !inner.is_flush_coming {
                 inner.is_flush_coming = true;
@@ -1170,7 +1226,7 @@ impl Link {
         let reads = inner.is_flowing && inner.reader == Reader::Callers && !inner.is_polled;
         if reads && !inner.core.has_message() {
             let now = clock::now();
-            inner.last_read = now;
+            inner.last_read = now.into();
             inner.read(now);
             self.turn(&mut inner, now);
         }
@@ -1210,7 +1266,7 @@ impl Link {
     fn take(&self, inner: &mut Inner, now: Instant, count: usize) {
         inner.core.take(now, count);
         inner.last_send = None;
-        if inner.core.is_urgent() || !inner.share.is_empty() {
+        if inner.core.is_urgent() || inner.share.is_some() {
             self.turn(inner, now);
         } else {
             self.set_alarm(inner, now);
@@ -1251,7 +1307,7 @@ impl Link {
                 link.turn(inner, now);
                 return None;
             };
-            let (answered, round_trip) = inner.last_pong?;
+            let (answered, round_trip) = inner.extras.as_ref()?.last_pong?;
             (answered >= number).then(|| Ok(round_trip.unwrap_or(now.saturating_duration_since(asked_at))))
         })
     }
@@ -1312,12 +1368,12 @@ impl Link {
 impl Link {
     #[must_use]
     pub fn local_address(&self) -> SocketAddr {
-        self.local
+        self.ends.local()
     }
 
     #[must_use]
     pub fn peer_address(&self) -> SocketAddr {
-        self.peer
+        self.ends.peer()
     }
 
     /// A number that no other link of this process has.
@@ -1334,8 +1390,9 @@ impl Link {
         Ok(self.enter()?.ending.clone())
     }
 
-    pub fn agreement(&self) -> Result<Option<Agreement>, LinkError> {
-        Ok(self.enter()?.agreement)
+    /// `None` if it never was open.
+    pub fn opened_at(&self) -> Result<Option<Instant>, LinkError> {
+        Ok(self.enter()?.opened_at.map(Moment::instant))
     }
 
     /// What the client calls itself; empty before its HELLO.
@@ -1381,10 +1438,10 @@ impl Link {
     /// Readable while [`Link::try_recv`] would give something; made at the first call, closed with the link object.
     pub fn notification(&self) -> Result<RawFd, LinkError> {
         let mut inner = self.enter()?;
-        if inner.notification.is_none() {
-            inner.notification = Some(Notification { wakeup: Wakeup::new()?, is_set: false });
+        if inner.extras().notification.is_none() {
+            inner.extras().notification = Some(Notification { wakeup: Wakeup::new()?, is_set: false });
             self.tell(&mut inner, Interest::NOTHING);
         }
-        Ok(inner.notification.as_ref().map_or(-1, |notification| notification.wakeup.as_fd().as_raw_fd()))
+        Ok(inner.extras().notification.as_ref().map_or(-1, |notification| notification.wakeup.as_fd().as_raw_fd()))
     }
 }

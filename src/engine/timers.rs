@@ -6,6 +6,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
+use crate::proto::moment::Moment;
+
 /// Fewer alarms than this ring exactly; arbitrary.
 const MANY: usize = 100;
 /// A tenth of what makes a beat late.
@@ -13,13 +15,14 @@ const SLACK: Duration = Duration::from_millis(2);
 
 #[derive(Debug, Default)]
 pub(super) struct Timers {
-    sorted: BTreeSet<(Instant, usize)>,
-    of: HashMap<usize, Instant>,
+    sorted: BTreeSet<(Moment, usize)>,
+    of: HashMap<usize, Moment>,
 }
 
 impl Timers {
     /// Replaces the alarm that `key` had.
     pub(super) fn set(&mut self, key: usize, at: Instant) {
+        let at = Moment::from(at);
         if let Some(before) = self.of.insert(key, at) {
             if before == at {
                 return;
@@ -40,13 +43,13 @@ impl Timers {
     #[must_use]
     pub(super) fn next_wake_up(&self) -> Option<Instant> {
         let slack = if self.sorted.len() > MANY { SLACK } else { Duration::ZERO };
-        self.sorted.first().map(|(at, _)| *at + slack)
+        self.sorted.first().map(|(at, _)| at.instant() + slack)
     }
 
     /// Takes one whose time has come.
     pub(super) fn pop_due(&mut self, now: Instant) -> Option<usize> {
         let &(at, key) = self.sorted.first()?;
-        if at > now {
+        if at.instant() > now {
             return None;
         }
         self.clear(key);

@@ -10,5 +10,6 @@ pub mod evidence;
 pub mod frame;
 pub mod handshake;
 pub mod heartbeat;
+pub mod moment;
 pub mod session;
 pub mod verdict;

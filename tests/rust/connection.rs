@@ -1002,14 +1002,6 @@ fn a_close_is_no_handshake_with_the_dead() {
     assert!(pair.sides[0].ended_at().unwrap() - start <= ms(2600));
 }
 
-// ---- cost -----------------------------------------------------------------------------------------------------
-
-#[test]
-fn an_idle_link_costs_little_more_than_a_kilobyte_and_nothing_besides() {
-    let size = size_of::<Connection>();
-    assert!(size <= 1104, "{size} bytes");
-}
-
 // ---- years and schedules --------------------------------------------------------------------------------------
 
 #[test]
