@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -193,7 +194,7 @@ def test_ctrl_c_ends_a_script_at_once(start: Starter, way: str) -> None:
 
 
 def run_demo(*arguments: str) -> tuple[int, list[str]]:
-    argv = [sys.executable, str(EXAMPLES / "demo.py"), *arguments]
+    argv = [sys.executable, str(EXAMPLES / "demo"), *arguments]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=100 * SLACK)
     assert done.stderr == ""
     return done.returncode, done.stdout.splitlines()
@@ -221,7 +222,7 @@ def test_demo_tells_who_was_told_of_a_cut() -> None:
     if reason := reason_for_no_lab():
         pytest.skip(f"no network lab: {reason}")
     seconds = f"{8 * SLACK:g}"
-    status, lines = run_demo("--seconds", seconds)
+    status, lines = run_demo("--part", "tutorial", "--seconds", seconds)
     assert status == 0
     assert sum("told: PeerTimedOut: peer 10.88." in line for line in lines) == 4
     outcome = table(lines)
@@ -231,22 +232,45 @@ def test_demo_tells_who_was_told_of_a_cut() -> None:
     assert max(map(len, lines)) <= 105
 
 
+def known(lines: list[str]) -> dict[str, str]:
+    """The last table of part two: what the gateway knew of each device, and the device itself, without times."""
+    rows = lines[lines.index(next(line for line in lines if line.startswith("  device   trouble"))) + 1 :]
+    cells = [re.sub(r"after [\d.]+ s: ", "", row) for row in rows[: rows.index("")]]
+    return {row.split()[0]: " ".join(row[37:].split()) for row in cells}
+
+
+def test_demo_tells_who_knew_what_of_a_gateway_and_its_devices() -> None:
+    if reason := reason_for_no_lab():
+        pytest.skip(f"no network lab: {reason}")
+    status, lines = run_demo("--part", "fleet")
+    assert status == 0
+    who = known(lines)
+    assert who["sensor"] == "unreachable (path) unreachable"
+    assert who["camera"].startswith("frozen (interpreter) ")
+    assert who["printer"] in ("ended -", "reset -")
+    assert who["laptop"] == who["modem"] == "no alarm -"
+    assert who["robot"] == "hung (application) -"
+    assert max(map(len, lines)) <= 105
+
+
 def test_demo_shows_on_loopback_what_it_can_and_says_why() -> None:
     status, lines = run_demo("--loopback")
     assert status == 0
-    assert any("can't be shown here" in line for line in lines)
+    assert sum("can't be shown here" in line for line in lines) == 2
     assert {way: text.count("told after") for (way, _), text in table(lines).items()} == {"stdlib": 1, "longconn": 1}
+    assert list(known(lines)) == ["camera", "printer", "laptop", "robot", "modem"]
 
 
+@pytest.mark.parametrize(("part", "programs"), [("tutorial", 4), ("fleet", 7)])
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=needs_ctrl_c), signal.SIGTERM])
-def test_demo_leaves_nothing_behind_when_it_is_ended(number: signal.Signals) -> None:
-    mark = f"{os.getpid()}-{number}"
-    argv = [sys.executable, str(EXAMPLES / "demo.py"), "--loopback"]
+def test_demo_leaves_nothing_behind_when_it_is_ended(number: signal.Signals, part: str, programs: int) -> None:
+    mark = f"{os.getpid()}-{number}-{part}"
+    argv = [sys.executable, str(EXAMPLES / "demo"), "--loopback", "--part", part]
     environment = {**os.environ, "LONGCONN_TEST_DEMO": mark}
     demo = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     with demo:
         deadline = time.monotonic() + PATIENCE
-        while len(marked(mark)) < 5:  # itself and the four scripts
+        while len(marked(mark)) < 1 + programs:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         demo.send_signal(number)
