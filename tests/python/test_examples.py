@@ -46,6 +46,21 @@ class Script:
         assert line is not None, "it ended before it printed what was expected"
         return line
 
+    def line_after(self, prefix: str) -> str:
+        """The next line that doesn't begin so."""
+        while (line := self.line()).startswith(prefix):
+            pass
+        return line
+
+    def say(self, line: str | None) -> None:
+        """Type a line into it, or the end of input."""
+        assert self.process.stdin
+        if line is None:
+            self.process.stdin.close()
+        else:
+            self.process.stdin.write(line + "\n")
+            self.process.stdin.flush()
+
     def rest(self) -> list[str]:
         """Everything that it still prints until it ends."""
         return list(iter(lambda: self._lines.get(timeout=PATIENCE), None))  # type: ignore[arg-type]
@@ -57,7 +72,10 @@ class Script:
         self.process.kill()
         self.process.wait()
         self._reader.join(PATIENCE)
+        assert self.process.stdin
         assert self.process.stdout
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.stdout.close()
 
 
@@ -80,7 +98,8 @@ class Starter:
             argv += ["-m", "longconn", "run", "--keepalive", "1,1,3", "--guard", "3"]
         argv += [str(path), *map(str, arguments)]
         # Errors among the lines: a traceback or a warning is never what a test expects.
-        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8")
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True, encoding="utf-8")
         self.scripts.append(Script(process))
         return self.scripts[-1]
 
@@ -129,6 +148,32 @@ def test_a_gateway_that_is_ended_tells_its_devices(start: Starter) -> None:
     gateway.process.send_signal(signal.SIGINT)
     assert "the gateway said: the server is closing" in device.rest()
     assert (gateway.status(), device.status()) == (0, 0)
+
+
+def test_a_chat_tells_everyone_who_comes_speaks_leaves_and_dies(start: Starter) -> None:
+    server = start("stdlib", "chat_server.py", "127.0.0.1", 0)
+    port = server.line().split()[-1]
+    anna = start("stdlib", "chat_client.py", "Anna", "127.0.0.1", port)
+    assert server.line() == "* Anna is here"
+    bert = start("stdlib", "chat_client.py", "Bert", "127.0.0.1", port)
+    carl = start("stdlib", "chat_client.py", "Carl", "127.0.0.1", port)
+    assert {server.line(), server.line()} == {"* Bert is here", "* Carl is here"}
+    anna.say("hello")
+    for script in (server, bert, carl):
+        assert script.line_after("* ") == "Anna: hello"
+    bert.say(None)
+    assert bert.status() == 0
+    carl.process.send_signal(signal.SIGSTOP)
+    news = [server.line() for _ in range(3)]
+    assert news[0] == "* Bert has left"
+    assert news[1:] == ["* Carl has fallen silent", "* Carl is gone: the computer answers, the program doesn't"]
+    while anna.line() != news[2]:
+        pass
+    server.process.kill()
+    assert anna.line().startswith("the server is lost: ")
+    anna.say("anybody here?")
+    assert anna.rest() == []
+    assert anna.status() == 0
 
 
 @pytest.mark.parametrize("way", WAYS)
