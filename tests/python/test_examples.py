@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import longconn
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,6 +139,19 @@ def test_a_gateway_serves_several_devices_and_says_who_comes_and_goes(start: Sta
     while not lines[-1].startswith("device barometer closed"):
         lines.append(gateway.line())
     assert lines[-1].endswith(("ended", "reset"))
+
+
+def test_a_gateway_outlives_devices_that_speak_and_leave_at_once(start: Starter) -> None:
+    """It ended with the PeerClosed of its own answer."""
+    gateway = start("stdlib", "device_gateway.py", "127.0.0.1", 0)
+    port = int(gateway.line().split()[-1])
+    for _ in range(20):
+        hasty = longconn.connect(("127.0.0.1", port), client_id="hasty")
+        hasty.send_many([b"1", b"2", b"3"])
+        with contextlib.suppress(TimeoutError):
+            hasty.close(timeout=0)
+    last = start("stdlib", "device.py", "127.0.0.1", port, "last", 1)
+    assert last.rest() == ["answer b'got 0'"]
 
 
 @needs_ctrl_c
