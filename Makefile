@@ -54,7 +54,7 @@ $(STAMPS)/built: $(STAMPS)/build $(SOURCES)
 build: $(STAMPS)/built
 
 demo: build $(STAMPS)/demo
-	$(BIN)/python examples/demo.py
+	$(BIN)/python examples/demo
 
 test: build $(STAMPS)/test
 	cargo test --quiet --no-default-features

@@ -32,6 +32,9 @@ with longconn.LongServer((host, port), heartbeat=longconn.Heartbeat(interval=1.0
     try:
         for device, message in server.messages():  # 不管连着几台还是几千台，都是这一个循环
             say("device", device.client_id, "says", message)
-            device.send(b"got " + message)
+            try:
+                device.send(b"got " + message, timeout=0)  # 不等：一台收得慢，不能让其余的跟着等
+            except (longconn.LongConnError, TimeoutError) as error:
+                say("device", device.client_id, "gets no answer:", error)  # 说完就走了，或者一直不收
     except KeyboardInterrupt:
         pass  # 离开 with 时，会告诉每台设备：服务端要走了

@@ -46,8 +46,7 @@ __all__ = ["HOSTS", "Lab", "LabError", "clean", "enter_unprivileged", "reason_un
 
 HOSTS = ("client", "server")
 # 10.88/16 is an arbitrary corner of the private range; nothing outside the namespaces ever sees it.
-ADDRESS = {"client": "10.88.1.2", "server": "10.88.2.2"}
-GATEWAY = {"client": "10.88.1.1", "server": "10.88.2.1"}
+SUBNET = "10.88"
 # Marks every process of a lab with its owner, so that `clean` finds those whose owner was killed.
 MARK = "LONGCONN_LAB"
 
@@ -71,13 +70,17 @@ class Lab:
             no connection that the router knows is dropped in silence.
         polite: The router says "unreachable" (ICMP) when it can't deliver, as routers do in a house or an office.
             By default it is mute, as the far side of the internet is.
+        more: Names of further hosts, each with a cable of its own; at most 15 characters each. A NAT isn't for these.
     """
 
-    def __init__(self, *, nat: bool = False, polite: bool = False) -> None:
+    def __init__(self, *, nat: bool = False, polite: bool = False, more: Sequence[str] = ()) -> None:
+        if nat and more:
+            raise LabError("Lab(nat=True) has one client; more hosts need nat=False")
         self.nat = nat
         self.polite = polite
+        self.hosts = (*HOSTS, *more)
         self._namespaces: dict[str, int] = {}
-        self._rules: dict[str, dict[str, str]] = {host: {} for host in HOSTS}
+        self._rules: dict[str, dict[str, str]] = {host: {} for host in self.hosts}
         self._processes: list[subprocess.Popen[Any]] = []
         self._frozen: set[int] = set()
         self._owner = os.getpid()
@@ -87,6 +90,7 @@ class Lab:
     def __enter__(self) -> Lab:
         atexit.register(self.close)
         try:
+<<<<<<< HEAD
             self._namespaces["router"] = _new_namespace()
             self._run("router", "ip", "link", "set", "lo", "up")
             for host in HOSTS:
@@ -94,6 +98,11 @@ class Lab:
             with self.inside("router"):
                 Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
             self._run("router", "nft", "-f", "-", stdin=self._ruleset())
+=======
+            for place in (*self.hosts, "router"):
+                self._namespaces[place] = _new_namespace()
+            self._lay_cables()
+>>>>>>> h-demo
         except BaseException:
             self.close()
             raise
@@ -119,12 +128,13 @@ class Lab:
                     with contextlib.suppress(BrokenPipeError):
                         pipe.close()
         # Cables first: a socket that still has data to deliver keeps its namespace for a while, and now it is alone.
-        for host in HOSTS:
+        for host in self.hosts:
             with contextlib.suppress(LabError):
                 self._run("router", "ip", "link", "delete", host)
         while self._namespaces:
             os.close(self._namespaces.popitem()[1])
 
+<<<<<<< HEAD
     def _make_host(self, host: str) -> None:
         """A host and its cable: two commands, batches, as each costs a few milliseconds."""
         self._namespaces[host] = _new_namespace()
@@ -135,12 +145,29 @@ class Lab:
         wiring = f"link set lo up\naddress add {ADDRESS[host]}/24 dev eth0\nlink set eth0 up\n"
         wiring += f"route add default via {GATEWAY[host]}\n"
         self._run(host, "ip", "-batch", "-", stdin=wiring)
+=======
+    def _lay_cables(self) -> None:
+        """Builds the network: two commands and one a host, most of them batches, as each costs a few milliseconds."""
+        wiring = "link set lo up\n"
+        for host in self.hosts:
+            # The router's plugs are named after the host at the other end.
+            wiring += f"link add {host} type veth peer name eth0 netns {self.path(host)}\n"
+            wiring += f"address add {self.gateway(host)}/24 dev {host}\nlink set {host} up\n"
+        self._run("router", "ip", "-batch", "-", stdin=wiring)
+        for host in self.hosts:
+            wiring = f"link set lo up\naddress add {self.address(host)}/24 dev eth0\nlink set eth0 up\n"
+            wiring += f"route add default via {self.gateway(host)}\n"
+            self._run(host, "ip", "-batch", "-", stdin=wiring)
+        with self.inside("router"):
+            Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+        self._run("router", "nft", "-f", "-", stdin=self._ruleset())
+>>>>>>> h-demo
 
     def _ruleset(self) -> str:
         """The router's rules. Faults live in the chains `from-...`, ahead of connection tracking (priority -200)."""
-        rules = "".join(f"chain from-{host} {{ }}\n" for host in HOSTS)
+        rules = "".join(f"chain from-{host} {{ }}\n" for host in self.hosts)
         rules += "chain faults { type filter hook prerouting priority -310;\n"
-        rules += "".join(f'iifname "{host}" jump from-{host}\n' for host in HOSTS) + "}\n"
+        rules += "".join(f'iifname "{host}" jump from-{host}\n' for host in self.hosts) + "}\n"
         if not self.polite:
             rules += """
                 chain mute { type filter hook output priority 0;
@@ -166,10 +193,12 @@ class Lab:
 
     # ---- places and processes
 
-    @staticmethod
-    def address(host: str) -> str:
-        """The IPv4 address of `client` or `server`."""
-        return ADDRESS[host]
+    def address(self, host: str) -> str:
+        """The IPv4 address of a host."""
+        return f"{SUBNET}.{self.hosts.index(host) + 1}.2"
+
+    def gateway(self, host: str) -> str:
+        return f"{SUBNET}.{self.hosts.index(host) + 1}.1"
 
     @staticmethod
     def gateway(host: str) -> str:
@@ -236,11 +265,11 @@ class Lab:
         self._make_host(host)
 
     def drop(self, *senders: str) -> None:
-        """What these hosts send is lost: `drop("client")` cuts one direction, `drop()` both."""
+        """What these hosts send is lost: `drop("client")` cuts one direction, `drop()` all."""
         self._set_rule("drop", "drop", senders)
 
     def undrop(self, *senders: str) -> None:
-        """Ends `drop` for these hosts, by default for both."""
+        """Ends `drop` for these hosts, by default for all."""
         self._set_rule("drop", None, senders)
 
     def drop_larger(self, size: int, *senders: str) -> None:
@@ -249,18 +278,24 @@ class Lab:
         self._set_rule("larger", f"ip length > {size} drop" if size else None, senders)
 
     def loss(self, percent: float, *senders: str) -> None:
-        """Each packet of these hosts (by default of both) is lost with this probability; 0 ends it."""
+        """Each packet of these hosts (by default of all) is lost with this probability; 0 ends it."""
         rule = f"numgen random mod 100000 < {round(percent * 1000)} drop" if percent else None
         if percent == 100:
             rule = "drop"  # nft refuses a comparison that is always true
         self._set_rule("loss", rule, senders)
 
+<<<<<<< HEAD
     def rate(self, kilobits: int, *senders: str, queue: float = 0.05) -> None:
         """What these hosts (by default both) send passes at so many kilobits a second; 0 ends it.
 
         The router's queue holds what it takes `queue` seconds to send; what finds it full is lost.
         """
         for sender in _senders(senders):
+=======
+    def rate(self, kilobits: int, *senders: str) -> None:
+        """What client and server (by default both) send each other passes at so many kilobits a second; 0 ends it."""
+        for sender in senders or HOSTS:
+>>>>>>> h-demo
             plug = HOSTS[1 - HOSTS.index(sender)]  # the queue is where the router sends it on
             with contextlib.suppress(LabError):  # there may be none yet
                 self._run("router", "tc", "qdisc", "delete", "dev", plug, "root")
@@ -290,10 +325,15 @@ class Lab:
             os.kill(pid, signal.SIGCONT)
 
     def restore(self) -> None:
+<<<<<<< HEAD
         """Ends every fault: power on, cables in, rules gone, processes running. What a NAT forgot stays forgotten."""
         for host in HOSTS:
             if host not in self._namespaces:
                 self.power_on(host)
+=======
+        """Ends every fault: cables in, rules gone, processes running. What a NAT forgot stays forgotten."""
+        for host in self.hosts:
+>>>>>>> h-demo
             self.plug(host)
             self._rules[host].clear()
         self._write_rules()
@@ -302,11 +342,16 @@ class Lab:
             self.thaw(pid)
 
     def _set_rule(self, name: str, rule: str | None, senders: Sequence[str]) -> None:
-        for sender in _senders(senders):
+        for sender in self._senders(senders):
             self._rules[sender].pop(name, None)
             if rule:
                 self._rules[sender][name] = rule
         self._write_rules()
+
+    def _senders(self, senders: Sequence[str]) -> Sequence[str]:
+        if unknown := set(senders) - set(self.hosts):
+            raise ValueError(f"no such host: {', '.join(sorted(unknown))}")
+        return senders or self.hosts
 
     def _write_rules(self) -> None:
         """Both directions in one transaction, so that a cut is a cut at one moment."""
@@ -434,12 +479,6 @@ def _run(name: str, *arguments: str, stdin: str = "") -> str:
         said = (done.stderr or done.stdout).strip().partition("\n")[0]
         raise LabError(f"{shlex.join([name, *arguments])}: {said}")
     return done.stdout
-
-
-def _senders(senders: Sequence[str]) -> Sequence[str]:
-    if unknown := set(senders) - set(HOSTS):
-        raise ValueError(f"no such host: {', '.join(sorted(unknown))}")
-    return senders or HOSTS
 
 
 def _flush_connection_tracking() -> None:
@@ -638,7 +677,7 @@ def try_forget(lab: Lab, pair: Pair) -> tuple[bool, str]:
     with Pair(lab) as new:
         fresh = new.arriving()
     seen = f"the server sees {seen_from}; before: {_names(before)} heard; forgotten: {_names(after)} heard"
-    return (seen_from, before, after, fresh) == (GATEWAY["server"], set(HOSTS), set(), set(HOSTS)), seen
+    return (seen_from, before, after, fresh) == (lab.gateway("server"), set(HOSTS), set(), set(HOSTS)), seen
 
 
 try_forget.nat = True  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import longconn
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,6 +47,21 @@ class Script:
         assert line is not None, "it ended before it printed what was expected"
         return line
 
+    def line_after(self, prefix: str) -> str:
+        """The next line that doesn't begin so."""
+        while (line := self.line()).startswith(prefix):
+            pass
+        return line
+
+    def say(self, line: str | None) -> None:
+        """Type a line into it, or the end of input."""
+        assert self.process.stdin
+        if line is None:
+            self.process.stdin.close()
+        else:
+            self.process.stdin.write(line + "\n")
+            self.process.stdin.flush()
+
     def rest(self) -> list[str]:
         """Everything that it still prints until it ends."""
         return list(iter(lambda: self._lines.get(timeout=PATIENCE), None))  # type: ignore[arg-type]
@@ -56,7 +73,10 @@ class Script:
         self.process.kill()
         self.process.wait()
         self._reader.join(PATIENCE)
+        assert self.process.stdin
         assert self.process.stdout
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.stdout.close()
 
 
@@ -79,7 +99,8 @@ class Starter:
             argv += ["-m", "longconn", "run", "--keepalive", "1,1,3", "--guard", "3"]
         argv += [str(path), *map(str, arguments)]
         # Errors among the lines: a traceback or a warning is never what a test expects.
-        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8")
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True, encoding="utf-8")
         self.scripts.append(Script(process))
         return self.scripts[-1]
 
@@ -120,6 +141,19 @@ def test_a_gateway_serves_several_devices_and_says_who_comes_and_goes(start: Sta
     assert lines[-1].endswith(("ended", "reset"))
 
 
+def test_a_gateway_outlives_devices_that_speak_and_leave_at_once(start: Starter) -> None:
+    """It ended with the PeerClosed of its own answer."""
+    gateway = start("stdlib", "device_gateway.py", "127.0.0.1", 0)
+    port = int(gateway.line().split()[-1])
+    for _ in range(20):
+        hasty = longconn.connect(("127.0.0.1", port), client_id="hasty")
+        hasty.send_many([b"1", b"2", b"3"])
+        with contextlib.suppress(TimeoutError):
+            hasty.close(timeout=0)
+    last = start("stdlib", "device.py", "127.0.0.1", port, "last", 1)
+    assert last.rest() == ["answer b'got 0'"]
+
+
 @needs_ctrl_c
 def test_a_gateway_that_is_ended_tells_its_devices(start: Starter) -> None:
     gateway = start("stdlib", "device_gateway.py", "127.0.0.1", 0)
@@ -128,6 +162,32 @@ def test_a_gateway_that_is_ended_tells_its_devices(start: Starter) -> None:
     gateway.process.send_signal(signal.SIGINT)
     assert "the gateway said: the server is closing" in device.rest()
     assert (gateway.status(), device.status()) == (0, 0)
+
+
+def test_a_chat_tells_everyone_who_comes_speaks_leaves_and_dies(start: Starter) -> None:
+    server = start("stdlib", "chat_server.py", "127.0.0.1", 0)
+    port = server.line().split()[-1]
+    anna = start("stdlib", "chat_client.py", "Anna", "127.0.0.1", port)
+    assert server.line() == "* Anna is here"
+    bert = start("stdlib", "chat_client.py", "Bert", "127.0.0.1", port)
+    carl = start("stdlib", "chat_client.py", "Carl", "127.0.0.1", port)
+    assert {server.line(), server.line()} == {"* Bert is here", "* Carl is here"}
+    anna.say("hello")
+    for script in (server, bert, carl):
+        assert script.line_after("* ") == "Anna: hello"
+    bert.say(None)
+    assert bert.status() == 0
+    carl.process.send_signal(signal.SIGSTOP)
+    news = [server.line() for _ in range(3)]
+    assert news[0] == "* Bert has left"
+    assert news[1:] == ["* Carl has fallen silent", "* Carl is gone: the computer answers, the program doesn't"]
+    while anna.line() != news[2]:
+        pass
+    server.process.kill()
+    assert anna.line().startswith("the server is lost: ")
+    anna.say("anybody here?")
+    assert anna.rest() == []
+    assert anna.status() == 0
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -193,7 +253,7 @@ def test_ctrl_c_ends_a_script_at_once(start: Starter, way: str) -> None:
 
 
 def run_demo(*arguments: str) -> tuple[int, list[str]]:
-    argv = [sys.executable, str(EXAMPLES / "demo.py"), *arguments]
+    argv = [sys.executable, str(EXAMPLES / "demo"), *arguments]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=100 * SLACK)
     assert done.stderr == ""
     return done.returncode, done.stdout.splitlines()
@@ -221,7 +281,7 @@ def test_demo_tells_who_was_told_of_a_cut() -> None:
     if reason := reason_for_no_lab():
         pytest.skip(f"no network lab: {reason}")
     seconds = f"{8 * SLACK:g}"
-    status, lines = run_demo("--seconds", seconds)
+    status, lines = run_demo("--part", "tutorial", "--seconds", seconds)
     assert status == 0
     assert sum("told: PeerTimedOut: peer 10.88." in line for line in lines) == 4
     outcome = table(lines)
@@ -231,22 +291,45 @@ def test_demo_tells_who_was_told_of_a_cut() -> None:
     assert max(map(len, lines)) <= 105
 
 
+def known(lines: list[str]) -> dict[str, str]:
+    """The last table of part two: what the gateway knew of each device, and the device itself, without times."""
+    rows = lines[lines.index(next(line for line in lines if line.startswith("  device   trouble"))) + 1 :]
+    cells = [re.sub(r"after [\d.]+ s: ", "", row) for row in rows[: rows.index("")]]
+    return {row.split()[0]: " ".join(row[37:].split()) for row in cells}
+
+
+def test_demo_tells_who_knew_what_of_a_gateway_and_its_devices() -> None:
+    if reason := reason_for_no_lab():
+        pytest.skip(f"no network lab: {reason}")
+    status, lines = run_demo("--part", "fleet")
+    assert status == 0
+    who = known(lines)
+    assert who["sensor"] == "unreachable (path) unreachable"
+    assert who["camera"].startswith("frozen (interpreter) ")
+    assert who["printer"] in ("ended -", "reset -")
+    assert who["laptop"] == who["modem"] == "no alarm -"
+    assert who["robot"] == "hung (application) -"
+    assert max(map(len, lines)) <= 105
+
+
 def test_demo_shows_on_loopback_what_it_can_and_says_why() -> None:
     status, lines = run_demo("--loopback")
     assert status == 0
-    assert any("can't be shown here" in line for line in lines)
+    assert sum("can't be shown here" in line for line in lines) == 2
     assert {way: text.count("told after") for (way, _), text in table(lines).items()} == {"stdlib": 1, "longconn": 1}
+    assert list(known(lines)) == ["camera", "printer", "laptop", "robot", "modem"]
 
 
+@pytest.mark.parametrize(("part", "programs"), [("tutorial", 4), ("fleet", 7)])
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=needs_ctrl_c), signal.SIGTERM])
-def test_demo_leaves_nothing_behind_when_it_is_ended(number: signal.Signals) -> None:
-    mark = f"{os.getpid()}-{number}"
-    argv = [sys.executable, str(EXAMPLES / "demo.py"), "--loopback"]
+def test_demo_leaves_nothing_behind_when_it_is_ended(number: signal.Signals, part: str, programs: int) -> None:
+    mark = f"{os.getpid()}-{number}-{part}"
+    argv = [sys.executable, str(EXAMPLES / "demo"), "--loopback", "--part", part]
     environment = {**os.environ, "LONGCONN_TEST_DEMO": mark}
     demo = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     with demo:
         deadline = time.monotonic() + PATIENCE
-        while len(marked(mark)) < 5:  # itself and the four scripts
+        while len(marked(mark)) < 1 + programs:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         demo.send_signal(number)

@@ -1,0 +1,181 @@
+"""Runs the Python of a page of the documentation, as a reader would; ends with status 1 and the reason if one fails.
+
+    python run_page.py PAGE
+
+What holds for a fenced block that begins with ```python:
+
+- Its first line ``# name.py`` makes it a program of its own, which runs beside the rest until the page's end; then it
+  is ended by Ctrl-C. It must not fail. A program called ``test_...py`` is run by pytest, to its end.
+- Its first line ``# not run: why`` keeps it from being run.
+- All others run one after the other, as in one interpreter. ``print(...)  # prints: text`` must print that; ``...`` in
+  the text stands for anything.
+
+Host names that end in ``.example``, 10.0.0.7 and 0.0.0.0 become loopback, and ports become free ones, so that two
+pages, and whatever else runs on this machine, don't meet. If no program of the page listens at its port 9000, a
+LongServer that answers each message does, and at 8083 a plain server that greets and answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import longconn
+
+PATIENCE = 20 * float(os.environ.get("LONGCONN_TEST_SLACK", "1"))
+BLOCK = re.compile(r"^```python[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+HOST = re.compile(r"\b[\w-]+\.example\b|\b10\.0\.0\.7\b|\b0\.0\.0\.0\b")
+PROGRAM = re.compile(r"# (\w+\.py)\b")
+PRINTS = re.compile(r"# prints: (.*)$", re.MULTILINE)
+
+
+def blocks(page: Path) -> Iterator[tuple[int, str]]:
+    """(line, source) of each block that runs."""
+    text = page.read_text(encoding="utf-8")
+    for found in BLOCK.finditer(text):
+        if not found[1].startswith("# not run: "):
+            yield text.count("\n", 0, found.start()) + 1, found[1]
+
+
+def listens(source: str, port: int) -> bool:
+    return re.search(rf"(?:LongServer|create_server)\(\(.*, {port}\)", source) is not None
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def wait_for_listener(port: int) -> None:
+    """Until the kernel has one, by proc(5)'s list: a connection to try it would be one more to the program."""
+    place, listening = f"0100007F:{port:04X}", "0A"
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+        if any(row[1] == place and row[3] == listening for row in rows):
+            return
+        time.sleep(0.01)
+    raise TimeoutError(f"nobody listens at port {port}")
+
+
+def serve_messages(port: int) -> None:
+    with longconn.LongServer(("127.0.0.1", port)) as server:
+        for connection, message in server.messages():
+            with contextlib.suppress(longconn.LongConnError):
+                connection.send(b"got " + message)
+
+
+def serve_bytes(port: int) -> None:
+    def answer(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(b"hello\r\n")
+            while data := connection.recv(65536):
+                connection.sendall(data)
+
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        while True:
+            threading.Thread(target=answer, args=(listener.accept()[0],), daemon=True).start()
+
+
+class Page:
+    """A page at work."""
+
+    def __init__(self, path: Path, directory: Path) -> None:
+        self._path, self._directory = path, directory
+        self._ports: dict[str, int] = {}
+        self._programs: list[tuple[str, subprocess.Popen[str]]] = []
+
+    def run(self) -> None:
+        sources = [(line, self._on_loopback(source)) for line, source in blocks(self._path)]
+        for name, serve in (("9000", serve_messages), ("8083", serve_bytes)):
+            port = self._ports.get(name)
+            if port and not any(listens(source, port) for _, source in sources):
+                threading.Thread(target=serve, args=(port,), daemon=True).start()
+                wait_for_listener(port)
+        names: dict[str, object] = {"__name__": "__main__"}
+        try:
+            for line, source in sources:
+                where = f"{self._path}:{line}"
+                if program := PROGRAM.match(source):
+                    self._start(program[1], source)
+                else:
+                    self._execute(where, source, names)
+        finally:
+            self._end_programs()
+
+    def _on_loopback(self, source: str) -> str:
+        def port(found: re.Match[str]) -> str:
+            number = found[0]
+            return str(self._ports.setdefault(number, free_port()))
+
+        return re.sub(r"\b(?:9000|8083)\b", port, HOST.sub("127.0.0.1", source))
+
+    def _start(self, name: str, source: str) -> None:
+        path = self._directory / name
+        path.write_text(source, encoding="utf-8")
+        argv = [sys.executable, "-W", "error", str(path)]
+        if name.startswith("test_"):
+            argv[1:3] = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        process = subprocess.Popen(
+            argv, cwd=self._directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self._programs.append((name, process))
+        if name.startswith("test_"):
+            process.wait(PATIENCE * 3)
+        for number in self._ports.values():
+            if listens(source, number):
+                wait_for_listener(number)
+
+    def _execute(self, where: str, source: str, names: dict[str, object]) -> None:
+        said = io.StringIO()
+        # At the block's place in the page, so that a traceback names the line there.
+        code = compile("\n" * int(where.rpartition(":")[2]) + source, str(self._path), "exec")
+        with contextlib.redirect_stdout(said):
+            exec(code, names)
+        expected, lines = PRINTS.findall(source), said.getvalue().splitlines()
+        if expected:
+            for pattern, line in zip(expected, lines, strict=True):
+                if not re.fullmatch(re.escape(pattern).replace(re.escape("..."), ".*"), line):
+                    raise AssertionError(f"{where} says that it prints {pattern!r}, and it printed {line!r}")
+
+    def _end_programs(self) -> None:
+        for name, process in self._programs:
+            ran_on = process.poll() is None
+            if ran_on:
+                process.send_signal(signal.SIGINT)
+            try:
+                said, _ = process.communicate(timeout=PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+            stopped = ran_on and said.rstrip().endswith("KeyboardInterrupt")
+            if process.returncode and not stopped:
+                raise AssertionError(f"{name} of {self._path} ended with {process.returncode}:\n{said}")
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as directory:
+        try:
+            Page(Path(sys.argv[1]), Path(directory)).run()
+        except Exception:
+            traceback.print_exc()
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
