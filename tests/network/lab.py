@@ -90,19 +90,13 @@ class Lab:
     def __enter__(self) -> Lab:
         atexit.register(self.close)
         try:
-<<<<<<< HEAD
             self._namespaces["router"] = _new_namespace()
             self._run("router", "ip", "link", "set", "lo", "up")
-            for host in HOSTS:
+            for host in self.hosts:
                 self._make_host(host)
             with self.inside("router"):
                 Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
             self._run("router", "nft", "-f", "-", stdin=self._ruleset())
-=======
-            for place in (*self.hosts, "router"):
-                self._namespaces[place] = _new_namespace()
-            self._lay_cables()
->>>>>>> h-demo
         except BaseException:
             self.close()
             raise
@@ -134,34 +128,16 @@ class Lab:
         while self._namespaces:
             os.close(self._namespaces.popitem()[1])
 
-<<<<<<< HEAD
     def _make_host(self, host: str) -> None:
         """A host and its cable: two commands, batches, as each costs a few milliseconds."""
         self._namespaces[host] = _new_namespace()
         # The router's plugs are named after the host at the other end.
         wiring = f"link add {host} type veth peer name eth0 netns {self.path(host)}\n"
-        wiring += f"address add {GATEWAY[host]}/24 dev {host}\nlink set {host} up\n"
+        wiring += f"address add {self.gateway(host)}/24 dev {host}\nlink set {host} up\n"
         self._run("router", "ip", "-batch", "-", stdin=wiring)
-        wiring = f"link set lo up\naddress add {ADDRESS[host]}/24 dev eth0\nlink set eth0 up\n"
-        wiring += f"route add default via {GATEWAY[host]}\n"
+        wiring = f"link set lo up\naddress add {self.address(host)}/24 dev eth0\nlink set eth0 up\n"
+        wiring += f"route add default via {self.gateway(host)}\n"
         self._run(host, "ip", "-batch", "-", stdin=wiring)
-=======
-    def _lay_cables(self) -> None:
-        """Builds the network: two commands and one a host, most of them batches, as each costs a few milliseconds."""
-        wiring = "link set lo up\n"
-        for host in self.hosts:
-            # The router's plugs are named after the host at the other end.
-            wiring += f"link add {host} type veth peer name eth0 netns {self.path(host)}\n"
-            wiring += f"address add {self.gateway(host)}/24 dev {host}\nlink set {host} up\n"
-        self._run("router", "ip", "-batch", "-", stdin=wiring)
-        for host in self.hosts:
-            wiring = f"link set lo up\naddress add {self.address(host)}/24 dev eth0\nlink set eth0 up\n"
-            wiring += f"route add default via {self.gateway(host)}\n"
-            self._run(host, "ip", "-batch", "-", stdin=wiring)
-        with self.inside("router"):
-            Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-        self._run("router", "nft", "-f", "-", stdin=self._ruleset())
->>>>>>> h-demo
 
     def _ruleset(self) -> str:
         """The router's rules. Faults live in the chains `from-...`, ahead of connection tracking (priority -200)."""
@@ -198,12 +174,8 @@ class Lab:
         return f"{SUBNET}.{self.hosts.index(host) + 1}.2"
 
     def gateway(self, host: str) -> str:
+        """The router's IPv4 address on the host's side."""
         return f"{SUBNET}.{self.hosts.index(host) + 1}.1"
-
-    @staticmethod
-    def gateway(host: str) -> str:
-        """The router's IPv4 address on the side of `client` or `server`."""
-        return GATEWAY[host]
 
     def path(self, place: str) -> str:
         """The namespace as a file, for `nsenter --net=PATH` while the lab lives."""
@@ -284,18 +256,12 @@ class Lab:
             rule = "drop"  # nft refuses a comparison that is always true
         self._set_rule("loss", rule, senders)
 
-<<<<<<< HEAD
     def rate(self, kilobits: int, *senders: str, queue: float = 0.05) -> None:
-        """What these hosts (by default both) send passes at so many kilobits a second; 0 ends it.
+        """What client and server (by default both) send each other passes at so many kilobits a second; 0 ends it.
 
         The router's queue holds what it takes `queue` seconds to send; what finds it full is lost.
         """
-        for sender in _senders(senders):
-=======
-    def rate(self, kilobits: int, *senders: str) -> None:
-        """What client and server (by default both) send each other passes at so many kilobits a second; 0 ends it."""
         for sender in senders or HOSTS:
->>>>>>> h-demo
             plug = HOSTS[1 - HOSTS.index(sender)]  # the queue is where the router sends it on
             with contextlib.suppress(LabError):  # there may be none yet
                 self._run("router", "tc", "qdisc", "delete", "dev", plug, "root")
@@ -325,15 +291,10 @@ class Lab:
             os.kill(pid, signal.SIGCONT)
 
     def restore(self) -> None:
-<<<<<<< HEAD
         """Ends every fault: power on, cables in, rules gone, processes running. What a NAT forgot stays forgotten."""
-        for host in HOSTS:
+        for host in self.hosts:
             if host not in self._namespaces:
                 self.power_on(host)
-=======
-        """Ends every fault: cables in, rules gone, processes running. What a NAT forgot stays forgotten."""
-        for host in self.hosts:
->>>>>>> h-demo
             self.plug(host)
             self._rules[host].clear()
         self._write_rules()
