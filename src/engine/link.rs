@@ -32,6 +32,7 @@ use socket2::SockRef;
 
 use crate::engine::budget::{Share, Wish};
 use crate::engine::listener::{Listener, going_away};
+use crate::engine::plain::{PathWatch, PlainPeers};
 use crate::engine::reactor::{self, Engine};
 use crate::engine::waiting::{Interest, WaitError, Waiters};
 use crate::engine::{clock, fork, interpreter};
@@ -39,12 +40,15 @@ use crate::net::sys::{self, Wakeup};
 use crate::net::{tcp_info, tuning};
 use crate::proto::cause::{Cause, Ending};
 use crate::proto::close::{Close, CloseCode};
+use crate::proto::codec::{EncodeError, Framing};
 use crate::proto::connection::{
     Action, Config, Connection, Event, Introduction, IntroductionError, State, Stats, Transmit,
 };
+use crate::proto::core::Core;
 use crate::proto::evidence::KernelView;
 use crate::proto::heartbeat::Ages;
 use crate::proto::moment::Moment;
+use crate::proto::plain::{EndOfStream, Plain, PlainStats};
 use crate::proto::session::SendError;
 use crate::proto::verdict::Sample;
 
@@ -62,6 +66,10 @@ const STICKY: Duration = Duration::from_millis(5);
 const PRECISE: Duration = Duration::from_millis(100);
 /// Occurrences that nobody has asked for yet; older ones are dropped.
 const MAX_OCCURRENCES: usize = 64;
+/// Chunks that are read of a connection that is over, where the program has fallen behind: more than any kernel keeps.
+const LAST_CHUNKS: usize = 256;
+/// How long a link that the engine closes by itself may take for its last words. Arbitrary.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 /// A message up to this may be sent by who holds the interpreter: it is copied and handed over in a few microseconds.
 pub const INLINE_BYTES: usize = 16 * 1024;
 
@@ -93,6 +101,14 @@ pub enum LinkError {
     Closed,
     #[error("message of {length} bytes, the peer takes at most {largest}")]
     TooLarge { length: u64, largest: u64 },
+    /// Everything that a plain peer has sent was read. It may still be sent to.
+    #[error("the peer has ended its stream")]
+    StreamEnded,
+    /// The program has ended its own stream to a plain peer.
+    #[error("the sending side is shut down, by this program")]
+    ShutDown,
+    #[error(transparent)]
+    Framing(#[from] EncodeError),
     #[error(transparent)]
     Introduction(#[from] IntroductionError),
     #[error(transparent)]
@@ -148,6 +164,8 @@ pub struct Link {
     this: Weak<Link>,
     listener: Option<Weak<Listener>>,
     ends: Ends,
+    /// Of a plain peer; `None` for who speaks our protocol.
+    framing: Option<Framing>,
     /// The descriptor's number while it is ours to close; for a forked child, which can't take the lock.
     number: AtomicI32,
     /// What the engine has left to be done by who has the lock.
@@ -241,7 +259,7 @@ impl Drop for Guard<'_> {
 
 /// There may be many thousands, and most are idle.
 struct Inner {
-    core: Connection,
+    core: Core,
     /// Shared with those who poll it meanwhile; none once the link is over.
     socket: Option<Arc<OwnedFd>>,
     reader: Reader,
@@ -251,6 +269,10 @@ struct Inner {
     last_read: Moment,
     /// The engine has something left to read.
     is_unread: bool,
+    /// The same, but not until the program has taken something: only a closed window tells a plain peer to wait.
+    is_held_back: bool,
+    /// Of a plain link; dropped before the descriptor is closed.
+    path_watch: Option<PathWatch>,
     /// The last attempt to read found much.
     is_flowing: bool,
     /// A caller waits in recv(2): nobody else may read.
@@ -311,22 +333,45 @@ impl Link {
     pub fn client(socket: OwnedFd, config: Arc<Config>, introduction: Introduction) -> Result<Arc<Self>, LinkError> {
         let now = clock::now();
         let client_id = introduction.client_id.as_str().into();
-        let core = Connection::client(now, config, new_seed()?, introduction)?;
+        let core = Core::Framed(Connection::client(now, config, new_seed()?, introduction)?);
         let link = Self::new(socket, core, now, None, client_id)?;
         link.begin(now)?;
+        Ok(link)
+    }
+
+    /// A plain peer's, whoever connected; `socket` is a connected TCP socket.
+    pub fn plain(socket: OwnedFd, peers: &PlainPeers) -> io::Result<Arc<Self>> {
+        let now = clock::now();
+        let link = Self::plain_of(socket, peers, now, None)?;
+        link.begin(now)?;
+        Ok(link)
+    }
+
+    /// The same, for a listener.
+    pub(super) fn plain_of(
+        socket: OwnedFd,
+        peers: &PlainPeers,
+        now: Instant,
+        listener: Option<Weak<Listener>>,
+    ) -> io::Result<Arc<Self>> {
+        let plain = Plain::new(now, peers.config.clone())
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string()))?;
+        let path_watch = PathWatch::begin(&socket, peers)?;
+        let link = Self::new(socket, Core::Plain(Box::new(plain)), now, listener, Box::default())?;
+        link.lock().path_watch = path_watch;
         Ok(link)
     }
 
     /// The side that accepted.
     pub(super) fn server(socket: OwnedFd, config: Arc<Config>, listener: Weak<Listener>) -> io::Result<Arc<Self>> {
         let now = clock::now();
-        let core = Connection::server(now, config, new_seed()?);
+        let core = Core::Framed(Connection::server(now, config, new_seed()?));
         Self::new(socket, core, now, Some(listener), Box::default())
     }
 
     fn new(
         socket: OwnedFd,
-        core: Connection,
+        core: Core,
         now: Instant,
         listener: Option<Weak<Listener>>,
         client_id: Box<str>,
@@ -335,15 +380,23 @@ impl Link {
         let ends = Ends::of(fd)?;
         // Who waits for a message does so in recv(2); all other calls say MSG_DONTWAIT.
         SockRef::from(&fd).set_nonblocking(false)?;
-        let rto_max_ms = tuning::prepare(fd)?;
+        tuning::prepare(fd)?;
+        let rto_max_ms = match &core {
+            Core::Framed(_) => tuning::bound_retransmissions(fd, Duration::ZERO),
+            // That is for its guard to do.
+            Core::Plain(_) => None,
+        };
         let acked_before = tcp_info::sample(fd.as_raw_fd()).map_or(0, |sample| sample.bytes_acked);
         let engine = reactor::engine()?;
+        let framing = core.framing();
         let inner = Inner {
             core,
             reader: Reader::Engine,
             is_polled: false,
             last_read: now.into(),
             is_unread: false,
+            is_held_back: false,
+            path_watch: None,
             is_flowing: false,
             is_receiving: false,
             is_judgement_put_off: false,
@@ -356,7 +409,8 @@ impl Link {
             burst_bytes: 0,
             is_flush_coming: false,
             waiters: Waiters::default(),
-            opened_at: None,
+            // A plain peer knows of no handshake.
+            opened_at: framing.is_some().then_some(now.into()),
             is_opening_untold: false,
             ending: None,
             share: None,
@@ -372,6 +426,7 @@ impl Link {
             this: this.clone(),
             listener,
             ends,
+            framing,
             number: AtomicI32::new(socket.as_raw_fd()),
             errands: AtomicU8::new(0),
             inner: Arc::new(Mutex::new(Inner { socket: Some(Arc::new(socket)), ..inner })),
@@ -514,17 +569,28 @@ impl Link {
     /// counts.
     fn on_write_error(&self, inner: &mut Inner, now: Instant, error: io::Error) {
         inner.extras().write_error = Some(error);
-        inner.read_all(now);
+        inner.read_to_the_end(now);
     }
 
     fn on_event(&self, inner: &mut Inner, now: Instant, event: Event) -> Interest {
         let listener = self.listener.as_ref().and_then(Weak::upgrade);
         match event {
+            Event::Connected => {
+                if let (Some(listener), Some(this)) = (&listener, self.this.upgrade())
+                    && let Err(close) = listener.on_connected(&this)
+                {
+                    inner.core.close(now, close, now);
+                    return Interest::NOTHING;
+                }
+                self.record(inner, now, What::Opened, listener.as_deref())
+            }
             Event::Hello(hello) => {
                 inner.client_id = hello.client_id.as_str().into();
-                match (listener, self.this.upgrade()) {
-                    (Some(listener), Some(this)) => listener.on_hello(&this, hello, &mut inner.core),
-                    _ => inner.core.refuse(going_away()),
+                if let Core::Framed(core) = &mut inner.core {
+                    match (listener, self.this.upgrade()) {
+                        (Some(listener), Some(this)) => listener.on_hello(&this, hello, core),
+                        _ => core.refuse(going_away()),
+                    }
                 }
                 Interest::NOTHING
             }
@@ -633,11 +699,12 @@ impl Link {
 
     /// Wakes who waits for what has come.
     fn tell(&self, inner: &mut Inner, news: Interest) {
-        let is_readable = inner.core.has_message();
+        let is_readable = inner.core.has_message() || inner.core.is_at_end();
         if let Some(notification) = inner.extras.as_mut().and_then(|extras| extras.notification.as_mut()) {
             notification.show(is_readable || inner.ending.is_some());
         }
         if is_readable
+            && inner.core.has_news()
             && !inner.is_listed
             && let Some(listener) = self.listener.as_ref().and_then(Weak::upgrade)
             && listener.lists_messages()
@@ -658,6 +725,7 @@ impl Link {
     /// The link is over: for the kernel with RST, or in order.
     fn give_up(&self, inner: &mut Inner, aborts: bool) {
         let Some(socket) = inner.socket.take() else { return };
+        inner.path_watch = None;
         self.engine.unwatch(socket.as_fd());
         if aborts && let Err(error) = sys::abort(socket.as_fd()) {
             log::debug!(target: "longconn.engine", "{}: the connection could not be reset: {error}", self.ends.peer());
@@ -709,8 +777,12 @@ impl Inner {
         self.extras.as_mut()?.occurrences.pop_front()
     }
 
-    /// Reads what is there, into the core. True if something came.
+    /// Reads what is there, into the core, unless that wants nothing. True if something came.
     fn read(&mut self, now: Instant) -> bool {
+        self.core.wants_input() && self.read_anyway(now)
+    }
+
+    fn read_anyway(&mut self, now: Instant) -> bool {
         if self.is_receiving {
             return false;
         }
@@ -726,6 +798,7 @@ impl Inner {
         match got {
             Ok([]) => match self.extras.as_mut().and_then(|extras| extras.write_error.take()) {
                 Some(error) => self.on_error(now, &error),
+                None if self.is_convicted(now) => {}
                 None => self.core.handle_end(now),
             },
             Ok(bytes) => {
@@ -767,10 +840,29 @@ impl Inner {
         }
     }
 
+    /// The connection is over, whether the program has taken what it held or not: the rest, and the reason behind it.
+    fn read_to_the_end(&mut self, now: Instant) {
+        for _ in 0..LAST_CHUNKS {
+            if self.core.state() == State::Closed || !self.read_anyway(now) {
+                return;
+            }
+        }
+    }
+
+    /// The guard has cut the connection, or the kernel has while the guard was about to.
+    fn is_convicted(&mut self, now: Instant) -> bool {
+        let Some(conviction) = self.path_watch.as_ref().and_then(PathWatch::conviction) else { return false };
+        self.core.handle_verdict(now, conviction.cause, conviction.silence, conviction.limit);
+        true
+    }
+
     fn on_error(&mut self, now: Instant, error: &io::Error) {
+        if self.is_convicted(now) {
+            return;
+        }
         match error.raw_os_error() {
             // An RST that came after the peer's FIN (tcp_reset in net/ipv4/tcp_input.c): its process had ended.
-            Some(libc::EPIPE) => self.core.handle_end(now),
+            Some(libc::EPIPE) => self.core.handle_reset_after_end(now),
             Some(libc::ECONNRESET | libc::ECONNABORTED | libc::ENOTCONN) => self.core.handle_reset(now),
             Some(libc::ETIMEDOUT | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::ENETDOWN) => {
                 self.core.handle_failure(now, Cause::Unreachable, format!("the kernel gave it up: {error}"));
@@ -812,6 +904,11 @@ impl Inner {
     /// Why nothing more will come.
     fn over(&self) -> Option<LinkError> {
         self.ending.clone().map(LinkError::Ended)
+    }
+
+    /// The same for who receives: the end of a plain peer's stream stays its end, whatever becomes of the link.
+    fn dried_up(&self) -> Option<LinkError> {
+        if self.core.is_at_end() { Some(LinkError::StreamEnded) } else { self.over() }
     }
 }
 
@@ -869,7 +966,9 @@ impl Link {
             inner.is_flush_coming = false;
         }
         let is_for_engine = errand.has(Errand::READABLE) || (errand.has(Errand::ATTENTION) && inner.is_unread);
-        if (is_for_engine && inner.reader == Reader::Engine) || errand.has(Errand::BROKEN) {
+        if errand.has(Errand::BROKEN) && !inner.core.wants_input() {
+            inner.read_to_the_end(now);
+        } else if (is_for_engine && inner.reader == Reader::Engine) || errand.has(Errand::BROKEN) {
             self.read_for_engine(inner, now, errand.has(Errand::TO_THE_END) || inner.is_unread);
         }
         if errand.has(Errand::SUSPENSION) {
@@ -887,6 +986,10 @@ impl Link {
     fn read_for_engine(&self, inner: &mut Inner, now: Instant, to_the_end: bool) {
         inner.is_unread = true;
         for _ in 0..TURN_BYTES / CHUNK_BYTES {
+            if !inner.core.wants_input() {
+                inner.is_held_back = true;
+                return;
+            }
             if !inner.read(now) || (!inner.is_unread && !to_the_end) {
                 inner.is_unread = false;
                 return;
@@ -980,7 +1083,7 @@ impl Link {
             if let Some(result) = ready(self, &mut inner, now) {
                 break result;
             }
-            let reads = !inner.is_polled && inner.socket.is_some();
+            let reads = !inner.is_polled && inner.socket.is_some() && inner.core.wants_input();
             let has_time = deadline.is_none_or(|deadline| deadline > now + PRECISE);
             if reads && has_time && interest == Interest::READABLE {
                 self.take_role(&mut inner);
@@ -1033,7 +1136,7 @@ impl Link {
                 self.set_alarm(&mut inner, now);
             }
         }
-        if inner.core.has_message() {
+        if inner.core.has_message() || inner.core.is_at_end() {
             inner.waiters.wake_one(Interest::READABLE);
         }
         result
@@ -1094,7 +1197,7 @@ impl Link {
             Err(error) => return (inner, Err(error.into())),
         };
         inner.core.set_waiting(now, true);
-        let polled = if inner.is_polled { None } else { inner.socket.clone() };
+        let polled = if inner.is_polled || !inner.core.wants_input() { None } else { inner.socket.clone() };
         let events = if inner.is_write_blocked { libc::POLLIN | libc::POLLOUT } else { libc::POLLIN };
         inner.is_polled |= polled.is_some();
         drop(inner);
@@ -1113,7 +1216,7 @@ impl Link {
     /// Until a message, or the end, can be received by [`Link::try_recv`], unless another thread is quicker.
     pub fn wait_readable(&self, deadline: Option<Instant>) -> Result<(), LinkError> {
         self.wait(Interest::READABLE, deadline, |_, inner, _| {
-            (inner.core.has_message() || inner.ending.is_some()).then_some(Ok(()))
+            (inner.core.has_message() || inner.core.is_at_end() || inner.ending.is_some()).then_some(Ok(()))
         })
     }
 
@@ -1177,6 +1280,8 @@ impl Link {
             Ok(()) => {}
             Err(SendError::Full { .. }) => return Ok(Attempt::Later),
             Err(SendError::TooLarge { length, largest }) => return Err(LinkError::TooLarge { length, largest }),
+            Err(SendError::ShutDown) => return Err(LinkError::ShutDown),
+            Err(SendError::Framing(error)) => return Err(error.into()),
             Err(SendError::NotOpen) => {
                 return Err(inner.over().unwrap_or_else(|| LinkError::NotOpen(inner.core.state())));
             }
@@ -1232,10 +1337,20 @@ impl Link {
         }
         let count = inner.read_messages(most, take);
         if count == 0 {
-            return inner.over().map_or(Ok(Attempt::Later), Err);
+            return inner.dried_up().map_or(Ok(Attempt::Later), Err);
         }
         self.take(&mut inner, clock::now(), count);
         Ok(Attempt::Done(count))
+    }
+
+    /// The same for `most` bytes of a raw stream.
+    pub fn try_recv_some<T>(&self, most: usize, take: impl FnOnce(&[u8]) -> T) -> Result<Attempt<T>, LinkError> {
+        let Some(mut inner) = self.try_enter()? else { return Ok(Attempt::Later) };
+        let Some(taken) = inner.core.read_at_most(most).map(take) else {
+            return inner.dried_up().map_or(Ok(Attempt::Later), Err);
+        };
+        self.take(&mut inner, clock::now(), 1);
+        Ok(Attempt::Done(taken))
     }
 
     /// Gives messages out that stay the peer's concern until [`Link::confirm`]: a crash in between loses none silently.
@@ -1243,7 +1358,7 @@ impl Link {
         let Some(mut inner) = self.try_enter()? else { return Ok(Attempt::Later) };
         let count = inner.read_messages(most, show);
         if count == 0 {
-            return inner.over().map_or(Ok(Attempt::Later), Err);
+            return inner.dried_up().map_or(Ok(Attempt::Later), Err);
         }
         self.tell(&mut inner, Interest::NOTHING);
         Ok(Attempt::Done(count))
@@ -1266,6 +1381,10 @@ impl Link {
     fn take(&self, inner: &mut Inner, now: Instant, count: usize) {
         inner.core.take(now, count);
         inner.last_send = None;
+        if inner.is_held_back && inner.core.wants_input() {
+            inner.is_held_back = false;
+            self.engine.attend(self.key);
+        }
         if inner.core.is_urgent() || inner.share.is_some() {
             self.turn(inner, now);
         } else {
@@ -1274,7 +1393,8 @@ impl Link {
         }
     }
 
-    /// Until the peer's application took everything that was accepted before this call.
+    /// Until the peer's application took everything that was accepted before this call; of a plain peer, until its kernel
+    /// did.
     pub fn flush(&self, deadline: Option<Instant>) -> Result<(), LinkError> {
         let mut end = None;
         self.wait(Interest::TAKEN, deadline, |link, inner, now| {
@@ -1287,6 +1407,9 @@ impl Link {
             if is_first {
                 inner.core.hurry(now);
                 link.turn(inner, now);
+                if inner.core.sent_offsets().1 >= end {
+                    return Some(Ok(()));
+                }
             }
             inner.over().map(Err)
         })
@@ -1322,10 +1445,21 @@ impl Link {
         Ok(())
     }
 
+    /// Ends our stream to a plain peer, behind what was sent before; it is heard further.
+    pub fn shut_down_sending(&self) -> Result<(), LinkError> {
+        let mut inner = self.enter()?;
+        inner.over().map_or(Ok(()), Err)?;
+        inner.core.shut_down_sending();
+        self.turn(&mut inner, clock::now());
+        Ok(())
+    }
+
     /// The listener's, or the program's, word about a client that said HELLO.
     pub(super) fn decide(&self, decide: impl FnOnce(&mut Connection)) -> Result<(), LinkError> {
         let mut inner = self.enter()?;
-        decide(&mut inner.core);
+        if let Core::Framed(core) = &mut inner.core {
+            decide(core);
+        }
         self.turn(&mut inner, clock::now());
         Ok(())
     }
@@ -1348,10 +1482,26 @@ impl Inner {
 
 impl Link {
     /// For the listener's list: gives messages out as [`Link::try_peek_many`] does, and says whether it has more.
-    pub(super) fn peek_listed(&self, most: usize, show: impl FnMut(&[u8])) -> Option<(usize, bool)> {
+    pub(super) fn peek_listed(&self, most: usize, mut show: impl FnMut(&[u8])) -> Option<(usize, bool)> {
         let mut inner = self.try_enter().ok()??;
-        let count = inner.read_messages(most, show);
-        inner.is_listed = inner.core.has_message();
+        let mut count = inner.read_messages(most, &mut show);
+        // Once the program comes for more: it has answered what came before, or may have.
+        if count == 0 {
+            match inner.core.take_end() {
+                Some(EndOfStream::AsEmpty) => {
+                    show(&[]);
+                    count = 1;
+                }
+                // Nobody would be told to close it.
+                Some(EndOfStream::Untold) => {
+                    let now = clock::now();
+                    inner.core.close(now, Close::new(CloseCode::NORMAL, ""), now + LAST_WORDS);
+                    self.turn(&mut inner, now);
+                }
+                None => {}
+            }
+        }
+        inner.is_listed = inner.core.has_news();
         Some((count, inner.is_listed))
     }
 
@@ -1398,6 +1548,29 @@ impl Link {
     /// What the client calls itself; empty before its HELLO.
     pub fn client_id(&self) -> Result<String, LinkError> {
         Ok(self.enter()?.client_id.to_string())
+    }
+
+    /// Of a plain peer.
+    #[must_use]
+    pub fn framing(&self) -> Option<Framing> {
+        self.framing
+    }
+
+    /// Whether messages could ever be exchanged.
+    pub fn was_open(&self) -> Result<bool, LinkError> {
+        Ok(self.enter()?.opened_at.is_some())
+    }
+
+    /// What a plain link has counted.
+    pub fn plain_stats(&self) -> Result<Option<PlainStats>, LinkError> {
+        let mut inner = self.enter()?;
+        let now = clock::now();
+        if self.framing.is_some() && inner.socket.is_some() {
+            let view = inner.kernel_view();
+            inner.core.handle_kernel(now, view);
+            self.turn(&mut inner, now);
+        }
+        Ok(inner.core.plain_stats(now))
     }
 
     /// `None` before the link is open.

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use socket2::Socket;
 
 use crate::engine::link::{Attempt, Link, LinkError, Occurrence};
+use crate::engine::plain::PlainPeers;
 use crate::engine::reactor::{self, Engine};
 use crate::engine::waiting::{Interest, WaitError, Waiters};
 use crate::engine::{clock, fork};
@@ -38,6 +39,8 @@ const MAX_OCCURRENCES: usize = 10_000;
 pub struct ListenerConfig {
     /// All links share it.
     pub link: Arc<Config>,
+    /// The clients don't speak our protocol.
+    pub plain: Option<Arc<PlainPeers>>,
     /// Open connections, those being admitted included.
     pub max_connections: usize,
     /// The same of one address.
@@ -52,6 +55,7 @@ impl Default for ListenerConfig {
     fn default() -> Self {
         Self {
             link: Arc::default(),
+            plain: None,
             max_connections: 10_000,
             max_per_address: usize::MAX,
             max_handshakes: 1000,
@@ -255,7 +259,10 @@ impl Listener {
     }
 
     fn receive(&self, socket: OwnedFd, now: Instant) -> io::Result<()> {
-        let link = Link::server(socket, self.config.link.clone(), self.this.clone())?;
+        let link = match &self.config.plain {
+            None => Link::server(socket, self.config.link.clone(), self.this.clone())?,
+            Some(peers) => Link::plain_of(socket, peers, now, Some(self.this.clone()))?,
+        };
         self.lock().guests.insert(link.key(), Guest { link: link.clone(), stage: Stage::Handshake });
         link.begin(now).inspect_err(|_| {
             self.lock().guests.remove(&link.key());
@@ -316,6 +323,13 @@ impl Listener {
         hall.counts.too_many += 1;
         hall.refuse(link);
         Err(Close::new(CloseCode::TOO_MANY, &refusal))
+    }
+
+    /// A plain client has come; its link's lock is held. It is welcome, if the limits allow it.
+    pub(super) fn on_connected(&self, link: &Arc<Link>) -> Result<(), Close> {
+        self.count_in(link)?;
+        self.on_opened(link);
+        Ok(())
     }
 
     pub(super) fn on_opened(&self, link: &Arc<Link>) {

@@ -2,7 +2,7 @@
 //!
 //! It starts with the first link or listener, blocks all signals and never attaches to Python. Nor does it wait for a link's
 //! lock: who has that does the engine's errand when giving it back. Locks are taken in this order: a link's, a listener's,
-//! the budget's, the engine's orders.
+//! the budget's, the engine's orders; the guard's is the last.
 
 use std::cell::Cell;
 use std::collections::HashMap;

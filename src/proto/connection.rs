@@ -31,7 +31,7 @@ use super::moment::{Moment, Span};
 use super::session::{SendError, Session, SessionError};
 
 /// Waking up later than this is a pause of our own, as is a quarter of the limit (DESIGN 5).
-const PAUSE: Duration = Duration::from_millis(50);
+pub(super) const PAUSE: Duration = Duration::from_millis(50);
 /// How long we wait for the peer's FIN after its CLOSE; it has nothing left to say. Arbitrary.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -91,6 +91,8 @@ pub enum Action {
 /// What the program is told.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// There is a plain peer, with whom nothing has to be agreed on.
+    Connected,
     /// A client said who it is: to be answered by [`Connection::accept`] or [`Connection::refuse`].
     Hello(Box<Hello>),
     /// Messages may be sent; the server has said which session it is.

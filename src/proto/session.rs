@@ -4,6 +4,7 @@ use std::num::NonZeroU64;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use super::codec::EncodeError;
 use super::frame::{Fields, Frame, HEADER_BYTES, Kind, MAX_PAYLOAD_BYTES, header, put_frame, put_header};
 use super::handshake::{MIN_WINDOW_BYTES, Position};
 use super::moment::Moment;
@@ -67,6 +68,12 @@ pub enum SendError {
     Full { buffered: usize, bound: usize },
     #[error("the connection isn't open")]
     NotOpen,
+    /// Our end of stream is said, or about to be.
+    #[error("the sending side is shut down")]
+    ShutDown,
+    /// It doesn't fit a plain peer's framing.
+    #[error(transparent)]
+    Framing(#[from] EncodeError),
 }
 
 /// Our data on its way: wire bytes, until the peer's application took them.

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use pyo3::exceptions::{PyException, PyResourceWarning, PyStopIteration, PyTimeoutError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyException, PyResourceWarning, PyStopIteration, PyTimeoutError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 
 use super::buffer::Buffer;
 use super::errors::{ended, link_error, seconds};
 use super::events::{Events, tell};
+use super::plain::{check_framed, is_told_as_empty, receive_size};
 use super::pulse;
 use super::timeout::Timeout;
 use crate::engine::link::{Attempt, Link, LinkError};
@@ -267,19 +268,21 @@ impl LongConnection {
     }
 
     /// Receive one message.
-    #[pyo3(signature = (*unwanted, timeout = Timeout::LeftOut), text_signature = "($self, /, *, timeout=...)")]
+    #[pyo3(signature = (*size, timeout = Timeout::LeftOut), text_signature = "($self, /, *size, timeout=...)")]
     fn recv<'py>(
         &self,
         py: Python<'py>,
-        unwanted: &Bound<'py, pyo3::types::PyTuple>,
+        size: &Bound<'py, pyo3::types::PyTuple>,
         timeout: Timeout,
     ) -> PyResult<Bound<'py, PyBytes>> {
-        if !unwanted.is_empty() {
-            return Err(PyTypeError::new_err(
-                "recv() takes no size: a LongConnection receives whole messages, as they were sent",
-            ));
+        let received = match receive_size(&self.link, size)? {
+            None => self.receive(py, timeout)?,
+            Some(size) => self.take(py, timeout, |link| link.try_recv_some(size, |bytes| PyBytes::new(py, bytes)))?,
+        };
+        match received {
+            Err(error) if is_told_as_empty(&self.link, &error) => Ok(PyBytes::new(py, b"")),
+            received => received.map_err(|error| self.error(py, error)),
         }
-        self.receive(py, timeout)?.map_err(|error| self.error(py, error))
     }
 
     /// Receive the messages that are there, at least one.
@@ -289,10 +292,12 @@ impl LongConnection {
             return Err(PyValueError::new_err("max_messages=0: 1 or more"));
         }
         let mut messages = Vec::new();
-        self.take(py, timeout, |link| {
+        match self.take(py, timeout, |link| {
             link.try_recv_many(max_messages, |message| messages.push(PyBytes::new(py, message)))
-        })?
-        .map_err(|error| self.error(py, error))?;
+        })? {
+            Err(error) if is_told_as_empty(&self.link, &error) => {}
+            received => drop(received.map_err(|error| self.error(py, error))?),
+        }
         PyList::new(py, messages)
     }
 
@@ -302,6 +307,7 @@ impl LongConnection {
 
     fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         self.receive(py, Timeout::LeftOut)?.map_err(|error| match &error {
+            LinkError::StreamEnded => PyStopIteration::new_err(()),
             LinkError::Ended(ending) if is_normal(ending) => PyStopIteration::new_err(()),
             _ => self.error(py, error),
         })
@@ -316,6 +322,7 @@ impl LongConnection {
     /// The round trip of a beat that the peer answers at once.
     #[pyo3(signature = (*, timeout = Timeout::LeftOut))]
     fn ping(&self, py: Python<'_>, timeout: Timeout) -> PyResult<f64> {
+        check_framed(&self.link, "ping()")?;
         Ok(self.wait(py, self.deadline(timeout), Link::ping)?.as_secs_f64())
     }
 
@@ -398,11 +405,13 @@ impl LongConnection {
     /// What our beats say to the peer.
     #[getter]
     fn status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        check_framed(&self.link, "status")?;
         Ok(PyBytes::new(py, &self.ask(py, Link::status)?))
     }
 
     #[setter]
     fn set_status(&self, py: Python<'_>, status: &Bound<'_, PyAny>) -> PyResult<()> {
+        check_framed(&self.link, "status")?;
         let status = Buffer::readable(status)?.bytes().to_vec();
         if self.ask(py, |link| link.set_status(&status))? {
             return Ok(());
@@ -413,16 +422,23 @@ impl LongConnection {
     /// What the peer's beats say.
     #[getter]
     fn peer_status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        check_framed(&self.link, "peer_status")?;
         Ok(PyBytes::new(py, &self.ask(py, Link::peer_status)?))
     }
 
     /// The program goes forward.
     fn progress(&self, py: Python<'_>) -> PyResult<()> {
+        check_framed(&self.link, "progress()")?;
         self.ask(py, Link::progress)
     }
 
     /// What is measured and counted.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        if self.link.framing().is_some() {
+            let (state, stats) = self.ask(py, |link| Ok((link.state()?, link.plain_stats()?)))?;
+            let Some(stats) = stats else { return Err(PyValueError::new_err("the connection was never open")) };
+            return super::plain::stats(py, state, &stats);
+        }
         let (state, stats, ages, peer_ages_at) = self.ask(py, |link| {
             let ages = link.peer_ages()?;
             Ok((link.state()?, link.stats()?, ages.map(|(_, ages)| ages), ages.map(|(at, _)| at)))
@@ -467,14 +483,18 @@ impl LongConnection {
     #[pyo3(signature = (code = 0, reason = "", *, timeout = Timeout::LeftOut))]
     fn close(&self, py: Python<'_>, code: u32, reason: &str, timeout: Timeout) -> PyResult<()> {
         let close = close_frame(code, reason)?;
+        if code != 0 || !reason.is_empty() {
+            check_framed(&self.link, "close() with a code or a reason")?;
+        }
         let was_closed = self.is_closed.load(Ordering::Relaxed);
         self.say_goodbye(py, close, timeout.or(Some(self.settled().unwrap_or(PATIENCE))))?;
         match self.wait_closed(py)? {
             Some(ending)
                 if !was_closed && ending.cause == Cause::Closed && !ending.by_peer && ending.untaken_bytes > 0 =>
             {
+                let whose = if self.link.framing().is_none() { "program had not taken" } else { "kernel had not got" };
                 Err(PyTimeoutError::new_err(format!(
-                    "closed, but the peer's program had not taken {} bytes in time",
+                    "closed, but the peer's {whose} {} bytes in time",
                     ending.untaken_bytes
                 )))
             }
@@ -486,11 +506,13 @@ impl LongConnection {
     #[pyo3(signature = (how, /))]
     fn shutdown(&self, py: Python<'_>, how: i32) -> PyResult<()> {
         match how {
+            libc::SHUT_WR if self.link.framing().is_some() => self.ask(py, Link::shut_down_sending),
             libc::SHUT_WR | libc::SHUT_RDWR => {
                 self.say_goodbye(py, Close::new(CloseCode::NORMAL, ""), Some(self.settled().unwrap_or(PATIENCE)))
             }
             libc::SHUT_RD => Err(PyValueError::new_err(
-                "SHUT_RD: a LongConnection always receives, for the peer's beats come the same way; close() it",
+                "SHUT_RD: a LongConnection always receives, for what tells that the peer lives comes the same way; \
+                 close() it",
             )),
             _ => Err(PyValueError::new_err(format!("how={how}: socket.SHUT_WR"))),
         }

@@ -105,7 +105,7 @@ fn event<'py>(py: Python<'py>, link: &Arc<Link>, occurrence: &Occurrence) -> PyR
         What::Opened | What::Alive => (State::Open, None),
         What::Suspect { .. } => (State::Suspect, None),
         What::Ended(ending) => {
-            let was_open = py.detach(|| link.opened_at()).is_ok_and(|opened| opened.is_some());
+            let was_open = py.detach(|| link.was_open()).is_ok_and(|was_open| was_open);
             (State::Closed, Some((ending.cause.name(), ended(py, ending, link, was_open)?.into_value(py))))
         }
     };

@@ -10,6 +10,7 @@ mod fork;
 mod guard;
 mod keepalive;
 mod notices;
+mod plain;
 mod pulse;
 mod server;
 mod socket;
@@ -38,6 +39,8 @@ mod _longconn {
     use super::keepalive::{apply_keepalive, keepalive_of, socket_kind};
     #[pymodule_export]
     use super::notices::{logging_imported, warn};
+    #[pymodule_export]
+    use super::plain::open_plain_link;
     #[pymodule_export]
     use super::server::{Messages, Server, listen};
     #[pymodule_export]

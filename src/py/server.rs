@@ -16,6 +16,7 @@ use super::callback::call;
 use super::connection::{LongConnection, Rhythm, close_frame, config, pair};
 use super::errors::{listener_error, os_error, seconds};
 use super::events::{Events, tell_of};
+use super::plain::{Settings, plain_peers};
 use super::pulse;
 use super::timeout::Timeout;
 use crate::engine::link::{Attempt, Link, LinkError};
@@ -293,6 +294,7 @@ impl Messages {
     fd,
     *,
     heartbeat,
+    plain,
     largest_message_bytes,
     handshake_timeout,
     max_connections,
@@ -306,6 +308,7 @@ pub(super) fn listen(
     py: Python<'_>,
     fd: RawFd,
     heartbeat: Rhythm,
+    plain: Option<Settings>,
     largest_message_bytes: u64,
     handshake_timeout: f64,
     max_connections: usize,
@@ -322,6 +325,7 @@ pub(super) fn listen(
     let asks = authenticate.is_some();
     let config = ListenerConfig {
         link: config(heartbeat, largest_message_bytes, seconds(handshake_timeout)?)?,
+        plain: plain.map(plain_peers).transpose()?.map(Arc::new),
         max_connections,
         max_per_address: max_connections_per_address,
         max_handshakes,
