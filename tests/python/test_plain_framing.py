@@ -538,6 +538,26 @@ def test_a_peer_behind_a_pulled_cable_is_unreachable():
             ours.send(b"more")
 
 
+def test_what_had_arrived_before_the_cable_was_pulled_is_received_before_the_verdict():
+    """The program was behind, so much of it was still with the kernel when the guard cut the connection."""
+    events: list[longconn.Event] = []
+    with connected(keepalive=Keepalive(1, 1, 3, guard=1.0), on_event=events.append) as (ours, peer):
+        peer.settimeout(0.3 * SLACK)
+        sent = 0
+        with suppress(TimeoutError):
+            while sent < 100_000_000:
+                sent += peer.send(b"x" * 65536)
+        assert ours.stats().inbox_bytes < 1_000_000 < sent
+        cut_off(peer)
+        ours.send(b"into the void")
+        # only one direction is cut, and the peer goes on probing our window
+        wait_until(lambda: [event.cause for event in events if event.state == "closed"] == [Cause.DEAF])
+        received: list[bytes] = []
+        with pytest.raises(longconn.PeerLost, match="nothing of ours has arrived"):
+            received.extend(iter(ours.recv, b""))
+        assert 1_000_000 < sum(map(len, received)) <= sent
+
+
 def test_keepalive_and_guard_are_as_they_are_set():
     def socket_of(ours: LongConnection) -> socket.socket:
         """A copy of its descriptor."""
