@@ -275,8 +275,11 @@ impl Plain {
             Err(error) => {
                 self.has_message = false;
                 self.is_garbled = true;
-                let detail = Some(error.to_string());
-                self.end(Ending { detail, ..Ending::new(Cause::Protocol) }, Action::Abort);
+                // What was read of a link that is over already may still show that.
+                if !self.is_over() {
+                    let detail = Some(error.to_string());
+                    self.end(Ending { detail, ..Ending::new(Cause::Protocol) }, Action::Abort);
+                }
             }
         }
         if let Some(beating) = &mut self.beating {
