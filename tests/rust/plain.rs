@@ -408,6 +408,18 @@ fn messages_are_read_before_what_is_wrong_behind_them() {
 }
 
 #[test]
+fn a_link_that_is_over_does_not_end_again_for_what_is_wrong_with_the_rest() {
+    let mut world = World::new(PlainConfig { framing: LINES, largest_message_bytes: 10, ..PlainConfig::default() });
+    world.hear(b"one\nand this is too much");
+    world.plain.handle_reset(world.now);
+    world.turn();
+    assert_eq!(world.read().unwrap(), b"one\n");
+    assert_eq!(world.read(), None);
+    assert_eq!(world.ending().unwrap().1.cause, Cause::Reset);
+    assert!(!world.plain.is_at_end());
+}
+
+#[test]
 fn the_end_of_the_stream_is_told_once_and_stays() {
     for (framing, told) in
         [(LINES, EndOfStream::AsEmpty), (Framing::Raw, EndOfStream::AsEmpty), (PREFIXED, EndOfStream::Untold)]
@@ -563,7 +575,7 @@ fn the_guards_verdict_ends_it() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 4000, ..ProptestConfig::default() })]
 
     /// Whatever happens in whatever order: it rests, it ends once, and nothing is read or written twice.
     #[test]
