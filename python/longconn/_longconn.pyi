@@ -182,7 +182,7 @@ class LongConnection:
         """Receive one message. Received is taken, as the peer's `flush` sees it.
 
         Args:
-            size: With ``framing="raw"`` only, where there are no messages: how many bytes at the most; left out, 64 KiB.
+            size: With ``framing="raw"`` only, where there are no messages: bytes at the most; left out, 64 KiB.
             timeout: How long to wait for it.
 
         Returns:

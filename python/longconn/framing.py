@@ -105,7 +105,7 @@ class LengthPrefixed(_Value):
         self._set(size=size, byteorder=byteorder, includes_prefix=includes_prefix)
 
 
-Framing: TypeAlias = "Literal['raw', 'lines'] | Lines | LengthPrefixed"
+Framing: TypeAlias = Literal["raw", "lines"] | Lines | LengthPrefixed
 
 
 def _messages(value: object, name: str) -> tuple[bytes, ...]:

@@ -30,7 +30,7 @@ _MANY = 1 << 31
 
 
 class LinkStats(NamedTuple):
-    """What a `LongConnection` has measured and counted; None is unknown, or there is no such thing with a plain peer."""
+    """What a `LongConnection` has measured and counted; None is unknown, or what a plain peer hasn't got."""
 
     state: str
     silence_seconds: float
@@ -300,15 +300,16 @@ class LongServer:
     Connections come by `accept()` or iteration, to be served by a thread each; or their messages come by `messages()`,
     one loop for thousands of connections. A server does either the one or the other.
 
-    With *framing* the clients are plain ones, as for `longconn.connect`. Who ends its stream may wait for an answer: its
-    connection stays until the program closes it. `messages()` tells that as ``b""``; with `LengthPrefixed`, where that is
-    a message, it closes such a connection when it is asked for more after the last message.
+    With *framing* the clients are plain ones, as for `longconn.connect`. Who ends its stream may wait for an answer, so
+    its connection stays until the program closes it. `messages()` tells that as ``b""``; with `LengthPrefixed`, where
+    that is a message, it closes such a connection when it is asked for more after the last message.
 
     Args:
         address: ``(host, port)`` or ``"host:port"``; port 0 takes a free one, which `address` tells.
-        framing: None: clients are `longconn.connect`'s. ``"raw"``, ``"lines"``, `Lines` or `LengthPrefixed`: plain ones.
-        heartbeat: How soon a lost client is noticed; None is ``Heartbeat()``. Of plain clients a `PlainHeartbeat`; None is
-            none.
+        framing: None: clients are `longconn.connect`'s. ``"raw"``, ``"lines"``, `Lines` or `LengthPrefixed`: plain
+            ones.
+        heartbeat: How soon a lost client is noticed; None is ``Heartbeat()``. Of plain clients a `PlainHeartbeat`; None
+            is none.
         max_connections: Open connections at the most; further clients are refused with a reason.
         max_connections_per_address: The same for each client address; None: no limit.
         authenticate: Called as ``authenticate(client_id, token, address)`` for each client, on longconn's own thread,

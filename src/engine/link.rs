@@ -796,11 +796,14 @@ impl Inner {
     /// What reading gave. True if it was something.
     fn digest(&mut self, now: Instant, got: io::Result<&[u8]>, capacity: usize) -> bool {
         match got {
-            Ok([]) => match self.extras.as_mut().and_then(|extras| extras.write_error.take()) {
-                Some(error) => self.on_error(now, &error),
-                None if self.is_convicted(now) => {}
-                None => self.core.handle_end(now),
-            },
+            Ok([]) => {
+                match self.extras.as_mut().and_then(|extras| extras.write_error.take()) {
+                    Some(error) => self.on_error(now, &error),
+                    None if self.is_convicted(now) => {}
+                    None => self.core.handle_end(now),
+                }
+                return false;
+            }
             Ok(bytes) => {
                 self.core.handle_input(now, bytes);
                 self.is_unread = bytes.len() == capacity;

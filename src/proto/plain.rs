@@ -116,8 +116,9 @@ struct Beating {
     next: Instant,
     /// The newest of ours: when it was due, and where in our stream it ends; it isn't with the kernel yet.
     pending: Option<(Instant, u64)>,
-    /// Where the newest of ours ends that was handed over.
-    asked_end: u64,
+    /// The newest of ours that was handed over, and the oldest that isn't known to have arrived; likewise.
+    asked: Option<(Instant, u64)>,
+    unacked: Option<(Instant, u64)>,
     counts: BeatCounts,
     silence: Option<Silence>,
 }
@@ -197,7 +198,14 @@ impl Plain {
                 is_put_off: false,
             });
             let next = now + heartbeat.interval;
-            Box::new(Beating { next, pending: None, asked_end: 0, counts: BeatCounts::default(), silence })
+            Box::new(Beating {
+                next,
+                pending: None,
+                asked: None,
+                unacked: None,
+                counts: BeatCounts::default(),
+                silence,
+            })
         });
         Ok(Self {
             codec: config.codec()?,
@@ -267,8 +275,11 @@ impl Plain {
             Err(error) => {
                 self.has_message = false;
                 self.is_garbled = true;
-                let detail = Some(error.to_string());
-                self.end(Ending { detail, ..Ending::new(Cause::Protocol) }, Action::Abort);
+                // What was read of a link that is over already may still show that.
+                if !self.is_over() {
+                    let detail = Some(error.to_string());
+                    self.end(Ending { detail, ..Ending::new(Cause::Protocol) }, Action::Abort);
+                }
             }
         }
         if let Some(beating) = &mut self.beating {
@@ -331,6 +342,10 @@ impl Plain {
         let acked = view.map_or(self.written, |view| view.bytes_acked.min(self.written));
         let has_progress = acked > self.acked;
         self.acked = self.acked.max(acked);
+        if let Some(beating) = &mut self.beating {
+            let still = |question: &(Instant, u64)| question.1 > acked;
+            beating.unacked = beating.unacked.filter(still).or(beating.asked.filter(still)).or(beating.pending);
+        }
         if let Some(Beating { silence: Some(silence), .. }) = self.beating.as_deref_mut() {
             silence.last_look = Some(now);
             if has_progress {
@@ -413,6 +428,7 @@ impl Plain {
         let _ = self.codec.encode_heartbeat(&mut self.outgoing);
         self.accepted += (self.outgoing.len() - before) as u64;
         beating.pending = Some((due, self.accepted));
+        beating.unacked = beating.unacked.or(beating.pending);
     }
 
     /// Compares what was heard with what is allowed; a verdict only after a look at the same moment.
@@ -421,7 +437,7 @@ impl Plain {
             return;
         }
         let Some(beating) = self.beating.as_deref_mut() else { return };
-        let question_ends = beating.asked_end.max(beating.pending.map_or(0, |(_, end)| end));
+        let unacked_since = beating.unacked.map(|(due, _)| due);
         let Some(silence) = &mut beating.silence else { return };
         let was_suspect = silence.detector.suspect_since().is_some();
         match silence.detector.judge(now, Duration::ZERO) {
@@ -436,9 +452,10 @@ impl Plain {
                 self.is_verdict_due = true;
             }
             Judgement::Lost { silence: lasted, limit } => {
-                // What we ask is under way behind our own data, which goes forward, so it can't be answered yet; or it
-                // has only just arrived.
-                let is_under_way = question_ends > self.acked;
+                // What we asked an interval ago is still under way behind our own data, which goes forward, so it can't be
+                // answered yet; or it has only just arrived.
+                let interval = silence.detector.interval();
+                let is_under_way = unacked_since.is_some_and(|since| now >= since + interval);
                 let patience = match (is_under_way, silence.is_put_off) {
                     (true, _) => limit,
                     (false, true) => limit / 4,
@@ -639,7 +656,7 @@ impl Plain {
             && end <= self.written
         {
             beating.pending = None;
-            beating.asked_end = end;
+            beating.asked = Some((due, end));
             let lateness = now.saturating_duration_since(due);
             beating.counts.sent += 1;
             beating.counts.late += u64::from(lateness > LATE);
