@@ -22,7 +22,7 @@ use std::net::{Shutdown, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::num::NonZeroU32;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::atomic::{self, AtomicI32, AtomicU8, Ordering};
+use std::sync::atomic::{self, AtomicI32, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
@@ -150,6 +150,8 @@ pub struct Link {
     ends: Ends,
     /// The descriptor's number while it is ours to close; for a forked child, which can't take the lock.
     number: AtomicI32,
+    /// In the listener's list of guests.
+    guest_number: AtomicU32,
     /// What the engine has left to be done by who has the lock.
     errands: AtomicU8,
     /// Behind a pointer of its own, so that a forked child can leave it alone.
@@ -260,7 +262,7 @@ struct Inner {
     /// The kernel took no more; until it says that it does again.
     is_write_blocked: bool,
     /// What `bytes_acked` was when nothing had been written: the SYN counts on some sides.
-    acked_before: u64,
+    acked_before: u32,
     rto_max_ms: Option<NonZeroU32>,
     /// When the core wants to be called, and when the engine is going to.
     deadline: Option<Moment>,
@@ -296,7 +298,7 @@ struct Extras {
     write_error: Option<io::Error>,
 }
 
-const _: () = assert!(size_of::<Inner>() <= 736);
+const _: () = assert!(size_of::<Inner>() <= 672);
 
 /// A descriptor that is readable while a message, or the end, could be received.
 struct Notification {
@@ -336,7 +338,8 @@ impl Link {
         // Who waits for a message does so in recv(2); all other calls say MSG_DONTWAIT.
         SockRef::from(&fd).set_nonblocking(false)?;
         let rto_max_ms = tuning::prepare(fd)?;
-        let acked_before = tcp_info::sample(fd.as_raw_fd()).map_or(0, |sample| sample.bytes_acked);
+        let acked_before =
+            tcp_info::sample(fd.as_raw_fd()).map_or(0, |sample| u32::try_from(sample.bytes_acked).unwrap_or_default());
         let engine = reactor::engine()?;
         let inner = Inner {
             core,
@@ -373,6 +376,7 @@ impl Link {
             listener,
             ends,
             number: AtomicI32::new(socket.as_raw_fd()),
+            guest_number: AtomicU32::new(u32::MAX),
             errands: AtomicU8::new(0),
             inner: Arc::new(Mutex::new(Inner { socket: Some(Arc::new(socket)), ..inner })),
         }))
@@ -800,7 +804,7 @@ impl Inner {
         let sample = tcp_info::sample(self.socket.as_ref()?.as_raw_fd()).ok()?;
         Some(KernelView {
             written: self.core.bytes_sent(),
-            bytes_acked: sample.bytes_acked.saturating_sub(self.acked_before),
+            bytes_acked: sample.bytes_acked.saturating_sub(self.acked_before.into()),
             unacked: sample.unacked,
             unsent: sample.unsent,
             probes: sample.probes,
@@ -1344,9 +1348,18 @@ impl Inner {
     }
 }
 
-// ---- the listener's list --------------------------------------------------------------------------------------
+// ---- the listener's lists -------------------------------------------------------------------------------------
 
 impl Link {
+    pub(super) fn guest_number(&self) -> usize {
+        self.guest_number.load(Ordering::Relaxed) as usize
+    }
+
+    pub(super) fn set_guest_number(&self, number: usize) {
+        // Each has a descriptor, which is an int.
+        self.guest_number.store(u32::try_from(number).unwrap_or(u32::MAX), Ordering::Relaxed);
+    }
+
     /// For the listener's list: gives messages out as [`Link::try_peek_many`] does, and says whether it has more.
     pub(super) fn peek_listed(&self, most: usize, show: impl FnMut(&[u8])) -> Option<(usize, bool)> {
         let mut inner = self.try_enter().ok()??;

@@ -232,6 +232,13 @@ struct Unfinished {
     written: usize,
 }
 
+/// What the two programs say of themselves; mostly nothing.
+#[derive(Debug, Default)]
+struct Statuses {
+    ours: Box<[u8]>,
+    peers: Box<[u8]>,
+}
+
 /// What a link needs only until it is open.
 #[derive(Debug)]
 struct Opening {
@@ -253,7 +260,6 @@ struct Supervision {
     /// With the newest beat.
     peer_interpreter_age: Option<Span>,
     peer_application_age: Option<Span>,
-    peer_status: Box<[u8]>,
 }
 
 impl Supervision {
@@ -293,7 +299,7 @@ pub struct Connection {
     first: Option<Box<Unfinished>>,
     control: Option<Box<Control>>,
     /// How much of `first` and of data was offered at the last poll; data that finishes a frame counts as first.
-    offered_first: usize,
+    offered_first: u32,
     data_is_first: bool,
     /// In their order, but for [`Event::Taken`], which comes with nearly every ACK.
     #[allow(clippy::box_collection, reason = "mostly there are none")]
@@ -303,20 +309,20 @@ pub struct Connection {
     fin_wanted: bool,
     /// The deadline that was given out last.
     armed: Option<Moment>,
-    status: Box<[u8]>,
+    statuses: Option<Box<Statuses>>,
     /// Somebody waits in a blocking call.
     is_waiting: bool,
     /// The program tells of its progress itself.
     tells_progress: bool,
     last_progress: Moment,
     interpreter_ran: Option<Moment>,
-    messages_after_close: u64,
+    messages_after_close: u32,
     bytes_sent: u64,
     bytes_heard: u64,
 }
 
 /// Thousands of them idle in one process.
-const _: () = assert!(size_of::<Connection>() <= 600);
+const _: () = assert!(size_of::<Connection>() <= 552);
 
 // ---- making one -----------------------------------------------------------------------------------------------
 
@@ -384,7 +390,7 @@ impl Connection {
             look_wanted: false,
             fin_wanted: false,
             armed: None,
-            status: Box::default(),
+            statuses: None,
             is_waiting: false,
             tells_progress: false,
             last_progress: now.into(),
@@ -484,7 +490,7 @@ impl Connection {
             (Phase::Open | Phase::Draining { .. } | Phase::Leaving { .. }, Kind::Beat) => self.handle_beat(now, frame),
             (Phase::Left { .. }, Kind::Beat | Kind::DataStart | Kind::Data) => Ok(()),
             (Phase::Left { .. }, Kind::DataEnd) => {
-                self.messages_after_close += 1;
+                self.messages_after_close = self.messages_after_close.saturating_add(1);
                 Ok(())
             }
             _ => Err(ProtocolError::Unexpected { kind }),
@@ -548,7 +554,6 @@ impl Connection {
             sent_behind_beat: false,
             peer_interpreter_age: None,
             peer_application_age: None,
-            peer_status: Box::default(),
         });
         self.last_progress = now.into();
         let Welcome { credentials, resumed, retention, .. } = *welcome;
@@ -570,8 +575,8 @@ impl Connection {
         let ages = Ages { interpreter: beat.interpreter_age, application: beat.application_age };
         supervision.peer_interpreter_age = ages.interpreter.map(Span::from);
         supervision.peer_application_age = ages.application.map(Span::from);
-        if *supervision.peer_status != *beat.status {
-            supervision.peer_status = beat.status.into();
+        if self.statuses.as_ref().map_or(&[][..], |statuses| &statuses.peers) != beat.status {
+            self.statuses.get_or_insert_default().peers = beat.status.into();
         }
         while let Some(ping) = supervision.heartbeat.poll_pong() {
             self.events.get_or_insert_default().push_back(Event::Pong { ping, round_trip: heard.round_trip });
@@ -884,7 +889,7 @@ impl Connection {
         if status.len() > MAX_STATUS_BYTES {
             return false;
         }
-        self.status = status.into();
+        self.statuses.get_or_insert_default().ours = status.into();
         true
     }
 
@@ -988,7 +993,7 @@ impl Connection {
 
     fn announce(&mut self, mut ending: Ending) {
         ending.untaken_bytes = self.session.outbox.untaken_bytes() as u64;
-        ending.messages_after_close = self.messages_after_close;
+        ending.messages_after_close = self.messages_after_close.into();
         self.tell(Event::Ended(Box::new(ending)));
     }
 
@@ -1044,7 +1049,7 @@ impl Connection {
         let (rest_of_frame, data) = ready.split_at(if self.control.is_none() && sends_data { 0 } else { tail });
         self.data_is_first = self.first.is_none();
         let first = self.first.as_ref().map_or(rest_of_frame, |first| &first.bytes[first.written..]);
-        self.offered_first = first.len();
+        self.offered_first = u32::try_from(first.len()).unwrap_or(u32::MAX);
         let control = self.control.as_ref().map_or(&[][..], |control| &control.bytes);
         Transmit { first, control, data: if sends_data { data } else { &[] } }
     }
@@ -1054,8 +1059,9 @@ impl Connection {
             Control::put(&mut self.control, Slot::Ack, |out| self.session.encode_ack(out));
         }
         let ages = self.ages(now);
+        let status = self.statuses.as_ref().map_or(&[][..], |statuses| &statuses.ours);
         if let Some(supervision) = &self.supervision
-            && let Some(beat) = supervision.heartbeat.pending_beat(now, ages, &self.status)
+            && let Some(beat) = supervision.heartbeat.pending_beat(now, ages, status)
         {
             Control::put(&mut self.control, Slot::Beat { sent_at: beat.sent_at }, |out| beat.encode(out));
         }
@@ -1068,7 +1074,7 @@ impl Connection {
         }
         self.bytes_sent += bytes as u64;
         let mut left = bytes;
-        let of_first = left.min(self.offered_first);
+        let of_first = left.min(self.offered_first as usize);
         left -= of_first;
         if self.data_is_first {
             self.session.on_sent(of_first);
@@ -1266,12 +1272,12 @@ impl Connection {
 
     #[must_use]
     pub fn status(&self) -> &[u8] {
-        &self.status
+        self.statuses.as_ref().map_or(&[], |statuses| &statuses.ours)
     }
 
     #[must_use]
     pub fn peer_status(&self) -> &[u8] {
-        self.supervision.as_ref().map_or(&[], |supervision| &supervision.peer_status)
+        self.statuses.as_ref().map_or(&[], |statuses| &statuses.peers)
     }
 
     /// The ages that the peer told, and when.

@@ -210,9 +210,10 @@ pub struct Heartbeat {
     last_trip: Option<Span>,
     smoothed_trip: Option<Span>,
     least_trip: Option<Span>,
-    sent: u64,
-    heard: u64,
-    late: u64,
+    /// Enough for seven years of beats at their fastest; they stand still then.
+    sent: u32,
+    heard: u32,
+    late: u32,
     worst_lateness: Span,
     /// Most programs never ask.
     pings: Option<Box<Pings>>,
@@ -284,9 +285,9 @@ impl Heartbeat {
     #[must_use]
     pub fn counts(&self) -> BeatCounts {
         BeatCounts {
-            sent: self.sent,
-            heard: self.heard,
-            late: self.late,
+            sent: self.sent.into(),
+            heard: self.heard.into(),
+            late: self.late.into(),
             worst_lateness: self.worst_lateness.duration(),
         }
     }
@@ -367,10 +368,10 @@ impl Heartbeat {
     pub fn on_sent(&mut self, now: Instant, sent_at: u64) -> bool {
         let Some(pending) = self.pending.take() else { return false };
         self.last_sent_at = sent_at;
-        self.sent += 1;
+        self.sent = self.sent.saturating_add(1);
         let lateness = now.saturating_duration_since(pending.due.instant());
         if lateness > LATE {
-            self.late += 1;
+            self.late = self.late.saturating_add(1);
         }
         self.worst_lateness = self.worst_lateness.max(lateness.into());
         if pending.answer
@@ -393,7 +394,7 @@ impl Heartbeat {
         if self.to_echo.is_some_and(|(newest, _)| beat.sent_at <= newest) || beat.echo < self.last_echo {
             return Err(BeatError::Backwards);
         }
-        self.heard += 1;
+        self.heard = self.heard.saturating_add(1);
         self.to_echo = Some((beat.sent_at, now.into()));
         if beat.answer {
             self.reply(now);
