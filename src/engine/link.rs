@@ -257,6 +257,8 @@ struct Inner {
     is_flowing: bool,
     /// A caller waits in recv(2): nobody else may read.
     is_receiving: bool,
+    /// SO_RCVTIMEO, as it was set last, in milliseconds.
+    receive_timeout: Option<NonZeroU32>,
     /// A verdict waits for what a caller may just have received.
     is_judgement_put_off: bool,
     /// The kernel took no more; until it says that it does again.
@@ -292,13 +294,11 @@ struct Extras {
     observer: Option<Observer>,
     /// The newest ping that was answered.
     last_pong: Option<(u64, Option<Duration>)>,
-    /// SO_RCVTIMEO, as it was set last.
-    receive_timeout: Option<Duration>,
     /// Why nothing can be written; it counts once everything is read.
     write_error: Option<io::Error>,
 }
 
-const _: () = assert!(size_of::<Inner>() <= 672);
+const _: () = assert!(size_of::<Inner>() <= 656);
 
 /// A descriptor that is readable while a message, or the end, could be received.
 struct Notification {
@@ -349,6 +349,7 @@ impl Link {
             is_unread: false,
             is_flowing: false,
             is_receiving: false,
+            receive_timeout: None,
             is_judgement_put_off: false,
             is_write_blocked: false,
             acked_before,
@@ -749,15 +750,17 @@ impl Inner {
         true
     }
 
-    /// How long recv(2) waits: whole milliseconds, rounded up. Who always waits equally long pays for it once.
+    /// How long recv(2) waits: whole milliseconds, rounded up; at most 49 days, after which the caller waits again. Who always
+    /// waits equally long pays for it once.
     fn bound_receiving(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        let whole = |timeout: Duration| Duration::from_millis(timeout.as_millis().try_into().unwrap_or(u64::MAX) + 1);
+        let whole =
+            |timeout: Duration| NonZeroU32::MIN.saturating_add(timeout.as_millis().try_into().unwrap_or(u32::MAX));
         let wanted = timeout.map(whole);
-        if wanted != self.extras.as_ref().and_then(|extras| extras.receive_timeout)
+        if wanted != self.receive_timeout
             && let Some(socket) = &self.socket
         {
-            SockRef::from(socket).set_read_timeout(wanted)?;
-            self.extras().receive_timeout = wanted;
+            SockRef::from(socket).set_read_timeout(wanted.map(|ms| Duration::from_millis(ms.get().into())))?;
+            self.receive_timeout = wanted;
         }
         Ok(())
     }

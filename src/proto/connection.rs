@@ -26,8 +26,11 @@ use super::handshake::{
     Credentials, HandshakeError, Hello, MAX_CLIENT_ID_BYTES, MAX_TOKEN_BYTES, Position, Resumption, Rhythm, VERSION,
     Welcome, check_limits,
 };
-use super::heartbeat::{Ages, Beat, BeatCounts, BeatError, Heartbeat, HeartbeatConfig, MAX_STATUS_BYTES, RoundTrip};
-use super::moment::{Moment, Span};
+use super::heartbeat::{
+    Ages, Beat, BeatCounts, BeatError, Heartbeat, HeartbeatConfig, MAX_STATUS_BYTES, RoundTrip, age_from_wire,
+    age_to_wire,
+};
+use super::moment::Moment;
 use super::session::{SendError, Session, SessionError};
 
 /// Waking up later than this is a pause of our own, as is a quarter of the limit (DESIGN 5).
@@ -257,9 +260,9 @@ struct Supervision {
     last_look: Option<Moment>,
     /// Something went out behind the newest beat, so that its echo doesn't speak for everything.
     sent_behind_beat: bool,
-    /// With the newest beat.
-    peer_interpreter_age: Option<Span>,
-    peer_application_age: Option<Span>,
+    /// As they were on the wire, with the newest beat.
+    peer_interpreter_age: u32,
+    peer_application_age: u32,
 }
 
 impl Supervision {
@@ -322,7 +325,7 @@ pub struct Connection {
 }
 
 /// Thousands of them idle in one process.
-const _: () = assert!(size_of::<Connection>() <= 552);
+const _: () = assert!(size_of::<Connection>() <= 528);
 
 // ---- making one -----------------------------------------------------------------------------------------------
 
@@ -552,8 +555,8 @@ impl Connection {
             evidence: Evidence::default(),
             last_look: None,
             sent_behind_beat: false,
-            peer_interpreter_age: None,
-            peer_application_age: None,
+            peer_interpreter_age: age_to_wire(None),
+            peer_application_age: age_to_wire(None),
         });
         self.last_progress = now.into();
         let Welcome { credentials, resumed, retention, .. } = *welcome;
@@ -573,8 +576,8 @@ impl Connection {
             supervision.detector.on_periodic_beat(now);
         }
         let ages = Ages { interpreter: beat.interpreter_age, application: beat.application_age };
-        supervision.peer_interpreter_age = ages.interpreter.map(Span::from);
-        supervision.peer_application_age = ages.application.map(Span::from);
+        supervision.peer_interpreter_age = age_to_wire(ages.interpreter);
+        supervision.peer_application_age = age_to_wire(ages.application);
         if self.statuses.as_ref().map_or(&[][..], |statuses| &statuses.peers) != beat.status {
             self.statuses.get_or_insert_default().peers = beat.status.into();
         }
@@ -1285,8 +1288,8 @@ impl Connection {
     pub fn peer_ages(&self) -> Option<(Instant, Ages)> {
         let supervision = self.supervision.as_ref()?;
         let heard = supervision.heartbeat.last_heard()?;
-        let interpreter = supervision.peer_interpreter_age.map(Span::duration);
-        let application = supervision.peer_application_age.map(Span::duration);
+        let interpreter = age_from_wire(supervision.peer_interpreter_age);
+        let application = age_from_wire(supervision.peer_application_age);
         Some((heard, Ages { interpreter, application }))
     }
 
