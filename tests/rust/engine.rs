@@ -846,7 +846,7 @@ fn too_many_connections_are_refused_with_the_reason() {
     assert_eq!(listener.counts().unwrap().too_many, 1);
 
     let listener = listen(ListenerConfig { max_per_address: 1, ..ListenerConfig::default() });
-    let _first = dial(listener.address(), Config::default()).wait_open(soon()).unwrap();
+    dial(listener.address(), Config::default()).wait_open(soon()).unwrap();
     assert!(dial(listener.address(), Config::default()).wait_open(soon()).is_err());
 
     let listener = listen(ListenerConfig { max_handshakes: 3, ..ListenerConfig::default() });
