@@ -22,7 +22,7 @@ use std::net::{Shutdown, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::num::NonZeroU32;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::atomic::{self, AtomicI32, AtomicU8, Ordering};
+use std::sync::atomic::{self, AtomicI32, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
@@ -168,6 +168,8 @@ pub struct Link {
     framing: Option<Framing>,
     /// The descriptor's number while it is ours to close; for a forked child, which can't take the lock.
     number: AtomicI32,
+    /// In the listener's list of guests.
+    guest_number: AtomicU32,
     /// What the engine has left to be done by who has the lock.
     errands: AtomicU8,
     /// Behind a pointer of its own, so that a forked child can leave it alone.
@@ -271,18 +273,18 @@ struct Inner {
     is_unread: bool,
     /// The same, but not until the program has taken something: only a closed window tells a plain peer to wait.
     is_held_back: bool,
-    /// Of a plain link; dropped before the descriptor is closed.
-    path_watch: Option<PathWatch>,
     /// The last attempt to read found much.
     is_flowing: bool,
     /// A caller waits in recv(2): nobody else may read.
     is_receiving: bool,
+    /// SO_RCVTIMEO, as it was set last, in milliseconds.
+    receive_timeout: Option<NonZeroU32>,
     /// A verdict waits for what a caller may just have received.
     is_judgement_put_off: bool,
     /// The kernel took no more; until it says that it does again.
     is_write_blocked: bool,
     /// What `bytes_acked` was when nothing had been written: the SYN counts on some sides.
-    acked_before: u64,
+    acked_before: u32,
     rto_max_ms: Option<NonZeroU32>,
     /// When the core wants to be called, and when the engine is going to.
     deadline: Option<Moment>,
@@ -312,13 +314,13 @@ struct Extras {
     observer: Option<Observer>,
     /// The newest ping that was answered.
     last_pong: Option<(u64, Option<Duration>)>,
-    /// SO_RCVTIMEO, as it was set last.
-    receive_timeout: Option<Duration>,
     /// Why nothing can be written; it counts once everything is read.
     write_error: Option<io::Error>,
+    /// Of a plain link; dropped before the descriptor is closed.
+    path_watch: Option<PathWatch>,
 }
 
-const _: () = assert!(size_of::<Inner>() <= 736);
+const _: () = assert!(size_of::<Inner>() <= 656);
 
 /// A descriptor that is readable while a message, or the end, could be received.
 struct Notification {
@@ -358,7 +360,7 @@ impl Link {
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string()))?;
         let path_watch = PathWatch::begin(&socket, peers)?;
         let link = Self::new(socket, Core::Plain(Box::new(plain)), now, listener, Box::default())?;
-        link.lock().path_watch = path_watch;
+        link.lock().extras().path_watch = path_watch;
         Ok(link)
     }
 
@@ -386,7 +388,8 @@ impl Link {
             // That is for its guard to do.
             Core::Plain(_) => None,
         };
-        let acked_before = tcp_info::sample(fd.as_raw_fd()).map_or(0, |sample| sample.bytes_acked);
+        let acked_before =
+            tcp_info::sample(fd.as_raw_fd()).map_or(0, |sample| u32::try_from(sample.bytes_acked).unwrap_or_default());
         let engine = reactor::engine()?;
         let framing = core.framing();
         let inner = Inner {
@@ -396,9 +399,9 @@ impl Link {
             last_read: now.into(),
             is_unread: false,
             is_held_back: false,
-            path_watch: None,
             is_flowing: false,
             is_receiving: false,
+            receive_timeout: None,
             is_judgement_put_off: false,
             is_write_blocked: false,
             acked_before,
@@ -428,6 +431,7 @@ impl Link {
             ends,
             framing,
             number: AtomicI32::new(socket.as_raw_fd()),
+            guest_number: AtomicU32::new(u32::MAX),
             errands: AtomicU8::new(0),
             inner: Arc::new(Mutex::new(Inner { socket: Some(Arc::new(socket)), ..inner })),
         }))
@@ -725,7 +729,9 @@ impl Link {
     /// The link is over: for the kernel with RST, or in order.
     fn give_up(&self, inner: &mut Inner, aborts: bool) {
         let Some(socket) = inner.socket.take() else { return };
-        inner.path_watch = None;
+        if let Some(extras) = &mut inner.extras {
+            extras.path_watch = None;
+        }
         self.engine.unwatch(socket.as_fd());
         if aborts && let Err(error) = sys::abort(socket.as_fd()) {
             log::debug!(target: "longconn.engine", "{}: the connection could not be reset: {error}", self.ends.peer());
@@ -821,15 +827,17 @@ impl Inner {
         true
     }
 
-    /// How long recv(2) waits: whole milliseconds, rounded up. Who always waits equally long pays for it once.
+    /// How long recv(2) waits: whole milliseconds, rounded up; at most 49 days, after which the caller waits again. Who always
+    /// waits equally long pays for it once.
     fn bound_receiving(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        let whole = |timeout: Duration| Duration::from_millis(timeout.as_millis().try_into().unwrap_or(u64::MAX) + 1);
+        let whole =
+            |timeout: Duration| NonZeroU32::MIN.saturating_add(timeout.as_millis().try_into().unwrap_or(u32::MAX));
         let wanted = timeout.map(whole);
-        if wanted != self.extras.as_ref().and_then(|extras| extras.receive_timeout)
+        if wanted != self.receive_timeout
             && let Some(socket) = &self.socket
         {
-            SockRef::from(socket).set_read_timeout(wanted)?;
-            self.extras().receive_timeout = wanted;
+            SockRef::from(socket).set_read_timeout(wanted.map(|ms| Duration::from_millis(ms.get().into())))?;
+            self.receive_timeout = wanted;
         }
         Ok(())
     }
@@ -854,7 +862,9 @@ impl Inner {
 
     /// The guard has cut the connection, or the kernel has while the guard was about to.
     fn is_convicted(&mut self, now: Instant) -> bool {
-        let Some(conviction) = self.path_watch.as_ref().and_then(PathWatch::conviction) else { return false };
+        let Some(conviction) = self.extras.as_ref().and_then(|extras| extras.path_watch.as_ref()?.conviction()) else {
+            return false;
+        };
         self.core.handle_verdict(now, conviction.cause, conviction.silence, conviction.limit);
         true
     }
@@ -895,7 +905,7 @@ impl Inner {
         let sample = tcp_info::sample(self.socket.as_ref()?.as_raw_fd()).ok()?;
         Some(KernelView {
             written: self.core.bytes_sent(),
-            bytes_acked: sample.bytes_acked.saturating_sub(self.acked_before),
+            bytes_acked: sample.bytes_acked.saturating_sub(self.acked_before.into()),
             unacked: sample.unacked,
             unsent: sample.unsent,
             probes: sample.probes,
@@ -1481,9 +1491,18 @@ impl Inner {
     }
 }
 
-// ---- the listener's list --------------------------------------------------------------------------------------
+// ---- the listener's lists -------------------------------------------------------------------------------------
 
 impl Link {
+    pub(super) fn guest_number(&self) -> usize {
+        self.guest_number.load(Ordering::Relaxed) as usize
+    }
+
+    pub(super) fn set_guest_number(&self, number: usize) {
+        // Each has a descriptor, which is an int.
+        self.guest_number.store(u32::try_from(number).unwrap_or(u32::MAX), Ordering::Relaxed);
+    }
+
     /// For the listener's list: gives messages out as [`Link::try_peek_many`] does, and says whether it has more.
     pub(super) fn peek_listed(&self, most: usize, mut show: impl FnMut(&[u8])) -> Option<(usize, bool)> {
         let mut inner = self.try_enter().ok()??;

@@ -26,8 +26,11 @@ use super::handshake::{
     Credentials, HandshakeError, Hello, MAX_CLIENT_ID_BYTES, MAX_TOKEN_BYTES, Position, Resumption, Rhythm, VERSION,
     Welcome, check_limits,
 };
-use super::heartbeat::{Ages, Beat, BeatCounts, BeatError, Heartbeat, HeartbeatConfig, MAX_STATUS_BYTES, RoundTrip};
-use super::moment::{Moment, Span};
+use super::heartbeat::{
+    Ages, Beat, BeatCounts, BeatError, Heartbeat, HeartbeatConfig, MAX_STATUS_BYTES, RoundTrip, age_from_wire,
+    age_to_wire,
+};
+use super::moment::Moment;
 use super::session::{SendError, Session, SessionError};
 
 /// Waking up later than this is a pause of our own, as is a quarter of the limit (DESIGN 5).
@@ -234,6 +237,13 @@ struct Unfinished {
     written: usize,
 }
 
+/// What the two programs say of themselves; mostly nothing.
+#[derive(Debug, Default)]
+struct Statuses {
+    ours: Box<[u8]>,
+    peers: Box<[u8]>,
+}
+
 /// What a link needs only until it is open.
 #[derive(Debug)]
 struct Opening {
@@ -252,10 +262,9 @@ struct Supervision {
     last_look: Option<Moment>,
     /// Something went out behind the newest beat, so that its echo doesn't speak for everything.
     sent_behind_beat: bool,
-    /// With the newest beat.
-    peer_interpreter_age: Option<Span>,
-    peer_application_age: Option<Span>,
-    peer_status: Box<[u8]>,
+    /// As they were on the wire, with the newest beat.
+    peer_interpreter_age: u32,
+    peer_application_age: u32,
 }
 
 impl Supervision {
@@ -295,7 +304,7 @@ pub struct Connection {
     first: Option<Box<Unfinished>>,
     control: Option<Box<Control>>,
     /// How much of `first` and of data was offered at the last poll; data that finishes a frame counts as first.
-    offered_first: usize,
+    offered_first: u32,
     data_is_first: bool,
     /// In their order, but for [`Event::Taken`], which comes with nearly every ACK.
     #[allow(clippy::box_collection, reason = "mostly there are none")]
@@ -305,20 +314,20 @@ pub struct Connection {
     fin_wanted: bool,
     /// The deadline that was given out last.
     armed: Option<Moment>,
-    status: Box<[u8]>,
+    statuses: Option<Box<Statuses>>,
     /// Somebody waits in a blocking call.
     is_waiting: bool,
     /// The program tells of its progress itself.
     tells_progress: bool,
     last_progress: Moment,
     interpreter_ran: Option<Moment>,
-    messages_after_close: u64,
+    messages_after_close: u32,
     bytes_sent: u64,
     bytes_heard: u64,
 }
 
 /// Thousands of them idle in one process.
-const _: () = assert!(size_of::<Connection>() <= 600);
+const _: () = assert!(size_of::<Connection>() <= 528);
 
 // ---- making one -----------------------------------------------------------------------------------------------
 
@@ -386,7 +395,7 @@ impl Connection {
             look_wanted: false,
             fin_wanted: false,
             armed: None,
-            status: Box::default(),
+            statuses: None,
             is_waiting: false,
             tells_progress: false,
             last_progress: now.into(),
@@ -486,7 +495,7 @@ impl Connection {
             (Phase::Open | Phase::Draining { .. } | Phase::Leaving { .. }, Kind::Beat) => self.handle_beat(now, frame),
             (Phase::Left { .. }, Kind::Beat | Kind::DataStart | Kind::Data) => Ok(()),
             (Phase::Left { .. }, Kind::DataEnd) => {
-                self.messages_after_close += 1;
+                self.messages_after_close = self.messages_after_close.saturating_add(1);
                 Ok(())
             }
             _ => Err(ProtocolError::Unexpected { kind }),
@@ -548,9 +557,8 @@ impl Connection {
             evidence: Evidence::default(),
             last_look: None,
             sent_behind_beat: false,
-            peer_interpreter_age: None,
-            peer_application_age: None,
-            peer_status: Box::default(),
+            peer_interpreter_age: age_to_wire(None),
+            peer_application_age: age_to_wire(None),
         });
         self.last_progress = now.into();
         let Welcome { credentials, resumed, retention, .. } = *welcome;
@@ -570,10 +578,10 @@ impl Connection {
             supervision.detector.on_periodic_beat(now);
         }
         let ages = Ages { interpreter: beat.interpreter_age, application: beat.application_age };
-        supervision.peer_interpreter_age = ages.interpreter.map(Span::from);
-        supervision.peer_application_age = ages.application.map(Span::from);
-        if *supervision.peer_status != *beat.status {
-            supervision.peer_status = beat.status.into();
+        supervision.peer_interpreter_age = age_to_wire(ages.interpreter);
+        supervision.peer_application_age = age_to_wire(ages.application);
+        if self.statuses.as_ref().map_or(&[][..], |statuses| &statuses.peers) != beat.status {
+            self.statuses.get_or_insert_default().peers = beat.status.into();
         }
         while let Some(ping) = supervision.heartbeat.poll_pong() {
             self.events.get_or_insert_default().push_back(Event::Pong { ping, round_trip: heard.round_trip });
@@ -886,7 +894,7 @@ impl Connection {
         if status.len() > MAX_STATUS_BYTES {
             return false;
         }
-        self.status = status.into();
+        self.statuses.get_or_insert_default().ours = status.into();
         true
     }
 
@@ -990,7 +998,7 @@ impl Connection {
 
     fn announce(&mut self, mut ending: Ending) {
         ending.untaken_bytes = self.session.outbox.untaken_bytes() as u64;
-        ending.messages_after_close = self.messages_after_close;
+        ending.messages_after_close = self.messages_after_close.into();
         self.tell(Event::Ended(Box::new(ending)));
     }
 
@@ -1046,7 +1054,7 @@ impl Connection {
         let (rest_of_frame, data) = ready.split_at(if self.control.is_none() && sends_data { 0 } else { tail });
         self.data_is_first = self.first.is_none();
         let first = self.first.as_ref().map_or(rest_of_frame, |first| &first.bytes[first.written..]);
-        self.offered_first = first.len();
+        self.offered_first = u32::try_from(first.len()).unwrap_or(u32::MAX);
         let control = self.control.as_ref().map_or(&[][..], |control| &control.bytes);
         Transmit { first, control, data: if sends_data { data } else { &[] } }
     }
@@ -1056,8 +1064,9 @@ impl Connection {
             Control::put(&mut self.control, Slot::Ack, |out| self.session.encode_ack(out));
         }
         let ages = self.ages(now);
+        let status = self.statuses.as_ref().map_or(&[][..], |statuses| &statuses.ours);
         if let Some(supervision) = &self.supervision
-            && let Some(beat) = supervision.heartbeat.pending_beat(now, ages, &self.status)
+            && let Some(beat) = supervision.heartbeat.pending_beat(now, ages, status)
         {
             Control::put(&mut self.control, Slot::Beat { sent_at: beat.sent_at }, |out| beat.encode(out));
         }
@@ -1070,7 +1079,7 @@ impl Connection {
         }
         self.bytes_sent += bytes as u64;
         let mut left = bytes;
-        let of_first = left.min(self.offered_first);
+        let of_first = left.min(self.offered_first as usize);
         left -= of_first;
         if self.data_is_first {
             self.session.on_sent(of_first);
@@ -1268,12 +1277,12 @@ impl Connection {
 
     #[must_use]
     pub fn status(&self) -> &[u8] {
-        &self.status
+        self.statuses.as_ref().map_or(&[], |statuses| &statuses.ours)
     }
 
     #[must_use]
     pub fn peer_status(&self) -> &[u8] {
-        self.supervision.as_ref().map_or(&[], |supervision| &supervision.peer_status)
+        self.statuses.as_ref().map_or(&[], |statuses| &statuses.peers)
     }
 
     /// The ages that the peer told, and when.
@@ -1281,8 +1290,8 @@ impl Connection {
     pub fn peer_ages(&self) -> Option<(Instant, Ages)> {
         let supervision = self.supervision.as_ref()?;
         let heard = supervision.heartbeat.last_heard()?;
-        let interpreter = supervision.peer_interpreter_age.map(Span::duration);
-        let application = supervision.peer_application_age.map(Span::duration);
+        let interpreter = age_from_wire(supervision.peer_interpreter_age);
+        let application = age_from_wire(supervision.peer_application_age);
         Some((heard, Ages { interpreter, application }))
     }
 

@@ -1,5 +1,6 @@
 //! When to beat, what was heard, and the round-trip time that follows from it.
 
+use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use super::detector::{DetectorConfig, MAX_PHI};
@@ -145,11 +146,11 @@ impl<'a> Beat<'a> {
     }
 }
 
-fn age_to_wire(age: Option<Duration>) -> u32 {
+pub(super) fn age_to_wire(age: Option<Duration>) -> u32 {
     age.map_or(UNKNOWN_AGE, |age| u32::try_from(age.as_millis()).unwrap_or(UNKNOWN_AGE).min(UNKNOWN_AGE - 1))
 }
 
-fn age_from_wire(ms: u32) -> Option<Duration> {
+pub(super) fn age_from_wire(ms: u32) -> Option<Duration> {
     (ms != UNKNOWN_AGE).then(|| Duration::from_millis(ms.into()))
 }
 
@@ -207,12 +208,13 @@ pub struct Heartbeat {
     to_echo: Option<(u64, Moment)>,
     /// `sent_at` of the end of our last pause: what was sent before measures the pause.
     paused_at: u64,
-    last_trip: Option<Span>,
-    smoothed_trip: Option<Span>,
-    least_trip: Option<Span>,
-    sent: u64,
-    heard: u64,
-    late: u64,
+    last_trip: Option<Trip>,
+    smoothed_trip: Option<Trip>,
+    least_trip: Option<Trip>,
+    /// Enough for seven years of beats at their fastest; they stand still then.
+    sent: u32,
+    heard: u32,
+    late: u32,
     worst_lateness: Span,
     /// Most programs never ask.
     pings: Option<Box<Pings>>,
@@ -223,6 +225,22 @@ struct Pings {
     last: u64,
     /// `sent_at` of the beat that carries it, and the newest ping that it answers.
     under_way: Vec<(u64, u64)>,
+}
+
+/// A round trip in microseconds, and one; up to 71 minutes, which none takes.
+#[derive(Clone, Copy, Debug)]
+struct Trip(NonZeroU32);
+
+impl From<Duration> for Trip {
+    fn from(duration: Duration) -> Self {
+        Self(NonZeroU32::MIN.saturating_add(duration.as_micros().try_into().unwrap_or(u32::MAX)))
+    }
+}
+
+impl Trip {
+    fn duration(self) -> Duration {
+        Duration::from_micros(u64::from(self.0.get()) - 1)
+    }
 }
 
 /// The one beat that is to be sent.
@@ -270,7 +288,7 @@ impl Heartbeat {
 
     #[must_use]
     pub fn round_trip(&self) -> RoundTrip {
-        let of = |trip: Option<Span>| trip.map(Span::duration);
+        let of = |trip: Option<Trip>| trip.map(Trip::duration);
         RoundTrip { last: of(self.last_trip), smoothed: of(self.smoothed_trip), least: of(self.least_trip) }
     }
 
@@ -284,9 +302,9 @@ impl Heartbeat {
     #[must_use]
     pub fn counts(&self) -> BeatCounts {
         BeatCounts {
-            sent: self.sent,
-            heard: self.heard,
-            late: self.late,
+            sent: self.sent.into(),
+            heard: self.heard.into(),
+            late: self.late.into(),
             worst_lateness: self.worst_lateness.duration(),
         }
     }
@@ -367,10 +385,10 @@ impl Heartbeat {
     pub fn on_sent(&mut self, now: Instant, sent_at: u64) -> bool {
         let Some(pending) = self.pending.take() else { return false };
         self.last_sent_at = sent_at;
-        self.sent += 1;
+        self.sent = self.sent.saturating_add(1);
         let lateness = now.saturating_duration_since(pending.due.instant());
         if lateness > LATE {
-            self.late += 1;
+            self.late = self.late.saturating_add(1);
         }
         self.worst_lateness = self.worst_lateness.max(lateness.into());
         if pending.answer
@@ -393,7 +411,7 @@ impl Heartbeat {
         if self.to_echo.is_some_and(|(newest, _)| beat.sent_at <= newest) || beat.echo < self.last_echo {
             return Err(BeatError::Backwards);
         }
-        self.heard += 1;
+        self.heard = self.heard.saturating_add(1);
         self.to_echo = Some((beat.sent_at, now.into()));
         if beat.answer {
             self.reply(now);

@@ -36,6 +36,13 @@ impl Moment {
         };
         at.unwrap_or(origin)
     }
+
+    /// To a whole multiple of `step`, counted from where no one knows.
+    #[must_use]
+    pub fn rounded_down(self, step: Duration) -> Self {
+        let number = self.0.get();
+        Self(NonZeroU64::new(number - number % nanoseconds(step).max(1)).unwrap_or(self.0))
+    }
 }
 
 /// A length of time, up to 584 years; longer ones are cut. An `Option` of it is no larger.

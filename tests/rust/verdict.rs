@@ -32,7 +32,8 @@ fn judge(name: &str, limit: Duration) -> Option<(i64, Verdict)> {
     let origin = Instant::now();
     let first = rows[0].0;
     let at = |ms: i64| origin + Duration::from_millis(u64::try_from(ms - first).unwrap());
-    let mut judge = Judge::new(limit).with_probing(Some(probing(1, 1, 127)));
+    let mut judge = Judge::new(limit);
+    judge.set_probing(Some(probing(1, 1, 127)));
     let mut due = origin;
     for (row_ms, sample) in rows {
         let now = at(row_ms);
@@ -206,7 +207,8 @@ fn an_idle_path_is_not_given_up_later_than_by_the_kernel() {
         since_data_received: ms(at),
         ..quiet()
     };
-    let mut judge = Judge::new(ms(16_000)).with_probing(Some(probing(2, 1, 3)));
+    let mut judge = Judge::new(ms(16_000));
+    judge.set_probing(Some(probing(2, 1, 3)));
     let mut at = 0;
     let told = loop {
         let now = origin + ms(at);
