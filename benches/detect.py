@@ -59,12 +59,12 @@ def main() -> int:
         outcomes = _collect(campaign, held + links + contrast, runs)
     finally:
         campaign.close()
-    complaints = [text for each in held + links for text in _complaints(*each, outcomes[each])]
-    print("\n\n".join([_where(), *_sockets(held, contrast, outcomes), *_links(links, outcomes)]))
-    print("\n".join(complaints) or "Every bound held.", file=sys.stderr)
     if arguments.json:
         every = [{"case": name, "protection": way, "runs": runs} for (name, way), runs in outcomes.items()]
         Path(arguments.json).write_text(json.dumps({"where": _where(), "outcomes": every}, indent=1) + "\n")
+    complaints = [text for each in held + links for text in _complaints(*each, outcomes[each])]
+    print("\n\n".join([_where(), *_sockets(held, contrast, outcomes), *_links(links, outcomes)]))
+    print("\n".join(complaints) or "Every bound held.", file=sys.stderr)
     return min(len(complaints), 1)
 
 

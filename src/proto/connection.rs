@@ -702,11 +702,16 @@ impl Connection {
     /// The answer to [`Action::Look`]; `None` where the kernel can't tell.
     pub fn handle_kernel(&mut self, now: Instant, view: Option<KernelView>) {
         let Some(supervision) = &mut self.supervision else { return };
-        supervision.last_look = Some(now.into());
+        // Only from the second look of an outstanding time on there is something to compare with: what was acknowledged
+        // between an earlier look and its beginning is known to have arrived, and no arrival of what is outstanding now.
+        let earlier = supervision.last_look.replace(now.into());
+        let is_comparable = earlier
+            .zip(supervision.detector.unproven(now))
+            .is_some_and(|(earlier, unproven)| now.saturating_duration_since(earlier.instant()) <= unproven);
         match view.map(|view| supervision.evidence.observe(now, view)) {
             Some(Arrived::Everything) => supervision.detector.on_everything_arrived(),
-            Some(Arrived::Something) => supervision.detector.on_something_arrived(now),
-            Some(Arrived::Nothing) | None => {}
+            Some(Arrived::Something) if is_comparable => supervision.detector.on_something_arrived(now),
+            Some(Arrived::Something | Arrived::Nothing) | None => {}
         }
         self.supervise(now);
     }
@@ -1007,10 +1012,12 @@ impl Connection {
         self.supervision.as_ref().is_some_and(|supervision| supervision.heartbeat.is_unheard_since_pause())
     }
 
-    /// An echo is overdue.
+    /// An echo is overdue. It comes after an interval and a round trip at the latest; and a peer that gives us up by the
+    /// default rule has heard nothing for two and a half, of which what it should have heard is outstanding for one and
+    /// a half at least. Between the two.
     fn is_unheard(&self, now: Instant) -> bool {
         let Some(supervision) = &self.supervision else { return false };
-        let overdue = supervision.detector.interval() * 3 / 2 + supervision.smoothed();
+        let overdue = supervision.detector.interval() * 5 / 4 + supervision.smoothed();
         supervision.detector.unproven(now).is_some_and(|unproven| unproven >= overdue)
     }
 
