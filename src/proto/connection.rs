@@ -260,6 +260,8 @@ pub struct Connection {
     offered_first: usize,
     data_is_first: bool,
     events: VecDeque<Event>,
+    /// [`Event::Taken`] is to be told: once for many, and without a place in `events`.
+    taken_is_news: bool,
     look_wanted: bool,
     fin_wanted: bool,
     /// The deadline that was given out last.
@@ -341,6 +343,7 @@ impl Connection {
             offered_first: 0,
             data_is_first: false,
             events: VecDeque::new(),
+            taken_is_news: false,
             look_wanted: false,
             fin_wanted: false,
             armed: None,
@@ -425,7 +428,7 @@ impl Connection {
             }
             (Phase::Open | Phase::Draining { .. } | Phase::Leaving { .. } | Phase::Left { .. }, Kind::Ack) => {
                 if self.session.handle_ack(frame.payload())? {
-                    self.events.push_back(Event::Taken);
+                    self.taken_is_news = true;
                     if let Some(supervision) = &mut self.supervision {
                         supervision.detector.on_something_arrived(now);
                     }
@@ -681,6 +684,7 @@ impl Connection {
         if let Some(supervision) = &mut self.supervision {
             if now >= supervision.heartbeat.poll_timeout() {
                 self.session.on_idle_moment(now);
+                (self.control, self.slots) = (Vec::new(), Vec::new());
                 self.decoder.release_memory();
             }
             supervision.heartbeat.handle_timeout(now);
@@ -994,8 +998,9 @@ impl Connection {
             self.session.encode_ack(&mut self.control);
             self.slots.push((Slot::Ack, self.control.len()));
         }
-        let ages = self.ages(now);
         if let Some(supervision) = &self.supervision
+            && supervision.heartbeat.is_pending()
+            && let ages = self.ages(now)
             && let Some(beat) = supervision.heartbeat.pending_beat(now, ages, &self.status)
         {
             let before = self.control.len();
@@ -1024,7 +1029,8 @@ impl Connection {
         }
         let mut behind_beat = of_first > 0 && self.data_is_first;
         let mut start = 0;
-        for (slot, length) in mem::take(&mut self.slots) {
+        let mut slots = mem::take(&mut self.slots);
+        for (slot, length) in slots.drain(..) {
             if left == 0 {
                 break;
             }
@@ -1038,10 +1044,13 @@ impl Connection {
             behind_beat = !matches!(slot, Slot::Beat { .. });
             self.on_control_sent(now, slot);
         }
-        self.control = Vec::new();
         if left > 0 {
             self.session.on_sent(left);
             behind_beat = true;
+            // The next message will have an ACK before it, too. What was only a beat leaves nothing behind.
+            self.slots = slots;
+        } else {
+            self.control = Vec::new();
         }
         if let Some(supervision) = &mut self.supervision {
             supervision.sent_behind_beat = behind_beat;
@@ -1092,6 +1101,17 @@ impl Connection {
         }
     }
 
+    /// Nothing of a turn is left to be done but to write what is urgent, to tell that something was taken, and to ask for
+    /// the next deadline.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        matches!(self.phase, Phase::Open)
+            && self.events.is_empty()
+            && !self.look_wanted
+            && !self.fin_wanted
+            && self.session.budget_wanted() == 0
+    }
+
     /// What the driver is to do next, after one attempt at transmitting.
     #[must_use]
     pub fn poll_action(&mut self) -> Option<Action> {
@@ -1113,6 +1133,9 @@ impl Connection {
 
     #[must_use]
     pub fn poll_event(&mut self) -> Option<Event> {
+        if mem::take(&mut self.taken_is_news) {
+            return Some(Event::Taken);
+        }
         let event = self.events.pop_front();
         if self.events.is_empty() && self.events.capacity() > 0 {
             self.events = VecDeque::new();
@@ -1183,6 +1206,12 @@ impl Connection {
     #[must_use]
     pub fn has_message(&self) -> bool {
         self.session.has_message()
+    }
+
+    /// How long the message is that [`Connection::read`] would give.
+    #[must_use]
+    pub fn next_length(&self) -> Option<usize> {
+        self.session.inbox.next().map(|message| message.len())
     }
 
     /// Bytes and messages that the peer's application isn't known to have taken.

@@ -1,6 +1,7 @@
 //! What survives links: offsets, credit, what the peer hasn't taken yet, and what our program hasn't.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::frame::{Fields, Frame, HEADER_BYTES, Kind, MAX_PAYLOAD_BYTES, header, put_frame, put_header};
@@ -359,8 +360,13 @@ impl Inbox {
         self.bytes.reserve(usize::try_from(self.missing).unwrap_or_default());
     }
 
-    /// The next whole message; it stays here until it is taken.
-    fn read(&mut self) -> Option<&[u8]> {
+    /// The next whole message that wasn't read.
+    #[must_use]
+    pub fn next(&self) -> Option<&[u8]> {
+        self.next_place().map(|place| &self.bytes[place])
+    }
+
+    fn next_place(&self) -> Option<Range<usize>> {
         if self.messages == 0 {
             return None;
         }
@@ -373,10 +379,16 @@ impl Inbox {
             (HEADER_BYTES, length)
         };
         let start = self.read_at + start;
-        self.read_at = start + length;
+        Some(start..start + length)
+    }
+
+    /// It stays here until it is taken.
+    fn read(&mut self) -> Option<&[u8]> {
+        let place = self.next_place()?;
+        self.read_at = place.end;
         self.messages -= 1;
-        self.read.push_back(length as u64);
-        Some(&self.bytes[start..self.read_at])
+        self.read.push_back(place.len() as u64);
+        Some(&self.bytes[place])
     }
 
     /// The oldest of what was read is taken; at most `messages`.

@@ -1,5 +1,6 @@
 //! `LongConnection`: a link for Python. Converts, tries what doesn't wait, and detaches for the rest.
 
+use std::mem::MaybeUninit;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -27,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const HASTE: Duration = Duration::from_secs(1);
 /// For ever, for instants.
 const AGES: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+/// A message up to this is copied out by who waits for it, before it has the interpreter back.
+const CARRIED_BYTES: usize = 1024;
 /// Between looks at whether a signal has come, while an iterable is sent.
 const SIGNAL_CHECKS: usize = 1024;
 
@@ -160,7 +163,35 @@ impl LongConnection {
     }
 
     fn receive<'py>(&self, py: Python<'py>, timeout: Timeout) -> PyResult<Result<Bound<'py, PyBytes>, LinkError>> {
-        self.take(py, timeout, |link| link.try_recv(|message| PyBytes::new(py, message)))
+        let mut deadline = Deadline::Later(timeout);
+        // Who waits brings a small message along: to take the lock for it once more would be felt.
+        let mut room = [MaybeUninit::uninit(); CARRIED_BYTES];
+        loop {
+            let take = |message: &[u8]| PyBytes::new(py, message);
+            let attempt = if timeout.or(self.settled()).is_none() {
+                self.link.try_recv_or_begin(take)
+            } else {
+                self.link.try_recv(take).map(|attempt| attempt.map(Ok))
+            };
+            let carried = match attempt {
+                Ok(Attempt::Done(Ok(message))) => return Ok(Ok(message)),
+                Ok(Attempt::Done(Err(receiving))) => py.detach(|| receiving.finish(&mut room)),
+                Ok(Attempt::Later) => {
+                    let deadline = deadline.begin(self);
+                    py.detach(|| self.link.recv_into(&mut room, deadline))
+                }
+                Err(error) => return Ok(Err(error)),
+            };
+            match carried {
+                // SAFETY: so many bytes were copied to its front.
+                Ok(Attempt::Done(length)) => {
+                    return Ok(Ok(PyBytes::new(py, unsafe { room[..length].assume_init_ref() })));
+                }
+                Ok(Attempt::Later) => {}
+                Err(LinkError::Interrupted) => py.check_signals()?,
+                Err(error) => return Ok(Err(error)),
+            }
+        }
     }
 
     fn say_goodbye(&self, py: Python<'_>, close: Close, grace: Option<Duration>) -> PyResult<()> {
