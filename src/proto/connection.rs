@@ -229,9 +229,9 @@ impl Supervision {
     /// While there is doubt the kernel is asked now and then: of a suspect, and when an echo is overdue.
     fn next_look(&self, now: Instant) -> Option<Instant> {
         let limit = self.limit();
-        let doubt = match (self.detector.suspect_since(), self.detector.unproven(now)) {
+        let doubt = match (self.detector.suspect_since(), self.detector.unproven_since()) {
             (Some(since), _) => since,
-            (None, Some(unproven)) => now.checked_sub(unproven).unwrap_or(now) + limit / 4,
+            (None, Some(since)) => since.min(now) + limit / 4,
             (None, None) => return None,
         };
         Some(self.last_look.map_or(doubt, |last| doubt.max(last + limit / 8)))

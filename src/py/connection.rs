@@ -29,7 +29,7 @@ const HASTE: Duration = Duration::from_secs(1);
 /// For ever, for instants.
 const AGES: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 /// A message up to this is copied out by who waits for it, before it has the interpreter back.
-const CARRIED_BYTES: usize = 1024;
+pub(super) const CARRIED_BYTES: usize = 1024;
 /// Between looks at whether a signal has come, while an iterable is sent.
 const SIGNAL_CHECKS: usize = 1024;
 
@@ -95,6 +95,15 @@ impl LongConnection {
             is_closed: AtomicBool::new(false),
             principal,
         }
+    }
+
+    /// Calls that don't say otherwise have no timeout.
+    pub(super) fn waits_for_ever(&self) -> bool {
+        f64::from_bits(self.timeout.load(Ordering::Relaxed)).is_nan()
+    }
+
+    pub(super) fn recv_one<'py>(&self, py: Python<'py>, timeout: Timeout) -> PyResult<Bound<'py, PyBytes>> {
+        self.receive(py, timeout)?.map_err(|error| self.error(py, error))
     }
 
     fn settled(&self) -> Option<Duration> {
@@ -168,7 +177,7 @@ impl LongConnection {
         let mut room = [MaybeUninit::uninit(); CARRIED_BYTES];
         loop {
             let take = |message: &[u8]| PyBytes::new(py, message);
-            let attempt = if timeout.or(self.settled()).is_none() {
+            let attempt = if timeout == Timeout::Forever || (timeout == Timeout::LeftOut && self.waits_for_ever()) {
                 self.link.try_recv_or_begin(take)
             } else {
                 self.link.try_recv(take).map(|attempt| attempt.map(Ok))
@@ -272,7 +281,7 @@ impl LongConnection {
 
     /// Send one message.
     #[pyo3(signature = (data, *, timeout = Timeout::LeftOut))]
-    fn send(&self, py: Python<'_>, data: &Bound<'_, PyAny>, timeout: Timeout) -> PyResult<()> {
+    pub(super) fn send(&self, py: Python<'_>, data: &Bound<'_, PyAny>, timeout: Timeout) -> PyResult<()> {
         self.push(py, data, &mut Deadline::Later(timeout))
     }
 
@@ -310,7 +319,7 @@ impl LongConnection {
                 "recv() takes no size: a LongConnection receives whole messages, as they were sent",
             ));
         }
-        self.receive(py, timeout)?.map_err(|error| self.error(py, error))
+        self.recv_one(py, timeout)
     }
 
     /// Receive the messages that are there, at least one.
