@@ -50,7 +50,7 @@ impl Default for Config {
         Self {
             heartbeat: HeartbeatConfig::default(),
             largest_message_bytes: 16 * 1024 * 1024,
-            send_buffer_bytes: 1024 * 1024,
+            send_buffer_bytes: 2 * 1024 * 1024,
             handshake_timeout: Duration::from_secs(10),
         }
     }
@@ -994,7 +994,7 @@ impl Connection {
     }
 
     fn put_ack_and_beat(&mut self, now: Instant) {
-        if self.session.ack_is_pending() {
+        if self.session.ack_rides(now) {
             self.session.encode_ack(&mut self.control);
             self.slots.push((Slot::Ack, self.control.len()));
         }

@@ -192,8 +192,8 @@ impl LongConnection {
                 Err(error) => return Ok(Err(error)),
             };
             match carried {
-                // SAFETY: so many bytes were copied to its front.
                 Ok(Attempt::Done(length)) => {
+                    // SAFETY: so many bytes were copied to its front.
                     return Ok(Ok(PyBytes::new(py, unsafe { room[..length].assume_init_ref() })));
                 }
                 Ok(Attempt::Later) => {}
