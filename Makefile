@@ -69,8 +69,9 @@ lint: build $(STAMPS)/lint $(STAMPS)/test
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest longconn --allowlist tests/stubtest-allowlist.txt
 
-bench: build
+bench: build $(STAMPS)/bench
 	$(BIN)/python benches/bench.py
+	$(BIN)/python benches/messages.py
 
 detect: build $(STAMPS)/test
 	$(BIN)/python benches/detect.py

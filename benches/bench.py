@@ -423,10 +423,15 @@ def run_peer(row: Row, task: dict[str, Any], orders: int, answers: int) -> None:
     os.write(answers, struct.pack("Q", listener.getsockname()[1]))
     sock, _ = listener.accept()
     sock = prepare_connection(sock, make, row.timeout if row.peer_is_same_class else None)
+    follow_orders(orders, answers, lambda count: row.peer(sock, count))
+
+
+def follow_orders(orders: int, answers: int, run: Callable[[int], object]) -> None:
+    """The other end's slices: says when it begins, and when it is done."""
     gc.disable()
     while order := os.read(orders, 8):
         os.write(answers, b"r")
-        row.peer(sock, struct.unpack("Q", order)[0])
+        run(struct.unpack("Q", order)[0])
         os.write(answers, b"d")
 
 
@@ -469,6 +474,11 @@ def run_row_worker(task: dict[str, Any]) -> None:
         start_idle_thread()
     more = (task["second_cpu"],) if row.takes_second_cpu else ()
     print(json.dumps({"class": f"{make.__module__}.{make.__qualname__}"}), flush=True)
+    do_slices(orders, answers, lambda count: row.client(subject, count, *more))
+
+
+def do_slices(orders: int, answers: int, run: Callable[[int], float | None]) -> None:
+    """Our end's slices: for each number on stdin one, which ends when both ends have done theirs."""
     for text in sys.stdin:
         count = int(text)
         gc.collect()
@@ -477,7 +487,7 @@ def run_row_worker(task: dict[str, Any]) -> None:
             os.write(orders, struct.pack("Q", count))
             os.read(answers, 1)
         before = time.perf_counter_ns()
-        own = row.client(subject, count, *more)
+        own = run(count)
         if answers >= 0 and os.read(answers, 1) != b"d":
             raise RowError("the peer's process failed")
         elapsed = time.perf_counter_ns() - before
@@ -673,14 +683,14 @@ def raise_descriptor_limit(wanted: int) -> None:
 
 
 class Worker:
-    """A child process of this file that answers lines of JSON."""
+    """A child process of this file, or of another that does the same, that answers lines of JSON."""
 
-    def __init__(self, task: dict[str, Any]) -> None:
+    def __init__(self, task: dict[str, Any], script: str = __file__) -> None:
         # The settings of whoever runs this must not leak into what is measured.
         environment = {key: value for key, value in os.environ.items() if not key.startswith("LONGCONN_")}
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - close() closes it
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", json.dumps(task)],
+            [sys.executable, script, "--worker", json.dumps(task)],
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -720,11 +730,11 @@ class Worker:
 
 
 @contextlib.contextmanager
-def workers(tasks: Sequence[dict[str, Any]]) -> Iterator[list[Worker]]:
+def workers(tasks: Sequence[dict[str, Any]], script: str = __file__) -> Iterator[list[Worker]]:
     started: list[Worker] = []
     try:
         for task in tasks:
-            started.append(Worker(task))
+            started.append(Worker(task, script))
         yield started
     finally:
         for worker in started:

@@ -158,7 +158,7 @@ class LongConnection:
 
         Args:
             data: Any bytes-like object, empty ones included.
-            timeout: How long to wait for room: at most 1 MiB is kept for a peer that doesn't take it.
+            timeout: How long to wait for room: at most 2 MiB are kept for a peer that doesn't take them.
 
         Raises:
             MessageTooLarge: The peer takes only smaller ones; nothing was sent.

@@ -101,8 +101,10 @@ impl Engine {
         let mut orders = self.orders();
         orders.urgent.push(order);
         // Its own orders the thread takes before it sleeps.
-        if !orders.is_woken && !IS_ENGINE.get() {
-            orders.is_woken = true;
+        let wakes = !orders.is_woken && !IS_ENGINE.get();
+        orders.is_woken |= wakes;
+        drop(orders);
+        if wakes {
             self.wakeup.set();
         }
     }

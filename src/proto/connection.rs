@@ -54,7 +54,7 @@ impl Default for Config {
         Self {
             heartbeat: HeartbeatConfig::default(),
             largest_message_bytes: 16 * 1024 * 1024,
-            send_buffer_bytes: 1024 * 1024,
+            send_buffer_bytes: 2 * 1024 * 1024,
             handshake_timeout: Duration::from_secs(10),
         }
     }
@@ -279,9 +279,9 @@ impl Supervision {
     /// While there is doubt the kernel is asked now and then: of a suspect, and when an echo is overdue.
     fn next_look(&self, now: Instant) -> Option<Instant> {
         let limit = self.limit();
-        let doubt = match (self.detector.suspect_since(), self.detector.unproven(now)) {
+        let doubt = match (self.detector.suspect_since(), self.detector.unproven_since()) {
             (Some(since), _) => since,
-            (None, Some(unproven)) => now.checked_sub(unproven).unwrap_or(now) + limit / 4,
+            (None, Some(since)) => since.min(now) + limit / 4,
             (None, None) => return None,
         };
         Some(self.last_look.map_or(doubt, |last| doubt.max(last.instant() + limit / 8)))
@@ -1067,12 +1067,13 @@ impl Connection {
     }
 
     fn put_ack_and_beat(&mut self, now: Instant) {
-        if self.session.ack_is_pending() {
+        if self.session.ack_rides(now) {
             Control::put(&mut self.control, Slot::Ack, |out| self.session.encode_ack(out));
         }
-        let ages = self.ages(now);
         let status = self.statuses.as_ref().map_or(&[][..], |statuses| &statuses.ours);
         if let Some(supervision) = &self.supervision
+            && supervision.heartbeat.is_pending()
+            && let ages = self.ages(now)
             && let Some(beat) = supervision.heartbeat.pending_beat(now, ages, status)
         {
             Control::put(&mut self.control, Slot::Beat { sent_at: beat.sent_at }, |out| beat.encode(out));
@@ -1163,6 +1164,17 @@ impl Connection {
             Phase::Ended { ref parting, .. } => parting.is_some(),
             Phase::PeerLeft { .. } => false,
         }
+    }
+
+    /// Nothing of a turn is left to be done but to write what is urgent, to tell that something was taken, and to ask for
+    /// the next deadline.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        matches!(self.phase, Phase::Open)
+            && self.events.is_none()
+            && !self.look_wanted
+            && !self.fin_wanted
+            && self.session.budget_wanted() == 0
     }
 
     /// What the driver is to do next, after one attempt at transmitting.
@@ -1263,6 +1275,12 @@ impl Connection {
     #[must_use]
     pub fn has_message(&self) -> bool {
         self.session.has_message()
+    }
+
+    /// How long the message is that [`Connection::read`] would give.
+    #[must_use]
+    pub fn next_length(&self) -> Option<usize> {
+        self.session.inbox.next_length()
     }
 
     /// Bytes and messages that the peer's application isn't known to have taken.

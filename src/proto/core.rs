@@ -276,6 +276,25 @@ impl Core {
         }
     }
 
+    /// How long the message is that [`Core::read`] would give; of framed links.
+    #[must_use]
+    pub fn next_length(&self) -> Option<usize> {
+        match self {
+            Self::Framed(connection) => connection.next_length(),
+            Self::Plain(_) => None,
+        }
+    }
+
+    /// Nothing of a turn is left to be done but to write what is urgent, to tell that something was taken, and to ask for
+    /// the next deadline.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        match self {
+            Self::Framed(connection) => connection.is_quiet(),
+            Self::Plain(_) => false,
+        }
+    }
+
     /// Something is to be given out among messages: one of them, or the end of a plain peer's stream.
     #[must_use]
     pub fn has_news(&self) -> bool {

@@ -119,6 +119,11 @@ impl Detector {
     }
 
     #[must_use]
+    pub fn unproven_since(&self) -> Option<Instant> {
+        self.unproven_since.map(Moment::instant)
+    }
+
+    #[must_use]
     pub fn unproven(&self, now: Instant) -> Option<Duration> {
         self.unproven_since.map(|since| now.saturating_duration_since(since.instant()))
     }
@@ -202,14 +207,13 @@ impl Detector {
     /// When [`Detector::judge`] is to be asked next.
     #[must_use]
     pub fn poll_timeout(&self, smoothed_round_trip: Duration) -> Instant {
-        let mut next = self.lost_at(smoothed_round_trip);
-        if self.suspect_since.is_none() {
-            next = next.min(self.suspect_at());
+        let patience = self.patience(smoothed_round_trip);
+        if self.suspect_since.is_some() {
+            return self.after_grace(self.last_heard.instant() + patience);
         }
-        match self.deaf_at(smoothed_round_trip) {
-            Some(deaf_at) => next.min(deaf_at),
-            None => next,
-        }
+        // The older of the two clocks comes first.
+        let since = self.unproven_since.map_or(self.last_heard, |since| since.min(self.last_heard));
+        self.after_grace(since.instant() + patience).min(self.suspect_at())
     }
 
     fn suspect_at(&self) -> Instant {

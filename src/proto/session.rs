@@ -14,6 +14,10 @@ pub const BASE_WINDOW_BYTES: u64 = 256 * 1024;
 pub const MAX_WINDOW_BYTES: u64 = 16 * 1024 * 1024;
 /// An ACK waits for company no longer than this after a take.
 const ACK_DELAY: Duration = Duration::from_millis(50);
+/// Nor does it go with company sooner than this, while less than that was taken: in a conversation of small messages it
+/// would weigh a third of each.
+const ACK_REST: Duration = Duration::from_millis(1);
+const RIPE_BYTES: u64 = 16 * 1024;
 /// A window that was grown is given back when nothing was taken for so long; arbitrary.
 const SHRINK_AFTER: Duration = Duration::from_secs(10);
 const TOTAL_BYTES: usize = 8;
@@ -331,6 +335,13 @@ impl Inbox {
     #[must_use]
     pub fn messages(&self) -> u64 {
         self.stock.as_ref().map_or(0, |stock| stock.messages)
+    }
+
+    /// Of the next whole message that wasn't read.
+    #[must_use]
+    pub fn next_length(&self) -> Option<usize> {
+        let stock = self.stock.as_ref()?;
+        stock.message_at(stock.read_at).map(|message| message.len())
     }
 
     /// Whole messages are here that weren't taken, read or not.
@@ -655,9 +666,16 @@ impl Session {
         self.ack == AckDue::Now
     }
 
+    /// An ACK goes with what is being written anyway, unless one for every message of a quick conversation would.
     #[must_use]
-    pub fn ack_is_pending(&self) -> bool {
-        self.ack != AckDue::No
+    pub fn ack_rides(&self, now: Instant) -> bool {
+        match self.ack {
+            AckDue::No => false,
+            AckDue::Now => true,
+            AckDue::By(due) => {
+                now + (ACK_DELAY - ACK_REST) >= due.instant() || self.inbox.taken - self.acked >= RIPE_BYTES
+            }
+        }
     }
 
     #[must_use]

@@ -1,5 +1,6 @@
 //! `LongConnection`: a link for Python. Converts, tries what doesn't wait, and detaches for the rest.
 
+use std::mem::MaybeUninit;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const HASTE: Duration = Duration::from_secs(1);
 /// For ever, for instants.
 const AGES: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+/// A message up to this is copied out by who waits for it, before it has the interpreter back.
+pub(super) const CARRIED_BYTES: usize = 1024;
 /// Between looks at whether a signal has come, while an iterable is sent.
 const SIGNAL_CHECKS: usize = 1024;
 
@@ -92,6 +95,27 @@ impl LongConnection {
             is_owner: AtomicBool::new(is_owner),
             is_closed: AtomicBool::new(false),
             principal,
+        }
+    }
+
+    /// Calls that don't say otherwise have no timeout.
+    pub(super) fn waits_for_ever(&self) -> bool {
+        f64::from_bits(self.timeout.load(Ordering::Relaxed)).is_nan()
+    }
+
+    pub(super) fn recv_one<'py>(&self, py: Python<'py>, timeout: Timeout) -> PyResult<Bound<'py, PyBytes>> {
+        self.told(py, self.receive(py, timeout)?)
+    }
+
+    /// What was received, as `recv` tells it.
+    fn told<'py>(
+        &self,
+        py: Python<'py>,
+        received: Result<Bound<'py, PyBytes>, LinkError>,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        match received {
+            Err(error) if is_told_as_empty(&self.link, &error) => Ok(PyBytes::new(py, b"")),
+            received => received.map_err(|error| self.error(py, error)),
         }
     }
 
@@ -161,7 +185,38 @@ impl LongConnection {
     }
 
     fn receive<'py>(&self, py: Python<'py>, timeout: Timeout) -> PyResult<Result<Bound<'py, PyBytes>, LinkError>> {
-        self.take(py, timeout, |link| link.try_recv(|message| PyBytes::new(py, message)))
+        if self.link.framing().is_some() {
+            return self.take(py, timeout, |link| link.try_recv(|message| PyBytes::new(py, message)));
+        }
+        let mut deadline = Deadline::Later(timeout);
+        // Who waits brings a small message along: to take the lock for it once more would be felt.
+        let mut room = [MaybeUninit::uninit(); CARRIED_BYTES];
+        loop {
+            let take = |message: &[u8]| PyBytes::new(py, message);
+            let attempt = if timeout == Timeout::Forever || (timeout == Timeout::LeftOut && self.waits_for_ever()) {
+                self.link.try_recv_or_begin(take)
+            } else {
+                self.link.try_recv(take).map(|attempt| attempt.map(Ok))
+            };
+            let carried = match attempt {
+                Ok(Attempt::Done(Ok(message))) => return Ok(Ok(message)),
+                Ok(Attempt::Done(Err(receiving))) => py.detach(|| receiving.finish(&mut room)),
+                Ok(Attempt::Later) => {
+                    let deadline = deadline.begin(self);
+                    py.detach(|| self.link.recv_into(&mut room, deadline))
+                }
+                Err(error) => return Ok(Err(error)),
+            };
+            match carried {
+                Ok(Attempt::Done(length)) => {
+                    // SAFETY: so many bytes were copied to its front.
+                    return Ok(Ok(PyBytes::new(py, unsafe { room[..length].assume_init_ref() })));
+                }
+                Ok(Attempt::Later) => {}
+                Err(LinkError::Interrupted) => py.check_signals()?,
+                Err(error) => return Ok(Err(error)),
+            }
+        }
     }
 
     fn say_goodbye(&self, py: Python<'_>, close: Close, grace: Option<Duration>) -> PyResult<()> {
@@ -242,7 +297,7 @@ impl LongConnection {
 
     /// Send one message.
     #[pyo3(signature = (data, *, timeout = Timeout::LeftOut))]
-    fn send(&self, py: Python<'_>, data: &Bound<'_, PyAny>, timeout: Timeout) -> PyResult<()> {
+    pub(super) fn send(&self, py: Python<'_>, data: &Bound<'_, PyAny>, timeout: Timeout) -> PyResult<()> {
         self.push(py, data, &mut Deadline::Later(timeout))
     }
 
@@ -275,13 +330,12 @@ impl LongConnection {
         size: &Bound<'py, pyo3::types::PyTuple>,
         timeout: Timeout,
     ) -> PyResult<Bound<'py, PyBytes>> {
-        let received = match receive_size(&self.link, size)? {
-            None => self.receive(py, timeout)?,
-            Some(size) => self.take(py, timeout, |link| link.try_recv_some(size, |bytes| PyBytes::new(py, bytes)))?,
-        };
-        match received {
-            Err(error) if is_told_as_empty(&self.link, &error) => Ok(PyBytes::new(py, b"")),
-            received => received.map_err(|error| self.error(py, error)),
+        match receive_size(&self.link, size)? {
+            None => self.recv_one(py, timeout),
+            Some(size) => {
+                let take = |link: &Link| link.try_recv_some(size, |bytes| PyBytes::new(py, bytes));
+                self.told(py, self.take(py, timeout, take)?)
+            }
         }
     }
 

@@ -6,6 +6,7 @@ mod connection;
 mod errors;
 mod events;
 mod fast;
+mod fast_messages;
 mod fork;
 mod guard;
 mod keepalive;
@@ -51,6 +52,7 @@ mod _longconn {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         super::notices::collect();
+        super::fast_messages::add_message_methods(module.py())?;
         module.add("PLATFORM", sys::PLATFORM)?;
         module.add("KEEPALIVE_SECONDS", sys::KEEPALIVE_SECONDS)?;
         module.add("KEEPALIVE_COUNT", sys::KEEPALIVE_COUNT)?;

@@ -652,7 +652,7 @@ fn an_echo_speaks_only_for_what_was_sent_before_its_beat() {
 
 #[test]
 fn a_wake_up_that_is_late_by_more_than_a_quarter_of_the_limit_is_a_pause_of_our_own() {
-    for (late_by, given_up) in [(ms(0), None), (ms(2), Some(GivenUp::Paused))] {
+    for (late_by, is_pause) in [(ms(0), false), (ms(2), true)] {
         let mut pair = open();
         pair.run(ms(10_000));
         let connection = &mut pair.sides[0].connection;
@@ -662,7 +662,8 @@ fn a_wake_up_that_is_late_by_more_than_a_quarter_of_the_limit_is_a_pause_of_our_
         connection.handle_reset(now);
         let ending = std::iter::from_fn(|| connection.poll_event()).last();
         let Some(Event::Ended(ending)) = ending else { panic!("{ending:?}") };
-        assert_eq!(ending.given_up, given_up, "{tolerance:?} and {late_by:?} late");
+        // Whether it may have heard nothing of us meanwhile depends on the phase.
+        assert_eq!(ending.given_up == Some(GivenUp::Paused), is_pause, "{tolerance:?} and {late_by:?} late");
     }
 }
 
@@ -837,7 +838,7 @@ fn a_consumer_that_takes_nothing_bounds_the_memory_of_both_and_raises_no_alarm()
     let stats = pair.sides[1].connection.stats(pair.now).unwrap();
     assert!(stats.inbox_bytes <= 256 * 1024, "{}", stats.inbox_bytes);
     assert!(stats.inbox_bytes > 250 * 1024);
-    assert!(pair.sides[0].connection.untaken().0 <= 1024 * 1024);
+    assert!(pair.sides[0].connection.untaken().0 <= Config::default().send_buffer_bytes);
     assert!(pair.sides.iter().all(|side| side.ending().is_none()));
     pair.sides[1].takes = true;
     pair.turn(1);
@@ -884,7 +885,7 @@ fn control_frames_go_behind_at_most_the_frame_that_was_begun() {
 }
 
 #[test]
-fn an_ack_goes_at_half_the_window_or_after_50_ms_or_with_anything_else() {
+fn an_ack_goes_at_half_the_window_or_after_50_ms_or_a_little_later_with_anything_else() {
     let mut pair = open();
     pair.run(ms(200));
     pair.sides[1].takes = false;
@@ -894,7 +895,8 @@ fn an_ack_goes_at_half_the_window_or_after_50_ms_or_with_anything_else() {
     server.read().unwrap();
     server.take(pair.now, 1);
     assert!(!server.is_urgent());
-    assert_eq!(server.poll_transmit(pair.now).control.len(), 20);
+    assert!(server.poll_transmit(pair.now + ms(1) / 2).is_empty());
+    assert_eq!(server.poll_transmit(pair.now + ms(1)).control.len(), 20);
     let due = server.poll_timeout(pair.now).unwrap();
     assert!(due <= pair.now + ms(50));
     server.handle_timeout(pair.now + ms(50));
@@ -911,6 +913,7 @@ fn an_ack_goes_at_half_the_window_or_after_50_ms_or_with_anything_else() {
         server.read().unwrap();
         server.take(pair.now, 1);
         assert_eq!(server.is_urgent(), taken * 15_004 >= 128 * 1024, "{taken}");
+        assert_eq!(server.poll_transmit(pair.now).is_empty(), taken == 1, "less than 16 KiB rests a moment");
     }
 }
 
