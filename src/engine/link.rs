@@ -543,7 +543,7 @@ impl Link {
             news = news | self.on_event(inner, now, event);
         }
         self.ask_budget(inner, now, &mut room);
-        self.set_alarm(inner, now);
+        self.set_alarm(inner);
         self.tell(inner, news);
     }
 
@@ -738,13 +738,12 @@ impl Link {
     }
 
     /// The engine is woken only for an alarm that is earlier than what it has; it asks again when one rings.
-    fn set_alarm(&self, inner: &mut Inner, now: Instant) {
-        let deadline = if inner.socket.is_some() { inner.core.poll_timeout(now) } else { None };
-        inner.deadline = deadline.map(Moment::from);
+    fn set_alarm(&self, inner: &mut Inner) {
+        inner.deadline = if inner.socket.is_some() { inner.core.poll_timeout() } else { None };
         let return_of_role = (inner.reader == Reader::Callers && !inner.is_polled).then(|| inner.role_returns());
-        let Some(next) = deadline.into_iter().chain(return_of_role).min() else { return };
-        if inner.alarm.is_none_or(|alarm| next < alarm.instant()) {
-            inner.alarm = Some(next.into());
+        let Some(next) = inner.deadline.into_iter().chain(return_of_role).min() else { return };
+        if inner.alarm.is_none_or(|alarm| next < alarm) {
+            inner.alarm = Some(next);
             self.engine.set_alarm(self.key, next);
         }
     }
@@ -802,8 +801,8 @@ impl Inner {
     }
 
     /// When callers that have read, and don't wait, lose the reader's role.
-    fn role_returns(&self) -> Instant {
-        self.last_read.instant() + STICKY
+    fn role_returns(&self) -> Moment {
+        self.last_read + STICKY
     }
 
     /// The opening, if nobody has asked for it.
@@ -1086,7 +1085,7 @@ impl Link {
 
     fn on_alarm(&self, inner: &mut Inner, now: Instant) {
         inner.alarm = None;
-        if inner.reader == Reader::Callers && !inner.is_polled && now >= inner.role_returns() {
+        if inner.reader == Reader::Callers && !inner.is_polled && Moment::from(now) >= inner.role_returns() {
             self.give_role_to_engine(inner, now);
         }
         let Some(deadline) = inner.deadline.map(Moment::instant).filter(|deadline| now >= *deadline) else { return };
@@ -1096,8 +1095,9 @@ impl Link {
         let is_judged = is_late || inner.core.state() != State::Open;
         if inner.is_receiving && is_judged && !mem::replace(&mut inner.is_judgement_put_off, true) {
             // A caller reads, and may have something that it hasn't handed over yet.
-            inner.alarm = Some((now + LATE).into());
-            self.engine.set_alarm(self.key, now + LATE);
+            let again = Moment::from(now) + LATE;
+            inner.alarm = Some(again);
+            self.engine.set_alarm(self.key, again);
             return;
         }
         inner.is_judgement_put_off = false;
@@ -1226,7 +1226,7 @@ impl Link {
         };
         if !inner.is_polled && has_slept {
             inner.last_read = now.into();
-            self.set_alarm(&mut inner, now);
+            self.set_alarm(&mut inner);
         }
         inner.hand_over();
         result
@@ -1314,9 +1314,9 @@ impl Link {
 
     /// Until a message, or the end, can be received by [`Link::try_recv`], unless another thread is quicker.
     pub fn wait_readable(&self, deadline: Option<Instant>) -> Result<(), LinkError> {
-        self.wait(Interest::READABLE, deadline, |link, inner, now| {
+        self.wait(Interest::READABLE, deadline, |link, inner, _| {
             if inner.core.has_message() {
-                link.set_alarm(inner, now);
+                link.set_alarm(inner);
                 link.tell(inner, Interest::NOTHING);
                 return Some(Ok(()));
             }
@@ -1391,7 +1391,7 @@ impl Link {
             }
         }
         let now = clock::now();
-        let is_burst = inner.last_send.is_some_and(|last| now.saturating_duration_since(last.instant()) < BURST_GAP);
+        let is_burst = inner.last_send.is_some_and(|last| Moment::from(now) < last + BURST_GAP);
         inner.burst_bytes = inner.burst_bytes.saturating_add(u32::try_from(message.len()).unwrap_or(u32::MAX));
         inner.last_send = Some(now.into());
         if is_burst && inner.burst_bytes < BURST_BYTES {
@@ -1446,7 +1446,7 @@ impl Link {
     ) -> Option<Result<Attempt<usize>, LinkError>> {
         let Some(length) = inner.core.next_length() else { return inner.over().map(Err) };
         if length > room.len() {
-            self.set_alarm(inner, now);
+            self.set_alarm(inner);
             self.tell(inner, Interest::NOTHING);
             return Some(Ok(Attempt::Later));
         }
@@ -1545,7 +1545,7 @@ impl Link {
         if inner.core.is_urgent() || inner.share.is_some() {
             self.turn(inner, now);
         } else {
-            self.set_alarm(inner, now);
+            self.set_alarm(inner);
             self.tell(inner, Interest::NOTHING);
         }
     }

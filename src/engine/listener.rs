@@ -262,7 +262,7 @@ impl Listener {
                 Err(error) => {
                     self.lock().counts.starved += 1;
                     log::warn!(target: "longconn.engine", "{}: can't accept now: {error}", self.address);
-                    self.engine.set_alarm(self.key, now + ACCEPT_PAUSE);
+                    self.engine.set_alarm(self.key, (now + ACCEPT_PAUSE).into());
                     return;
                 }
             }

@@ -39,7 +39,7 @@ const FIRST_MEMBER: usize = 2;
 enum Order {
     Adopt(usize, Member),
     Release(usize),
-    Alarm(usize, Instant),
+    Alarm(usize, Moment),
     /// Whatever it wants to do: write on, read on.
     Attend(usize),
 }
@@ -123,7 +123,7 @@ impl Engine {
     }
 
     /// Replaces the alarm that it had.
-    pub fn set_alarm(&self, key: usize, at: Instant) {
+    pub fn set_alarm(&self, key: usize, at: Moment) {
         self.order(Order::Alarm(key, at));
     }
 

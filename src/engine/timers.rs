@@ -19,8 +19,7 @@ pub(super) struct Timers(BTreeSet<(Moment, usize)>);
 
 impl Timers {
     /// Replaces the alarm that `key` had.
-    pub(super) fn set(&mut self, key: usize, alarm: &mut Option<Moment>, at: Instant) {
-        let at = Moment::from(at);
+    pub(super) fn set(&mut self, key: usize, alarm: &mut Option<Moment>, at: Moment) {
         if let Some(before) = alarm.replace(at) {
             if before == at {
                 return;

@@ -277,14 +277,14 @@ impl Supervision {
     }
 
     /// While there is doubt the kernel is asked now and then: of a suspect, and when an echo is overdue.
-    fn next_look(&self, now: Instant) -> Option<Instant> {
+    fn next_look(&self) -> Option<Moment> {
         let limit = self.limit();
         let doubt = match (self.detector.suspect_since(), self.detector.unproven_since()) {
             (Some(since), _) => since,
-            (None, Some(since)) => since.min(now) + limit / 4,
+            (None, Some(since)) => since + limit / 4,
             (None, None) => return None,
         };
-        Some(self.last_look.map_or(doubt, |last| doubt.max(last.instant() + limit / 8)))
+        Some(self.last_look.map_or(doubt, |last| doubt.max(last + limit / 8)))
     }
 }
 
@@ -752,12 +752,13 @@ impl Connection {
         }
         self.session.handle_timeout(now);
         if let Some(supervision) = &mut self.supervision {
-            if now >= supervision.heartbeat.poll_timeout() {
+            let at = Moment::from(now);
+            if at >= supervision.heartbeat.poll_timeout() {
                 self.session.on_idle_moment(now);
                 self.decoder.release_memory();
             }
             supervision.heartbeat.handle_timeout(now);
-            if supervision.next_look(now).is_some_and(|at| now >= at) {
+            if supervision.next_look().is_some_and(|look| at >= look) {
                 self.look_wanted = true;
             }
         }
@@ -1210,28 +1211,26 @@ impl Connection {
 
     /// When [`Connection::handle_timeout`] is to be called; `None`: never. It is remembered as when we shall wake.
     #[must_use]
-    pub fn poll_timeout(&mut self, now: Instant) -> Option<Instant> {
-        let next = match &self.phase {
+    pub fn poll_timeout(&mut self) -> Option<Moment> {
+        self.armed = match &self.phase {
             Phase::Handshake | Phase::Authenticating | Phase::Welcomed(_) => {
-                self.opening.as_ref().map(|opening| opening.deadline)
+                self.opening.as_ref().map(|opening| opening.deadline.into())
             }
-            Phase::Left { deadline, .. } | Phase::PeerLeft { deadline } => Some(deadline.instant()),
+            Phase::Left { deadline, .. } | Phase::PeerLeft { deadline } => Some(*deadline),
             Phase::Ended { .. } => None,
-            Phase::Open => self.next_supervision(now),
+            Phase::Open => self.next_supervision(),
             Phase::Draining { deadline, .. } | Phase::Leaving { deadline, .. } => {
-                let deadline = deadline.instant();
-                Some(self.next_supervision(now).map_or(deadline, |next| next.min(deadline)))
+                Some(self.next_supervision().map_or(*deadline, |next| next.min(*deadline)))
             }
         };
-        self.armed = next.map(Moment::from);
-        next
+        self.armed
     }
 
-    fn next_supervision(&self, now: Instant) -> Option<Instant> {
+    fn next_supervision(&self) -> Option<Moment> {
         let supervision = self.supervision.as_ref()?;
         let judge = supervision.detector.poll_timeout(supervision.smoothed());
         let mut next = judge.min(supervision.heartbeat.poll_timeout());
-        for other in [supervision.next_look(now), self.session.poll_timeout()].into_iter().flatten() {
+        for other in [supervision.next_look(), self.session.poll_timeout()].into_iter().flatten() {
             next = next.min(other);
         }
         Some(next)

@@ -9,6 +9,7 @@ use super::codec::Framing;
 use super::connection::{Action, Connection, Event, State, Stats, Transmit};
 use super::evidence::KernelView;
 use super::heartbeat::Ages;
+use super::moment::Moment;
 use super::plain::{EndOfStream, PIECE_BYTES, Plain, PlainStats};
 use super::session::SendError;
 use super::verdict;
@@ -215,10 +216,10 @@ impl Core {
     }
 
     #[must_use]
-    pub fn poll_timeout(&mut self, now: Instant) -> Option<Instant> {
+    pub fn poll_timeout(&mut self) -> Option<Moment> {
         match self {
-            Self::Framed(connection) => connection.poll_timeout(now),
-            Self::Plain(plain) => plain.poll_timeout(),
+            Self::Framed(connection) => connection.poll_timeout(),
+            Self::Plain(plain) => plain.poll_timeout().map(Moment::from),
         }
     }
 }

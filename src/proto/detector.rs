@@ -114,13 +114,14 @@ impl Detector {
     }
 
     #[must_use]
-    pub fn suspect_since(&self) -> Option<Instant> {
-        self.suspect_since.map(Moment::instant)
+    pub fn suspect_since(&self) -> Option<Moment> {
+        self.suspect_since
     }
 
+    /// Since when something of ours is outstanding and nothing of ours is known to have arrived.
     #[must_use]
-    pub fn unproven_since(&self) -> Option<Instant> {
-        self.unproven_since.map(Moment::instant)
+    pub fn unproven_since(&self) -> Option<Moment> {
+        self.unproven_since
     }
 
     #[must_use]
@@ -183,10 +184,11 @@ impl Detector {
     #[must_use]
     pub fn judge(&mut self, now: Instant, smoothed_round_trip: Duration) -> Judgement {
         let limit = self.patience(smoothed_round_trip);
-        if now >= self.lost_at(smoothed_round_trip) {
+        let at = Moment::from(now);
+        if at >= self.lost_at(smoothed_round_trip) {
             return Judgement::Lost { silence: self.silence(now), limit };
         }
-        if self.suspect_since.is_none() && now >= self.suspect_at() {
+        if self.suspect_since.is_none() && at >= self.suspect_at() {
             self.suspect_since = Some(now.into());
             if let Some(phi) = &mut self.phi {
                 phi.on_failure();
@@ -196,7 +198,7 @@ impl Detector {
             return Judgement::Suspect;
         }
         match self.deaf_at(smoothed_round_trip) {
-            Some(deaf_at) if now >= deaf_at => {
+            Some(deaf_at) if at >= deaf_at => {
                 let unproven = self.unproven(now).unwrap_or_default();
                 Judgement::Deaf { unproven, limit }
             }
@@ -206,18 +208,18 @@ impl Detector {
 
     /// When [`Detector::judge`] is to be asked next.
     #[must_use]
-    pub fn poll_timeout(&self, smoothed_round_trip: Duration) -> Instant {
+    pub fn poll_timeout(&self, smoothed_round_trip: Duration) -> Moment {
         let patience = self.patience(smoothed_round_trip);
         if self.suspect_since.is_some() {
-            return self.after_grace(self.last_heard.instant() + patience);
+            return self.after_grace(self.last_heard + patience);
         }
         // The older of the two clocks comes first.
         let since = self.unproven_since.map_or(self.last_heard, |since| since.min(self.last_heard));
-        self.after_grace(since.instant() + patience).min(self.suspect_at())
+        self.after_grace(since + patience).min(self.suspect_at())
     }
 
-    fn suspect_at(&self) -> Instant {
-        self.last_heard.instant() + self.interval() * 3 / 2
+    fn suspect_at(&self) -> Moment {
+        self.last_heard + self.interval() * 3 / 2
     }
 
     /// How much silence is borne.
@@ -228,18 +230,18 @@ impl Detector {
         }
     }
 
-    fn lost_at(&self, smoothed_round_trip: Duration) -> Instant {
-        self.after_grace(self.last_heard.instant() + self.patience(smoothed_round_trip))
+    fn lost_at(&self, smoothed_round_trip: Duration) -> Moment {
+        self.after_grace(self.last_heard + self.patience(smoothed_round_trip))
     }
 
     /// Deaf is a peer that is heard; a suspect is judged by its silence, which takes no longer.
-    fn deaf_at(&self, smoothed_round_trip: Duration) -> Option<Instant> {
+    fn deaf_at(&self, smoothed_round_trip: Duration) -> Option<Moment> {
         let since = self.unproven_since.filter(|_| self.suspect_since.is_none())?;
-        Some(self.after_grace(since.instant() + self.patience(smoothed_round_trip)))
+        Some(self.after_grace(since + self.patience(smoothed_round_trip)))
     }
 
-    fn after_grace(&self, due: Instant) -> Instant {
-        self.grace_until.map_or(due, |grace| due.max(grace.instant()))
+    fn after_grace(&self, due: Moment) -> Moment {
+        self.grace_until.map_or(due, |grace| due.max(grace))
     }
 }
 

@@ -316,13 +316,13 @@ impl Heartbeat {
     }
 
     #[must_use]
-    pub fn poll_timeout(&self) -> Instant {
-        self.next_beat.instant()
+    pub fn poll_timeout(&self) -> Moment {
+        self.next_beat
     }
 
     /// Makes a beat pending if one is due. Jitter only shortens, so no interval is longer than was agreed.
     pub fn handle_timeout(&mut self, now: Instant) {
-        if now >= self.poll_timeout() {
+        if Moment::from(now) >= self.next_beat {
             let due = self.next_beat;
             self.next_beat = (now + self.interval().mul_f64(0.75 + 0.25 * self.random.fraction())).into();
             self.put(Pending { due, answer: false, extra: false });

@@ -2,6 +2,7 @@
 //! connections keeps. Exact to the nanosecond, and no clock: instants go in and come out again.
 
 use std::num::NonZeroU64;
+use std::ops::Add;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -45,6 +46,14 @@ impl Moment {
     }
 }
 
+impl Add<Duration> for Moment {
+    type Output = Self;
+
+    fn add(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(nanoseconds(duration)))
+    }
+}
+
 /// A length of time, up to 584 years; longer ones are cut. An `Option` of it is no larger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Span(
@@ -74,5 +83,6 @@ impl Default for Span {
 }
 
 fn nanoseconds(duration: Duration) -> u64 {
-    duration.as_nanos().try_into().unwrap_or(u64::MAX)
+    // In 64 bits: deadlines are reckoned with for each message.
+    duration.as_secs().saturating_mul(1_000_000_000).saturating_add(duration.subsec_nanos().into())
 }

@@ -142,7 +142,7 @@ impl Silence {
 
     /// A suspect's kernel is asked now and then.
     fn next_look(&self) -> Option<Instant> {
-        let since = self.detector.suspect_since()?;
+        let since = self.detector.suspect_since()?.instant();
         Some(self.last_look.map_or(since, |last| since.max(last + self.limit() / 8)))
     }
 }
@@ -733,7 +733,7 @@ impl Plain {
                         beat = Some(beating.next);
                     }
                     if let Some(silence) = beating.silence.as_ref().filter(|_| self.is_silence_judged()) {
-                        let due = silence.detector.poll_timeout(Duration::ZERO);
+                        let due = silence.detector.poll_timeout(Duration::ZERO).instant();
                         // A verdict that was looked into since it is due was put off, to the next look.
                         let due = silence.last_look.is_none_or(|last| last < due).then_some(due);
                         judge = due.into_iter().chain(silence.next_look()).min();

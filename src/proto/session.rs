@@ -679,15 +679,15 @@ impl Session {
     }
 
     #[must_use]
-    pub fn poll_timeout(&self) -> Option<Instant> {
+    pub fn poll_timeout(&self) -> Option<Moment> {
         match self.ack {
-            AckDue::By(due) => Some(due.instant()),
+            AckDue::By(due) => Some(due),
             AckDue::No | AckDue::Now => None,
         }
     }
 
     pub fn handle_timeout(&mut self, now: Instant) {
-        if self.poll_timeout().is_some_and(|due| now >= due) {
+        if self.poll_timeout().is_some_and(|due| now >= due.instant()) {
             self.ack = AckDue::Now;
         }
     }
