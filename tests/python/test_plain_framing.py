@@ -547,7 +547,9 @@ def test_what_had_arrived_before_the_cable_was_pulled_is_received_before_the_ver
         with suppress(TimeoutError):
             while sent < 100_000_000:
                 sent += peer.send(b"x" * 65536)
-        assert ours.stats().inbox_bytes < 1_000_000 < sent
+        # with the SYN, on some kernels
+        arrived = longconn._longconn.tcp_info(peer.fileno()).bytes_acked - 1
+        assert ours.stats().inbox_bytes < arrived < sent
         cut_off(peer)
         ours.send(b"into the void")
         # only one direction is cut, and the peer goes on probing our window
@@ -555,7 +557,7 @@ def test_what_had_arrived_before_the_cable_was_pulled_is_received_before_the_ver
         received: list[bytes] = []
         with pytest.raises(longconn.PeerLost, match="nothing of ours has arrived"):
             received.extend(iter(ours.recv, b""))
-        assert 1_000_000 < sum(map(len, received)) <= sent
+        assert arrived <= sum(map(len, received)) <= sent
 
 
 def test_keepalive_and_guard_are_as_they_are_set():
