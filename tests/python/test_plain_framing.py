@@ -703,6 +703,28 @@ def test_one_loop_answers_messages_before_it_closes_who_has_said_all():
         assert not thread.is_alive()
 
 
+def test_one_loop_that_fell_behind_has_the_rest_read():
+    """It waits for the server and not for a connection, so nobody but the native thread reads on."""
+    with serving("lines") as server, dial(server) as peer:
+        messages = server.messages()
+        peer.settimeout(0.3 * SLACK)
+        line, sent = b"x" * 99 + b"\n", 0
+        block = line * 1000
+        with suppress(TimeoutError):
+            while sent < 100_000_000:
+                sent += peer.send(block[sent % len(block) :])
+        (ours,) = server.connections
+        assert ours.stats().inbox_bytes < 1_000_000 < sent
+        peer.shutdown(socket.SHUT_WR)
+        got = 0
+        for _, message in messages:
+            if not message:
+                break
+            got += len(message)
+        assert got == sent
+        ours.close()
+
+
 def test_a_server_broadcasts_to_plain_clients_and_tells_who_comes_and_goes():
     told: list[tuple[LongConnection, longconn.Event]] = []
     with serving("lines", on_event=lambda *what: told.append(what)) as server:
