@@ -1050,7 +1050,8 @@ impl Link {
             inner.is_flush_coming = false;
         }
         let is_for_engine = errand.has(Errand::READABLE) || (errand.has(Errand::ATTENTION) && inner.is_unread);
-        if errand.has(Errand::BROKEN) && !inner.core.wants_input() {
+        if errand.has(Errand::BROKEN) && self.framing.is_some() {
+            // However much the program has to take yet: the end is told now.
             inner.read_to_the_end(now);
         } else if (is_for_engine && inner.reader == Reader::Engine) || errand.has(Errand::BROKEN) {
             self.read_for_engine(inner, now, errand.has(Errand::TO_THE_END) || inner.is_unread);
@@ -1071,6 +1072,8 @@ impl Link {
         inner.is_unread = true;
         for _ in 0..TURN_BYTES / CHUNK_BYTES {
             if !inner.core.wants_input() {
+                // Even if the last read was a short one: the end of the stream may lie behind it.
+                inner.is_unread = true;
                 inner.is_held_back = true;
                 return;
             }

@@ -547,7 +547,9 @@ def test_what_had_arrived_before_the_cable_was_pulled_is_received_before_the_ver
         with suppress(TimeoutError):
             while sent < 100_000_000:
                 sent += peer.send(b"x" * 65536)
-        assert ours.stats().inbox_bytes < 1_000_000 < sent
+        # with the SYN, on some kernels
+        arrived = longconn._longconn.tcp_info(peer.fileno()).bytes_acked - 1
+        assert ours.stats().inbox_bytes < arrived < sent
         cut_off(peer)
         ours.send(b"into the void")
         # only one direction is cut, and the peer goes on probing our window
@@ -555,7 +557,7 @@ def test_what_had_arrived_before_the_cable_was_pulled_is_received_before_the_ver
         received: list[bytes] = []
         with pytest.raises(longconn.PeerLost, match="nothing of ours has arrived"):
             received.extend(iter(ours.recv, b""))
-        assert 1_000_000 < sum(map(len, received)) <= sent
+        assert arrived <= sum(map(len, received)) <= sent
 
 
 def test_keepalive_and_guard_are_as_they_are_set():
@@ -699,6 +701,28 @@ def test_one_loop_answers_messages_before_it_closes_who_has_said_all():
         server.close()
         thread.join(PATIENCE)
         assert not thread.is_alive()
+
+
+def test_one_loop_that_fell_behind_has_the_rest_read():
+    """It waits for the server and not for a connection, so nobody but the native thread reads on."""
+    with serving("lines") as server, dial(server) as peer:
+        messages = server.messages()
+        peer.settimeout(1.5)  # until no timer of the connection's is left that would have it read, too
+        line, sent = b"x" * 99 + b"\n", 0
+        block = line * 1000
+        with suppress(TimeoutError):
+            while sent < 100_000_000:
+                sent += peer.send(block[sent % len(block) :])
+        (ours,) = server.connections
+        assert ours.stats().inbox_bytes < 1_000_000 < sent
+        peer.shutdown(socket.SHUT_WR)
+        got = 0
+        for _, message in messages:
+            if not message:
+                break
+            got += len(message)
+        assert got == sent
+        ours.close()
 
 
 def test_a_server_broadcasts_to_plain_clients_and_tells_who_comes_and_goes():
