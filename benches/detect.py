@@ -107,6 +107,8 @@ def _sockets(held: list[tuple[str, str]], contrast: list[tuple[str, str]], outco
             *([f"{title}, a peer that lives:", _table(LIVING, living)] if living else []),
         ]
 
+    if not held + contrast:
+        return []
     return [
         "## Sockets",
         f"Keepalive({IDLE}, {INTERVAL}, {COUNT}, guard={LIMIT}). Seconds from the fault to the exception.",
@@ -125,6 +127,8 @@ def _links(links: list[tuple[str, str]], outcomes: Outcomes) -> list[str]:
             living.append(_row_living(each[0], runs))
         elif isinstance(case, LinkAges):
             hung.append(_row_hung(case, runs))
+    if not links:
+        return []
     return [
         "## LongConnection and LongServer",
         "Heartbeat(1.0) on both sides, if it doesn't say otherwise; the default limit is 2.5 s. Seconds from the fault "

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -32,6 +33,9 @@ CASES: dict[str, Broken | Alive | LinkBroken | LinkAlive | LinkAges] = cases.CAS
 # computes would take its CPU from everybody; and large messages take memory.
 LANES = {"quiet": 1, "computing": 1, "large": 8}
 CROWD = 12 * (os.cpu_count() or 1)
+# Seconds between two starts. Three interpreters that start and import take the CPU from everybody; thirty runs at once
+# would for seconds.
+START_GAP = 0.2
 
 
 def run(name: str, protection: str, *, phase: float, trace: bool) -> dict[str, Any]:
@@ -50,6 +54,7 @@ class Campaign:
     def __init__(self, jobs: int = CROWD) -> None:
         self._lanes = {lane: ThreadPoolExecutor(number) for lane, number in {"crowd": jobs, **LANES}.items()}
         self._quiet_is_over = threading.Event()
+        self._starting = threading.Lock()
         self._outcomes: dict[tuple[str, str, int], Future[dict[str, Any]]] = {}
 
     def start(
@@ -81,6 +86,8 @@ class Campaign:
     def _run_apart(self, name: str, protection: str, phase: float, trace: bool) -> dict[str, Any]:
         if CASES[name].lane != "quiet":
             self._quiet_is_over.wait()
+        with self._starting:
+            time.sleep(START_GAP)
         argv = [sys.executable, __file__, name, protection, "--json", f"--phase={phase}"]
         done = subprocess.run(argv + ["--trace"] * trace, capture_output=True, text=True)
         try:

@@ -352,6 +352,8 @@ ALIVE = [
     LinkAlive("link-our-loop", "a loop in pure Python on the client for 15 s", 18, client=Talk(loops=15),
               lane="computing"),
     LinkAlive("link-loss", "5 % loss for 20 s", 21, disturb=_lose),
+    LinkAlive("link-loss-idle", "the same, and nothing is sent", 21, client=Talk(pause=0), server=Talk(pause=0),
+              disturb=_lose),
     LinkAlive("link-slow-consumer", "the server takes nothing for 30 s while the client sends 100 kB/s", 31,
               client=Talk(pause=0.01), server=Talk(takes_from=30)),
     LinkAlive("link-large", "a message of 100 MB over 8 Mbit/s, the router's queue 50 ms", 105, disturb=_narrow(0.05),

@@ -89,7 +89,7 @@ fn so_does_a_path_with_one_direction_cut_whichever_it_is() {
 }
 
 #[test]
-fn the_kernel_of_a_frozen_program_answers_with_its_window_open_and_closed() {
+fn the_kernel_of_a_frozen_program_answers_however_much_we_send() {
     assert_found(&["link_frozen", "link_sending_frozen", "link_flooding_frozen"], Finding::Answered);
 }
 
