@@ -17,7 +17,7 @@ MATURIN := $(BIN)/maturin develop --release --quiet
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make demo         the tutorial: who is told, when and why, if the cable is pulled'
+	@echo 'make demo         who is told, when and why, if connections break'
 	@echo 'make test         all tests; those on real networks need root'
 	@echo 'make lint         formatting, clippy, ruff, mypy, stubtest'
 	@echo 'make bench        speed against the stdlib, as the README shows it'

@@ -92,8 +92,8 @@ def show(screen: Screen, seconds: float, reason: str | None) -> bool:
     screen.say(f"A gateway (LongServer) and {len(DEVICES)} devices (longconn.connect), {where}", "bold")
     limit = people.HEARTBEAT.detection_time()
     screen.say(
-        f"  beats each {people.INTERVAL:g} s; silence is allowed for {limit:g} s, "
-        f"a program that takes nothing for {people.APPLICATION_LIMIT:g} s"
+        f"  beats each {people.INTERVAL:g} s; silence may last {limit:g} s, "
+        f"a program may take nothing for {people.APPLICATION_LIMIT:g} s"
     )
     if reason is not None:
         sorry = f"A pulled cable and a bad line can't be shown here: {reason}."
@@ -284,11 +284,12 @@ class _Performance:
         self._screen.show(self._draw)
 
     def _draw(self) -> Any:
-        table = Table(expand=True, title="\nWhat the gateway knows now", title_justify="left")
-        for name in ("device", "trouble", "state"):
-            table.add_column(name)
+        table = Table(title="\nWhat the gateway knows now", title_justify="left", expand=True, box=None)
+        table.add_column("device", no_wrap=True)
+        table.add_column("trouble", no_wrap=True, ratio=1)
+        table.add_column("state", no_wrap=True, min_width=len("unreachable"))
         for name in ("silent", "round trip", "Python held up", "program held up", "untaken"):
-            table.add_column(name, justify="right")
+            table.add_column(name, justify="right", max_width=8)
         for device in self._devices.values():
             ages = device.ages
             if device.lost:

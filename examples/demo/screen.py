@@ -30,6 +30,7 @@ class Screen:
 
     def __init__(self, *, is_plain: bool, is_recorded: bool = False) -> None:
         self._console = None if is_plain or Console is None else Console(highlight=False)
+        self._width = WIDTH if self._console is None else min(WIDTH, self._console.width)
         self._live: Live | None = None
         self._record = None
         if is_recorded:
@@ -51,7 +52,7 @@ class Screen:
     def say_at(self, after: float, who: str, text: str, style: str) -> None:
         """Something that came so many seconds after something broke."""
         head = f"{after:6.1f} s  {who}  "
-        lines = textwrap.wrap(text, WIDTH - len(head), break_long_words=False, break_on_hyphens=False)
+        lines = textwrap.wrap(text, max(self._width - len(head), 20), break_long_words=False, break_on_hyphens=False)
         self.say(head + ("\n" + " " * len(head)).join(lines), style)
 
     def show(self, draw: Callable[[], Any]) -> None:

@@ -143,7 +143,20 @@ def test_faults_add_up_and_end_one_by_one(privileged):
         assert pair.arrives("client", within=10)
 
 
+def test_more_hosts_have_cables_and_losses_of_their_own(privileged):
+    with Lab(more=("camera",)) as lab:
+        with lab.inside("server"), socket.create_server((lab.address("server"), 0)) as listener:
+            with lab.inside("camera"), socket.create_connection(listener.getsockname(), timeout=10) as camera:
+                assert camera.getsockname()[0] == lab.address("camera")
+        with Pair(lab) as pair:
+            lab.pull("camera")
+            lab.drop("camera")
+            assert pair.arriving() == {"client", "server"}
+
+
 def test_misuse_is_refused_in_words(privileged):
+    with pytest.raises(LabError, match="nat=False"):
+        Lab(nat=True, more=("camera",))
     with Lab() as lab:
         with pytest.raises(LabError, match="nat=True"):
             lab.forget()

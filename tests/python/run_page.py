@@ -4,8 +4,8 @@
 
 What holds for a fenced block that begins with ```python:
 
-- Its first line ``# name.py`` makes it a program of its own, which runs beside the rest until the page's end; then it
-  is ended by Ctrl-C. It must not fail. A program called ``test_...py`` is run by pytest, to its end.
+- Its first line ``# name.py`` makes it a program of its own, which is started before the rest and runs until the page's
+  end; then it is ended by Ctrl-C. It must not fail. A program called ``test_...py`` is run by pytest, to its end.
 - Its first line ``# not run: why`` keeps it from being run.
 - All others run one after the other, as in one interpreter. ``print(...)  # prints: text`` must print that; ``...`` in
   the text stands for anything.
@@ -108,12 +108,12 @@ class Page:
                 wait_for_listener(port)
         names: dict[str, object] = {"__name__": "__main__"}
         try:
-            for line, source in sources:
-                where = f"{self._path}:{line}"
+            for _, source in sources:
                 if program := PROGRAM.match(source):
                     self._start(program[1], source)
-                else:
-                    self._execute(where, source, names)
+            for line, source in sources:
+                if not PROGRAM.match(source):
+                    self._execute(line, source, names)
         finally:
             self._end_programs()
 
@@ -140,16 +140,17 @@ class Page:
             if listens(source, number):
                 wait_for_listener(number)
 
-    def _execute(self, where: str, source: str, names: dict[str, object]) -> None:
+    def _execute(self, line_number: int, source: str, names: dict[str, object]) -> None:
         said = io.StringIO()
         # At the block's place in the page, so that a traceback names the line there.
-        code = compile("\n" * int(where.rpartition(":")[2]) + source, str(self._path), "exec")
+        code = compile("\n" * line_number + source, str(self._path), "exec")
         with contextlib.redirect_stdout(said):
             exec(code, names)
         expected, lines = PRINTS.findall(source), said.getvalue().splitlines()
         if expected:
             for pattern, line in zip(expected, lines, strict=True):
                 if not re.fullmatch(re.escape(pattern).replace(re.escape("..."), ".*"), line):
+                    where = f"{self._path}:{line_number}"
                     raise AssertionError(f"{where} says that it prints {pattern!r}, and it printed {line!r}")
 
     def _end_programs(self) -> None:
