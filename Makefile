@@ -19,7 +19,7 @@ help:
 	@echo 'make demo         the tutorial: who is told, when and why, if the cable is pulled'
 	@echo 'make test         all tests; those on real networks need root'
 	@echo 'make lint         formatting, clippy, ruff, mypy, stubtest'
-	@echo 'make bench        speed against the stdlib, as the README shows it'
+	@echo 'make bench        speed against the stdlib and other libraries, as the README shows it'
 	@echo 'make detect       how long detection takes, 10 runs a case; needs root'
 	@echo "make conformance  CPython's own tests with KeepaliveSocket in the place of socket.socket"
 	@echo 'make wheel        the abi3 wheel, into dist/'
