@@ -20,7 +20,7 @@ help:
 	@echo 'make demo         who is told, when and why, if connections break'
 	@echo 'make test         all tests; those on real networks need root'
 	@echo 'make lint         formatting, clippy, ruff, mypy, stubtest'
-	@echo 'make bench        speed against the stdlib, as the README shows it'
+	@echo 'make bench        speed against the stdlib and other libraries, as the README shows it'
 	@echo 'make detect       how long detection takes, 5 or 10 runs a case; needs root'
 	@echo "make conformance  CPython's own tests with KeepaliveSocket in the place of socket.socket"
 	@echo 'make fuzz         the decoder and sequences of operations, FUZZ_SECONDS=600 each'

@@ -3,8 +3,8 @@
     python benches/messages.py                       # `make bench` does, with what it compares with installed
     python benches/messages.py --quick --rows request
 
-As in `bench.py`, which this builds on: each contender has two processes of its own, all share one CPU, they take turns in
-small slices, and a contender's time in a round is the lower decile of its slices; the table shows the median of the
+As in `bench.py`, which this builds on: each contender has two processes of its own, all share one CPU, they take turns
+in small slices, and a contender's time in a round is the lower decile of its slices; the table shows the median of the
 rounds. A slice ends when the other end has counted the last message, and seen that each is as long as it has to be.
 
 - Nagle is off everywhere, websockets don't compress, everything else is as each library has it by default.
@@ -63,8 +63,8 @@ def check(message: bytes, expected: bytes) -> None:
         raise RowError(f"{len(message)} bytes came that aren't what was sent")
 
 
-# The contenders: each has both ends. `ask` and `echo` are one side each of requests and responses, `give` and `take` of one
-# way, `give_large` and `take_large` of messages of 1 MiB.
+# The contenders: each has both ends. `ask` and `echo` are one side each of requests and responses, `give` and `take` of
+# one way, `give_large` and `take_large` of messages of 1 MiB.
 
 
 class Contender:
