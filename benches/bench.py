@@ -53,8 +53,8 @@ MIB = 1 << 20
 MESSAGE = b"long connections need heartbeats, short ones need only sockets.\n"
 MESSAGE_BYTES = len(MESSAGE)
 TIMEOUT_SECONDS = 5.0
-# Two equal processes stream up to 15 % apart for as long as they live, wherever their memory happened to lie; the median of
-# nine such pairs strays by 0.05, that of 27 by 0.02.
+# Two equal processes stream up to 15 % apart for as long as they live, wherever their memory happened to lie; the
+# median of nine such pairs strays by 0.05, that of 27 by 0.02.
 STREAM_ROUNDS = 3
 # What Linux gives a receiver to begin with; with it equal streams differ by 1 %, with twice as much by 5 %.
 BUFFER_BYTES = 131072

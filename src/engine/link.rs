@@ -1469,7 +1469,8 @@ impl Link {
         {
             let Some(mut inner) = self.try_enter()? else { return Ok(Attempt::Later) };
             // What isn't so simple goes the long way, as does who reads much.
-            if !inner.core.has_message()
+            if self.framing.is_none()
+                && !inner.core.has_message()
                 && inner.reader == Reader::Callers
                 && !(inner.is_polled || inner.is_watched || inner.is_flowing)
                 && inner.receive_timeout.is_none()

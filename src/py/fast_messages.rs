@@ -149,7 +149,7 @@ unsafe fn general(
 
 static METHODS: [Definition; 2] = [
     Definition::with_keywords(c"send", send, c"send($self, data, *, timeout=...)\n--\n\nSend one message."),
-    Definition::with_keywords(c"recv", recv, c"recv($self, /, *, timeout=...)\n--\n\nReceive one message."),
+    Definition::with_keywords(c"recv", recv, c"recv($self, /, *size, timeout=...)\n--\n\nReceive one message."),
 ];
 
 /// Gives LongConnection these methods, in the place of those that know all cases.
