@@ -169,6 +169,7 @@ class Page:
 
 
 def main() -> int:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, and what it starts, ignores it
     with tempfile.TemporaryDirectory() as directory:
         try:
             Page(Path(sys.argv[1]), Path(directory)).run()
