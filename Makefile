@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
+FUZZ_SECONDS ?= 600
 # The interpreter by version and place, as a file's name; nothing if there is none, which check-tools reports.
 INTERPRETER := $(shell $(PYTHON) -c 'import os, re, sys; \
 	print(re.sub(r"\W", "-", sys.version.split()[0] + os.path.realpath(sys.executable)))' 2>/dev/null)
@@ -12,16 +13,17 @@ SOURCES := $(shell find src -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
 # A wheel's speed: benches and users see the same.
 MATURIN := $(BIN)/maturin develop --release --quiet
 
-.PHONY: help build demo test lint bench detect conformance wheel clean check-tools
+.PHONY: help build demo test lint bench detect conformance fuzz wheel clean check-tools
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo         who is told, when and why, if connections break'
 	@echo 'make test         all tests; those on real networks need root'
 	@echo 'make lint         formatting, clippy, ruff, mypy, stubtest'
-	@echo 'make bench        speed against the stdlib, as the README shows it'
-	@echo 'make detect       how long detection takes, 10 runs a case; needs root'
+	@echo 'make bench        speed against the stdlib and other libraries, as the README shows it'
+	@echo 'make detect       how long detection takes, 5 or 10 runs a case; needs root'
 	@echo "make conformance  CPython's own tests with KeepaliveSocket in the place of socket.socket"
+	@echo 'make fuzz         the decoder and sequences of operations, FUZZ_SECONDS=600 each'
 	@echo 'make wheel        the abi3 wheel, into dist/'
 	@echo 'PYTHON=python3.13 make ...  with another interpreter'
 
@@ -67,14 +69,21 @@ lint: build $(STAMPS)/lint $(STAMPS)/test
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest longconn --allowlist tests/stubtest-allowlist.txt
 
-bench: build
+bench: build $(STAMPS)/bench
 	$(BIN)/python benches/bench.py
+	$(BIN)/python benches/messages.py
 
 detect: build $(STAMPS)/test
 	$(BIN)/python benches/detect.py
 
 conformance: build $(STAMPS)/test
 	$(BIN)/python tests/conformance/runner.py
+
+# Without a sanitizer it needs no nightly compiler.
+fuzz: check-tools
+	@command -v cargo-fuzz >/dev/null || cargo install --locked --quiet --root target/tools cargo-fuzz
+	set -e; for target in decoder operations; do PATH="$(CURDIR)/target/tools/bin:$$PATH" \
+		cargo fuzz run -s none $$target -- -max_total_time=$(FUZZ_SECONDS); done
 
 wheel: $(STAMPS)/build $(STAMPS)/wheel
 	rm -rf dist

@@ -53,6 +53,9 @@ MIB = 1 << 20
 MESSAGE = b"long connections need heartbeats, short ones need only sockets.\n"
 MESSAGE_BYTES = len(MESSAGE)
 TIMEOUT_SECONDS = 5.0
+# Two equal processes stream up to 15 % apart for as long as they live, wherever their memory happened to lie; the
+# median of nine such pairs strays by 0.05, that of 27 by 0.02.
+STREAM_ROUNDS = 3
 # What Linux gives a receiver to begin with; with it equal streams differ by 1 %, with twice as much by 5 %.
 BUFFER_BYTES = 131072
 GUARD_LIMIT_SECONDS = 8.0
@@ -359,8 +362,8 @@ ROWS = (
     Row("make_close", "making and closing a socket", "socket", make_and_close, bound=0.70),
     Row("connect_accept_close", "connect, accept, close both", "connection", connect_accept_close),
 )
-GUARD_ROW, IMPORT_ROW = "guard", "import"
-ROW_NAMES = (*(row.name for row in ROWS), GUARD_ROW, IMPORT_ROW)
+GUARD_ROW, LINKS_ROW, IMPORT_ROW = "guard", "links", "import"
+ROW_NAMES = (*(row.name for row in ROWS), GUARD_ROW, LINKS_ROW, IMPORT_ROW)
 
 
 @dataclass
@@ -420,10 +423,15 @@ def run_peer(row: Row, task: dict[str, Any], orders: int, answers: int) -> None:
     os.write(answers, struct.pack("Q", listener.getsockname()[1]))
     sock, _ = listener.accept()
     sock = prepare_connection(sock, make, row.timeout if row.peer_is_same_class else None)
+    follow_orders(orders, answers, lambda count: row.peer(sock, count))
+
+
+def follow_orders(orders: int, answers: int, run: Callable[[int], object]) -> None:
+    """The other end's slices: says when it begins, and when it is done."""
     gc.disable()
     while order := os.read(orders, 8):
         os.write(answers, b"r")
-        row.peer(sock, struct.unpack("Q", order)[0])
+        run(struct.unpack("Q", order)[0])
         os.write(answers, b"d")
 
 
@@ -466,6 +474,11 @@ def run_row_worker(task: dict[str, Any]) -> None:
         start_idle_thread()
     more = (task["second_cpu"],) if row.takes_second_cpu else ()
     print(json.dumps({"class": f"{make.__module__}.{make.__qualname__}"}), flush=True)
+    do_slices(orders, answers, lambda count: row.client(subject, count, *more))
+
+
+def do_slices(orders: int, answers: int, run: Callable[[int], float | None]) -> None:
+    """Our end's slices: for each number on stdin one, which ends when both ends have done theirs."""
     for text in sys.stdin:
         count = int(text)
         gc.collect()
@@ -474,7 +487,7 @@ def run_row_worker(task: dict[str, Any]) -> None:
             os.write(orders, struct.pack("Q", count))
             os.read(answers, 1)
         before = time.perf_counter_ns()
-        own = row.client(subject, count, *more)
+        own = run(count)
         if answers >= 0 and os.read(answers, 1) != b"d":
             raise RowError("the peer's process failed")
         elapsed = time.perf_counter_ns() - before
@@ -603,6 +616,53 @@ def run_guard_worker(task: dict[str, Any]) -> None:
     os.close(orders)
 
 
+def run_links_peer(orders: int, answers: int, module_name: str) -> None:
+    """The clients of a LongServer: for each order so many, to a port."""
+    module = importlib.import_module(module_name)
+    held = []
+    while order := os.read(orders, 16):
+        count, port = struct.unpack("QQ", order)
+        held += [module.connect(("127.0.0.1", port), heartbeat=module.Heartbeat(1.0)) for _ in range(count)]
+        os.write(answers, struct.pack("Q", len(held)))
+
+
+def run_links_worker(task: dict[str, Any]) -> None:
+    """A LongServer with idle connections, a beat each second both ways: what they cost this process."""
+    count = task["count"]
+    raise_descriptor_limit(2 * count + 256)
+    module_name = task["subject"].partition(":")[0]
+    orders, answers = fork_peer(lambda orders, answers: run_links_peer(orders, answers, module_name))
+    module = importlib.import_module(module_name)
+    with module.LongServer(("127.0.0.1", 0), heartbeat=module.Heartbeat(1.0)) as server:
+        if task["variant"] == "native":
+            server.messages(timeout=0)  # with which nothing of Python's is made until a connection says something
+
+        def connect(more: int) -> list[Any]:
+            os.write(orders, struct.pack("QQ", more, server.address[1]))
+            accepted = [server.accept(timeout=60) for _ in range(more)] if task["variant"] == "accepted" else []
+            os.read(answers, 8)
+            time.sleep(3)  # some beats, with which what opening took is given back
+            gc.collect()
+            return accepted
+
+        held = connect(GUARD_WARM_UP_CONNECTIONS)
+        unique = unique_memory()
+        held += connect(count)
+        answer: dict[str, Any] = {"unique_bytes_each": (unique_memory() - unique) / count}
+        threads, start = native_threads(), time.monotonic()
+        time.sleep(task["seconds"])
+        elapsed = time.monotonic() - start
+        nanoseconds = sum(
+            used - threads.get(number, ("", 0, 0))[1] for number, (_, used, _) in native_threads().items()
+        )
+        answer["cpu_percent"] = 100 * nanoseconds / (elapsed * 1e9)
+        if task["variant"] == "accepted":
+            answer["worst_lateness"] = max(conn.stats().worst_lateness_seconds for conn in held)
+        print(json.dumps(answer), flush=True)
+        os.close(orders)
+        os._exit(0)  # thousands of goodbyes are no part of it
+
+
 def looks(sock: Any) -> int | None:
     """How often the guard has looked at this socket, if it says so."""
     found: int | None = getattr(getattr(sock, "_keepalive_watch", None), "looks", None)
@@ -623,14 +683,14 @@ def raise_descriptor_limit(wanted: int) -> None:
 
 
 class Worker:
-    """A child process of this file that answers lines of JSON."""
+    """A child process of this file, or of another that does the same, that answers lines of JSON."""
 
-    def __init__(self, task: dict[str, Any]) -> None:
+    def __init__(self, task: dict[str, Any], script: str = __file__) -> None:
         # The settings of whoever runs this must not leak into what is measured.
         environment = {key: value for key, value in os.environ.items() if not key.startswith("LONGCONN_")}
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - close() closes it
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", json.dumps(task)],
+            [sys.executable, script, "--worker", json.dumps(task)],
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -670,11 +730,11 @@ class Worker:
 
 
 @contextlib.contextmanager
-def workers(tasks: Sequence[dict[str, Any]]) -> Iterator[list[Worker]]:
+def workers(tasks: Sequence[dict[str, Any]], script: str = __file__) -> Iterator[list[Worker]]:
     started: list[Worker] = []
     try:
         for task in tasks:
-            started.append(Worker(task))
+            started.append(Worker(task, script))
         yield started
     finally:
         for worker in started:
@@ -702,7 +762,7 @@ def measure_row(row: Row, subject: str, against: str, effort: Effort, conditions
     count = row.count
     longer = 8 if row.is_stream else 1
     pairs_a_round = row.pairs or effort.pairs // longer
-    for _ in range(effort.rounds):
+    for _ in range(effort.rounds * (STREAM_ROUNDS if row.is_stream else 1)):
         with workers(tasks) as (other, our):
             other.read()
             our.read()
@@ -829,6 +889,58 @@ def measure_guard(subject: str, against: str, effort: Effort) -> Iterator[Line]:
             difference <= 300 if has_bound else None,
             {variant: answers[variant], base: answers[base]},
         )
+
+
+def measure_links(subject: str, effort: Effort) -> Iterator[Line]:
+    """What idle connections cost a LongServer's process."""
+    if not hasattr(importlib.import_module(subject.partition(":")[0]), "LongServer"):
+        raise RowError(f"{subject} has no LongServer")
+    answers: dict[str, list[dict[str, Any]]] = {"native": [], "accepted": []}
+    for _ in range(effort.guard_rounds):
+        for variant, seen in answers.items():
+            task = {"links": True, "variant": variant, "subject": subject, "count": GUARD_CONNECTIONS, "seconds": 5.0}
+            with workers([task]) as (worker,):
+                seen.append(worker.read())
+    title = f"{GUARD_CONNECTIONS} idle connections of a LongServer, a beat each second: memory of each"
+    for variant, name in (("native", title), ("accepted", "... with a LongConnection object for each")):
+        each = [answer["unique_bytes_each"] for answer in answers[variant]]
+        typical_each = statistics.median(each)
+        is_bound = variant == "native"
+        yield Line(
+            f"links_memory_{variant}",
+            name,
+            "≤ 1024 B" if is_bound else "",
+            f"{typical_each:.0f} B",
+            f"{min(each):.0f} to {max(each):.0f}",
+            "",
+            "",
+            typical_each <= 1024 if is_bound else None,
+            {"answers": answers[variant]},
+        )
+    percents = [answer["cpu_percent"] for seen in answers.values() for answer in seen]
+    yield Line(
+        "links_cpu",
+        "... CPU of the server's native threads",
+        "≤ 15 % of a core",
+        f"{statistics.median(percents):.1f} %",
+        f"{min(percents):.1f} to {max(percents):.1f}",
+        "",
+        "",
+        statistics.median(percents) <= 15,
+        {"answers": answers},
+    )
+    late = [1000 * answer["worst_lateness"] for answer in answers["accepted"]]
+    yield Line(
+        "links_lateness",
+        "... the latest beat of all",
+        "≤ 100 ms",
+        f"{statistics.median(late):.0f} ms",
+        f"{min(late):.0f} to {max(late):.0f}",
+        "",
+        "",
+        statistics.median(late) <= 100,
+        {"late_ms": late},
+    )
 
 
 def measure_import(subject: str, against: str, effort: Effort) -> Line:
@@ -960,6 +1072,9 @@ def run_controller(arguments: argparse.Namespace) -> None:
             if name == GUARD_ROW:
                 for line in measure_guard(arguments.subject, arguments.against, effort):
                     keep(line)
+            elif name == LINKS_ROW:
+                for line in measure_links(arguments.subject, effort):
+                    keep(line)
             elif name == IMPORT_ROW:
                 keep(measure_import(arguments.subject, arguments.against, effort))
             else:
@@ -1019,6 +1134,8 @@ def main() -> None:
         run_controller(arguments)
     elif "guard" in arguments.worker:
         run_guard_worker(arguments.worker)
+    elif "links" in arguments.worker:
+        run_links_worker(arguments.worker)
     else:
         run_row_worker(arguments.worker)
 

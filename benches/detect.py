@@ -1,7 +1,8 @@
-"""Owns the table of `make detect`: how soon each kind of death is told, and how often a living peer is accused.
+"""Owns the tables of `make detect`: how soon each kind of death is told, and how often a living peer is accused.
 
-The cases are those of tests/network/cases.py; here each runs several times, with the faults spread over the keepalive's
-period. Exit status 1 when a bound is broken, a cause is wrong or a living peer is accused.
+The cases are those of tests/network/cases.py and link_cases.py; here each runs several times, with the faults spread
+over a period of keepalive or heartbeat. Exit status 1 when a bound is broken, a cause is wrong or a living peer is
+accused.
 """
 
 from __future__ import annotations
@@ -13,53 +14,69 @@ import platform
 import statistics
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "network"))
 
-from cases import CASES, CONTRAST, HELD, PATIENCE, SLACK, Broken, Campaign
+import link_cases
+from campaign import CASES, CROWD, Campaign
+from cases import CONTRAST, HELD, Alive, Broken
 from lab import reason_unavailable
+from link_cases import PROTECTION, LinkAges, LinkAlive, LinkBroken, Told
 from programs import COUNT, IDLE, INTERVAL, LIMIT, PROTECTIONS
+from stage import PATIENCE, SLACK
 
 Outcome = dict[str, Any]
 
 DEAD = ["connection", "case", "seen by the program", "cause", "median", "worst", "bound"]
 LIVING = ["connection", "case", "false alarms", "everything arrived"]
+LINK_DEAD = ["case", "told is", "cause", "median", "worst", "bound"]
+LINK_LIVING = ["case", "false alarms", "everything arrived"]
+LINK_HUNG = ["case", "first reported: median", "worst", "age wrong by at most", "bound"]
+RUNS: dict[type, int] = {Broken: 10, Alive: 10, LinkBroken: 5, LinkAlive: 10, LinkAges: 5}
+LINK_HELD = [(name, PROTECTION) for name in link_cases.CASES]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure how long a dead peer takes to be told.")
-    parser.add_argument("--runs", type=int, default=10, help="runs of each case (default 10)")
-    parser.add_argument("--jobs", type=int, default=12 * (os.cpu_count() or 1), help="runs at once; they mostly wait")
+    parser.add_argument("--runs", type=int, help="runs of each case (default 10; of a broken LongConnection 5)")
+    parser.add_argument("--jobs", type=int, default=CROWD, help="runs at once; they mostly wait")
     parser.add_argument("--only", metavar="TEXT", default="", help="only cases with this in `case protection`")
     parser.add_argument("--json", metavar="FILE", help="write every single outcome there")
     arguments = parser.parse_args()
     if reason := reason_unavailable():
         print(f"no network lab can be made here: {reason}", file=sys.stderr)
         return 2
-    held, contrast = ([each for each in wanted if arguments.only in " ".join(each)] for wanted in (HELD, CONTRAST))
+    held, links, contrast = (
+        [each for each in wanted if arguments.only in " ".join(each)] for wanted in (HELD, LINK_HELD, CONTRAST)
+    )
+    runs = dict.fromkeys(RUNS, arguments.runs) if arguments.runs else RUNS
     campaign = Campaign(arguments.jobs)
-    campaign.start(held + contrast, runs=arguments.runs)
+    campaign.start(held + links + contrast, runs=runs)
     try:
-        outcomes = _collect(campaign, held + contrast, arguments.runs)
+        outcomes = _collect(campaign, held + links + contrast, runs)
     finally:
         campaign.close()
-    complaints = [text for each in held for text in _complaints(*each, outcomes[each])]
-    print(_report(held, contrast, outcomes, arguments.runs))
-    print("\n".join(complaints) or "Every bound held.", file=sys.stderr)
     if arguments.json:
         every = [{"case": name, "protection": way, "runs": runs} for (name, way), runs in outcomes.items()]
         Path(arguments.json).write_text(json.dumps({"where": _where(), "outcomes": every}, indent=1) + "\n")
+    complaints = [text for each in held + links for text in _complaints(*each, outcomes[each])]
+    print("\n\n".join([_where(), *_sockets(held, contrast, outcomes), *_links(links, outcomes)]))
+    print("\n".join(complaints) or "Every bound held.", file=sys.stderr)
     return min(len(complaints), 1)
 
 
-def _collect(campaign: Campaign, wanted: list[tuple[str, str]], runs: int) -> dict[tuple[str, str], list[Outcome]]:
-    outcomes: dict[tuple[str, str], list[Outcome]] = {}
+Outcomes = dict[tuple[str, str], list[Outcome]]
+
+
+def _collect(campaign: Campaign, wanted: list[tuple[str, str]], runs: dict[type, int]) -> Outcomes:
+    outcomes: Outcomes = {}
     for done, each in enumerate(wanted):
         if sys.stderr.isatty():
             print(f"\r{done} of {len(wanted)} cases", end="\r", file=sys.stderr)
-        outcomes[each] = [campaign.outcome(*each, number) for number in range(runs)]
+        outcomes[each] = [campaign.outcome(*each, number) for number in range(runs[type(CASES[each[0]])])]
     return outcomes
 
 
@@ -67,47 +84,85 @@ def _complaints(name: str, protection: str, outcomes: list[Outcome]) -> list[str
     """What is wrong with a case that has to hold, a line each."""
     case, complaints = CASES[name], []
     for number, outcome in enumerate(outcomes):
-        if "failure" in outcome:
-            wrong = outcome["failure"]
-        elif not isinstance(case, Broken):
-            if not outcome["alarms"] and outcome["whole"]:
-                continue
-            wrong = f"{outcome['alarms']} alarms, everything arrived: {outcome['whole']}"
-        elif outcome["told"] is None:
-            wrong = "never told"
-        elif outcome["cause"] != case.cause:
-            wrong = f"cause {outcome['cause']}, expected {case.cause}"
-        elif not case.earliest <= outcome["told"] <= case.bound * SLACK:
-            wrong = f"told after {outcome['told']:.2f} s, not in {case.earliest:.2f} to {case.bound * SLACK:.2f} s"
-        else:
-            continue
-        complaints.append(f"{name}, {protection}, run {number}: {wrong}")
+        if wrong := outcome.get("failure") or case.complaint(outcome, SLACK):
+            complaints.append(f"{name}, {protection}, run {number}: {wrong}")
+    if isinstance(case, LinkBroken):
+        for host, told in case.told.items():
+            median = statistics.median_low(_times(outcomes, host))
+            if told.median is not None and median > told.median * SLACK:
+                complaints.append(f"{name}: {host} told after {median:.3f} s at the median, not {told.median:.3f} s")
     return complaints
 
 
-def _report(
-    held: list[tuple[str, str]],
-    contrast: list[tuple[str, str]],
-    outcomes: dict[tuple[str, str], list[Outcome]],
-    runs: int,
-) -> str:
+def _sockets(held: list[tuple[str, str]], contrast: list[tuple[str, str]], outcomes: Outcomes) -> list[str]:
     def tables(title: str, wanted: list[tuple[str, str]]) -> list[str]:
         dead = [_row_dead(*each, outcomes[each]) for each in wanted if isinstance(CASES[each[0]], Broken)]
-        living = [_row_living(*each, outcomes[each]) for each in wanted if not isinstance(CASES[each[0]], Broken)]
+        living = [
+            [PROTECTIONS[each[1]].title, *_row_living(each[0], outcomes[each])]
+            for each in wanted
+            if not isinstance(CASES[each[0]], Broken)
+        ]
         return [
             *([f"{title}, a peer that dies:", _table(DEAD, dead)] if dead else []),
             *([f"{title}, a peer that lives:", _table(LIVING, living)] if living else []),
         ]
 
-    settings = f"Keepalive({IDLE}, {INTERVAL}, {COUNT}, guard={LIMIT}), {runs} runs of each case."
-    return "\n\n".join(
-        [
-            _where(),
-            f"{settings} Seconds from the fault to the exception.",
-            *tables("With longconn", held),
-            *tables("For contrast, without longconn", contrast),
-        ]
-    )
+    if not held + contrast:
+        return []
+    return [
+        "## Sockets",
+        f"Keepalive({IDLE}, {INTERVAL}, {COUNT}, guard={LIMIT}). Seconds from the fault to the exception.",
+        *tables("With longconn", held),
+        *tables("For contrast, without longconn", contrast),
+    ]
+
+
+def _links(links: list[tuple[str, str]], outcomes: Outcomes) -> list[str]:
+    dead, living, hung = [], [], []
+    for each in links:
+        case, runs = CASES[each[0]], outcomes[each]
+        if isinstance(case, LinkBroken):
+            dead += [_row_told(case.title, host, told, runs) for host, told in case.told.items()]
+        elif isinstance(case, LinkAlive):
+            living.append(_row_living(each[0], runs))
+        elif isinstance(case, LinkAges):
+            hung.append(_row_hung(case, runs))
+    if not links:
+        return []
+    return [
+        "## LongConnection and LongServer",
+        "Heartbeat(1.0) on both sides, if it doesn't say otherwise; the default limit is 2.5 s. Seconds from the fault "
+        "to the exception.",
+        *(["A peer that dies:", _table(LINK_DEAD, dead)] if dead else []),
+        *(["A peer that lives:", _table(LINK_LIVING, living)] if living else []),
+        *(["A peer that hangs, and what `stats()` says of its age:", _table(LINK_HUNG, hung)] if hung else []),
+    ]
+
+
+def _times(outcomes: list[Outcome], host: str) -> list[float]:
+    """When the host was told, with infinity for never: as such it keeps its place in the order."""
+    ends = [outcome.get("ends", {}).get(host, {}) for outcome in outcomes]
+    return [float("inf") if end.get("told") is None else end["told"] for end in ends]
+
+
+def _row_told(title: str, host: str, told: Told, outcomes: list[Outcome]) -> list[str]:
+    times = _times(outcomes, host)
+    digits = 2 if told.median is None else 4
+    return [
+        title,
+        f"the {host}",
+        _counted(outcome["ends"][host]["way"] if "ends" in outcome else "the run failed" for outcome in outcomes),
+        _seconds(statistics.median_low(times), digits),
+        _seconds(max(times), digits),
+        f"{told.bound:.1f}" if told.median is None else f"median {told.median}",
+    ]
+
+
+def _row_hung(case: LinkAges, outcomes: list[Outcome]) -> list[str]:
+    reported = [outcome.get("reported") or float("inf") for outcome in outcomes]
+    wrong = [max(outcome["deviation"].values()) if "deviation" in outcome else float("inf") for outcome in outcomes]
+    seconds = [_seconds(value) for value in (statistics.median_low(reported), max(reported), max(wrong))]
+    return [case.title, *seconds, f"{case.bound:.1f}"]
 
 
 def _row_dead(name: str, protection: str, outcomes: list[Outcome]) -> list[str]:
@@ -126,18 +181,18 @@ def _row_dead(name: str, protection: str, outcomes: list[Outcome]) -> list[str]:
     ]
 
 
-def _row_living(name: str, protection: str, outcomes: list[Outcome]) -> list[str]:
+def _row_living(name: str, outcomes: list[Outcome]) -> list[str]:
     accused = sum(bool(outcome.get("alarms")) for outcome in outcomes)
     whole = sum(outcome.get("whole", False) for outcome in outcomes)
     total = len(outcomes)
-    return [PROTECTIONS[protection].title, CASES[name].title, f"{accused} of {total}", f"{whole} of {total}"]
+    return [CASES[name].title, f"{accused} of {total}", f"{whole} of {total}"]
 
 
-def _seconds(value: float) -> str:
-    return f"never (in {PATIENCE * SLACK:.0f})" if value == float("inf") else f"{value:.2f}"
+def _seconds(value: float, digits: int = 2) -> str:
+    return f"never (in {PATIENCE * SLACK:.0f})" if value == float("inf") else f"{value:.{digits}f}"
 
 
-def _counted(names: Any) -> str:
+def _counted(names: Iterable[str]) -> str:
     """One name, or several with how often each was seen."""
     counted = Counter(names).most_common()
     return counted[0][0] if len(counted) == 1 else ", ".join(f"{name} ({times})" for name, times in counted)

@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a benchmark")]
 
+#[path = "../tests/rust/usage.rs"]
+mod usage;
+
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -15,6 +18,8 @@ use longconn::engine::link::{Attempt, Link};
 use longconn::engine::listener::{Listener, ListenerConfig};
 use longconn::proto::connection::{Config, Introduction, State};
 use longconn::proto::heartbeat::HeartbeatConfig;
+
+use usage::{cpu_time, memory_bytes};
 
 const SMALL: usize = 64;
 
@@ -185,22 +190,6 @@ fn pings_beside_data(total: usize) {
     });
 }
 
-fn cpu_time() -> Duration {
-    // SAFETY: getrusage fills in a plain struct.
-    let usage = unsafe {
-        let mut usage = std::mem::zeroed::<libc::rusage>();
-        libc::getrusage(libc::RUSAGE_SELF, &raw mut usage);
-        usage
-    };
-    let of = |time: libc::timeval| Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1000);
-    of(usage.ru_utime) + of(usage.ru_stime)
-}
-
-fn memory_bytes() -> usize {
-    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
-    pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
-}
-
 /// What idle links cost the side that is here.
 fn report_idle(side: &str, before: usize, links: &[Arc<Link>]) {
     let wait = |time| while links[0].wait_state(State::Closed, Some(time)).is_ok() {};
@@ -219,19 +208,22 @@ fn report_idle(side: &str, before: usize, links: &[Arc<Link>]) {
     );
 }
 
+/// Links that start the engine and fill what it keeps for itself: they aren't counted.
+const FIRST: usize = 100;
+
 /// The client's process: so many links to that address.
 fn idle_clients(count: usize, address: &str) {
     let heartbeat = HeartbeatConfig { want: Duration::from_secs(1), ..HeartbeatConfig::default() };
     let config = Arc::new(Config { heartbeat, ..Config::default() });
+    let open = |_| {
+        let socket: OwnedFd = TcpStream::connect(address).unwrap().into();
+        let link = Link::client(socket, config.clone(), Introduction::default()).unwrap();
+        link.wait_open(soon()).unwrap();
+        link
+    };
+    let _first: Vec<_> = (0..FIRST).map(open).collect();
     let before = memory_bytes();
-    let links: Vec<_> = (0..count)
-        .map(|_| {
-            let socket: OwnedFd = TcpStream::connect(address).unwrap().into();
-            let link = Link::client(socket, config.clone(), Introduction::default()).unwrap();
-            link.wait_open(soon()).unwrap();
-            link
-        })
-        .collect();
+    let links: Vec<_> = (0..count).map(open).collect();
     report_idle("clients", before, &links);
 }
 
@@ -239,12 +231,14 @@ fn idle(count: usize) {
     let heartbeat = HeartbeatConfig { want: Duration::from_secs(1), ..HeartbeatConfig::default() };
     let link = Arc::new(Config { heartbeat, ..Config::default() });
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-    let before = memory_bytes();
     let listener = Listener::new(socket.into(), ListenerConfig { link, ..ListenerConfig::default() }).unwrap();
     let program = std::env::current_exe().unwrap();
     let arguments = ["clients".to_owned(), count.to_string(), listener.address().to_string()];
     let mut clients = std::process::Command::new(program).args(arguments).spawn().unwrap();
-    let links: Vec<_> = (0..count).map(|_| listener.accept(soon()).unwrap()).collect();
+    let accept = |_| listener.accept(soon()).unwrap();
+    let _first: Vec<_> = (0..FIRST).map(accept).collect();
+    let before = memory_bytes();
+    let links: Vec<_> = (0..count).map(accept).collect();
     report_idle("server", before, &links);
     clients.wait().unwrap();
 }

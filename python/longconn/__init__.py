@@ -18,6 +18,7 @@ from .errors import (
     PeerTimedOut,
     ProtocolError,
 )
+from .framing import LengthPrefixed, Lines, PlainHeartbeat
 from .guarding import Guard, guard
 from .heartbeat import Heartbeat
 from .imports import when_imported as _when_imported
@@ -41,6 +42,8 @@ __all__ = [
     "Heartbeat",
     "Keepalive",
     "KeepaliveSocket",
+    "LengthPrefixed",
+    "Lines",
     "LinkStats",
     "LongConnError",
     "LongConnection",
@@ -50,6 +53,7 @@ __all__ = [
     "PeerLost",
     "PeerReset",
     "PeerTimedOut",
+    "PlainHeartbeat",
     "ProtocolError",
     "ServerStats",
     "TcpInfo",

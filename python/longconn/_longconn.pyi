@@ -30,6 +30,7 @@ __all__ = [
     "listen",
     "logging_imported",
     "open_link",
+    "open_plain_link",
     "pretend_no_rto_max",
     "register_at_fork",
     "rto_max_for",
@@ -144,6 +145,12 @@ class LongConnection:
     Once the peer is lost, calls raise `PeerLost`, which says why; once it has closed, `PeerClosed`; what had arrived is
     received before. ``for message in connection`` ends quietly when the peer closes with code 0. In a process that was
     forked, calls raise `ForkedError`.
+
+    With a plain peer (``framing=...``) each direction ends by itself, as TCP has it: once the peer has ended its stream
+    `recv` gives ``b""``, iteration ends, and what is sent still goes out; ``shutdown(SHUT_WR)`` ends ours. What the
+    peer's program does nobody knows: `flush` and `close` wait for its kernel; `ping`, `status`, `peer_status` and
+    `progress` are refused with a ``TypeError``. A program that doesn't receive keeps the peer waiting: no more is read
+    than 256 KiB, or one message.
     """
 
     def send(self, data: Any, *, timeout: float | timedelta | EllipsisType | None = ...) -> None:
@@ -151,11 +158,13 @@ class LongConnection:
 
         Args:
             data: Any bytes-like object, empty ones included.
-            timeout: How long to wait for room: at most 1 MiB is kept for a peer that doesn't take it.
+            timeout: How long to wait for room: at most 2 MiB are kept for a peer that doesn't take them.
 
         Raises:
             MessageTooLarge: The peer takes only smaller ones; nothing was sent.
             TimeoutError: No room in time; nothing was sent.
+            ValueError: It isn't one line, of a plain peer that speaks lines.
+            BrokenPipeError: This program has ended its stream to a plain peer by `shutdown`.
             PeerLost, PeerClosed, AlreadyClosed, ForkedError: The connection is over.
         """
 
@@ -169,19 +178,34 @@ class LongConnection:
             How many it were. If it raises, those before were sent.
         """
 
-    def recv(self, *, timeout: float | timedelta | EllipsisType | None = ...) -> bytes:
+    def recv(self, *size: int, timeout: float | timedelta | EllipsisType | None = ...) -> bytes:
         """Receive one message. Received is taken, as the peer's `flush` sees it.
+
+        Args:
+            size: With ``framing="raw"`` only, where there are no messages: bytes at the most; left out, 64 KiB.
+            timeout: How long to wait for it.
+
+        Returns:
+            The message; a line with its end; ``b""`` at the end of a raw stream or one of lines.
 
         Raises:
             TimeoutError: None came in time.
+            TypeError: There are messages, and a size was given.
+            ProtocolError: It was larger than allowed, or cut by the end of the stream; the connection was reset.
             PeerLost, PeerClosed, AlreadyClosed, ForkedError: The connection is over.
         """
 
     def recv_many(self, max_messages: int, *, timeout: float | timedelta | EllipsisType | None = ...) -> list[bytes]:
-        """Wait for one message, and receive with it those that are there, *max_messages* at the most."""
+        """Wait for one message, and receive with it those that are there, *max_messages* at the most.
+
+        An empty list is the end of a raw stream or one of lines.
+        """
 
     def flush(self, *, timeout: float | timedelta | EllipsisType | None = ...) -> None:
-        """Wait until the peer's program took everything that was sent before. Taken isn't yet processed."""
+        """Wait until the peer's program took everything that was sent before. Taken isn't yet processed.
+
+        A plain peer's program may not even have read it: its kernel has it.
+        """
 
     def ping(self, *, timeout: float | timedelta | EllipsisType | None = ...) -> float:
         """Have the peer beat at once, and measure the round trip in seconds; its program need not do anything."""
@@ -265,6 +289,7 @@ class LongConnection:
 
         Args:
             code: 0 is the normal end, 1 says that this side goes away or restarts; 4096 to 65535 are the program's own.
+                A plain peer can't be told.
             reason: For people; at most 1024 bytes.
             timeout: Left out: the `settimeout()` value, or 10 seconds if there is none.
 
@@ -273,7 +298,7 @@ class LongConnection:
         """
 
     def shutdown(self, how: int, /) -> None:
-        """As of a socket: ``SHUT_WR`` is `close` without waiting for it.
+        """As of a socket: ``SHUT_WR`` is `close` without waiting for it; to a plain peer, the end of our stream only.
 
         Raises:
             ValueError: SHUT_RD: a LongConnection always receives.
@@ -328,10 +353,14 @@ def open_link(
     timeout: float | None,
     on_event: Callable[[Event], object] | None,
 ) -> LongConnection: ...
+def open_plain_link(
+    fd: int, *, settings: tuple[Any, ...], on_event: Callable[[Event], object] | None
+) -> LongConnection: ...
 def listen(
     fd: int,
     *,
     heartbeat: tuple[Any, ...],
+    plain: tuple[Any, ...] | None,
     largest_message_bytes: int,
     handshake_timeout: float,
     max_connections: int,

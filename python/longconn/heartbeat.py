@@ -15,7 +15,7 @@ _LEAST, _MOST = 0.001, 86400.0
 _LEAST_DEFAULT_LIMIT = 1.1
 
 
-def _duration(value: object, name: str, least: float = _LEAST) -> float:
+def check_duration(value: object, name: str, least: float = _LEAST) -> float:
     seconds = in_seconds(value, name)
     if not least <= seconds <= _MOST:  # nor NaN
         raise ValueError(f"{name}={seconds:g}: {least:g} to {_MOST:g} seconds")
@@ -100,14 +100,14 @@ class Heartbeat:
         interpreter_limit: float | timedelta | None = None,
     ) -> None:
         set_ = super().__setattr__
-        set_("interval", _duration(interval, "interval"))
-        set_("limit", None if limit is None else _duration(limit, "limit"))
+        set_("interval", check_duration(interval, "interval"))
+        set_("limit", None if limit is None else check_duration(limit, "limit"))
         if self.limit is not None and self.limit < self.interval:
             raise ValueError(f"limit={self.limit:g} is below interval={self.interval:g}: no beat could come in time")
         if detector not in ("limit", "phi"):
             raise ValueError(f"detector={detector!r}: 'limit' or 'phi'")
         set_("detector", detector)
-        set_("floor", _duration(floor, "floor"))
+        set_("floor", check_duration(floor, "floor"))
         if isinstance(threshold, bool) or not isinstance(threshold, int | float):
             raise TypeError(f"threshold: a number, not {type(threshold).__name__}")
         if not 0 < threshold <= 100:
@@ -118,10 +118,10 @@ class Heartbeat:
         if not 2 <= window <= 100_000:
             raise ValueError(f"window={window}: 2 to 100000 intervals")
         set_("window", window)
-        set_("min_std", _duration(min_std, "min_std"))
-        set_("acceptable_pause", _duration(acceptable_pause, "acceptable_pause", 0.0))
+        set_("min_std", check_duration(min_std, "min_std"))
+        set_("acceptable_pause", check_duration(acceptable_pause, "acceptable_pause", 0.0))
         for name, value in (("application_limit", application_limit), ("interpreter_limit", interpreter_limit)):
-            set_(name, None if value is None else _duration(value, name))
+            set_(name, None if value is None else check_duration(value, name))
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a Heartbeat doesn't change: make another, with replace({name}=...)")

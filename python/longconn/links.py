@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import _longconn
 from ._longconn import LongConnection
 from .errors import AlreadyClosed, Cause, ConnectFailed, LongConnError
+from .framing import plain_settings
 from .heartbeat import Heartbeat
 from .keepalive import Keepalive, in_seconds
 from .keepalive_socket import KeepaliveSocket
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from datetime import timedelta
     from types import EllipsisType, TracebackType
+    from typing import Literal
+
+    from .framing import Framing, PlainHeartbeat
 
 __all__ = ["Broadcast", "Event", "LinkStats", "LongServer", "ServerStats", "connect"]
 
@@ -26,18 +30,18 @@ _MANY = 1 << 31
 
 
 class LinkStats(NamedTuple):
-    """What a `LongConnection` has measured and counted; None is unknown."""
+    """What a `LongConnection` has measured and counted; None is unknown, or what a plain peer hasn't got."""
 
     state: str
     silence_seconds: float
     """Since the last byte was heard."""
-    limit_seconds: float
-    """The silence after which the peer counts as lost, as it is now."""
+    limit_seconds: float | None
+    """The silence after which the peer counts as lost, as it is now; of a plain peer, if it is expected to beat."""
     phi: float | None
     """How improbable the silence is, with ``detector="phi"``."""
-    send_interval_seconds: float
+    send_interval_seconds: float | None
     """Between our beats, as both sides agreed."""
-    hear_interval_seconds: float
+    hear_interval_seconds: float | None
     """Between the peer's."""
     round_trip_last_seconds: float | None
     round_trip_smoothed_seconds: float | None
@@ -51,11 +55,11 @@ class LinkStats(NamedTuple):
     """On the wire, beats and headers included."""
     bytes_heard: int
     untaken_bytes: int
-    """Sent or waiting to be sent, and not known to be taken by the peer's program."""
-    untaken_messages: int
+    """Sent or waiting to be sent, and not known to be taken by the peer's program; of a plain peer, by its kernel."""
+    untaken_messages: int | None
     inbox_bytes: int
     """Received and not taken by this program."""
-    inbox_messages: int
+    inbox_messages: int | None
     peer_interpreter_age_seconds: float | None
     """How long the peer's interpreter had not been able to run when it beat last."""
     peer_application_age_seconds: float | None
@@ -109,7 +113,7 @@ class ServerStats(NamedTuple):
     events_dropped: int
 
 
-def _rhythm(heartbeat: Heartbeat | None) -> tuple[Any, ...]:
+def _rhythm(heartbeat: object) -> tuple[Any, ...]:
     if heartbeat is None:
         heartbeat = Heartbeat()
     elif not isinstance(heartbeat, Heartbeat):
@@ -181,26 +185,34 @@ def _dial(host: str, port: int, deadline: float | None) -> KeepaliveSocket:
 def connect(
     address: Any,
     *,
-    heartbeat: Heartbeat | None = None,
+    framing: Framing | None = None,
+    heartbeat: Heartbeat | PlainHeartbeat | None = None,
     timeout: float | timedelta | None = 10.0,
     client_id: str = "",
     token: bytes = b"",
     largest_message_bytes: int = 16 * 1024 * 1024,
-    keepalive: Keepalive | None = None,
+    keepalive: Keepalive | Literal[False] | None = None,
     on_event: Callable[[Event], object] | None = None,
 ) -> LongConnection:
-    """Connect to a `LongServer`, and have the connection supervised from both sides.
+    """Connect to a `LongServer`, and have the connection supervised from both sides; or to any TCP program.
+
+    With *framing* the peer is a plain one, which doesn't speak longconn's protocol: bytes, lines, or messages with a
+    length before them go out and come in, the guard and the kernel's keepalive watch the path, and a `PlainHeartbeat`
+    the program, if its protocol has one.
 
     Args:
         address: ``(host, port)`` or ``"host:port"``, ``"[::1]:port"``.
-        heartbeat: How soon a lost peer is noticed; None is ``Heartbeat()``.
+        framing: None: the peer is a `LongServer`. ``"raw"``, ``"lines"``, `Lines` or `LengthPrefixed`: a plain peer.
+        heartbeat: How soon a lost peer is noticed; None is ``Heartbeat()``. Of a plain peer a `PlainHeartbeat`; None is
+            none.
         timeout: Seconds, or a timedelta, for all addresses and the handshake together; None waits for ever. The look-up
             of a name can't be cut short. The connection's own timeout is None at first.
         client_id: What the server sees this client as; at most 255 bytes of UTF-8.
         token: What the server's ``authenticate`` is given; at most 3072 bytes. It travels as it is: anybody on the way
             can read it.
-        largest_message_bytes: The largest message that this side takes, up to 1 GiB.
-        keepalive: The kernel's probes beside the heartbeat, which doesn't need them; None: none.
+        largest_message_bytes: The largest message that this side takes, up to 1 GiB; or line. A raw stream has none.
+        keepalive: The kernel's probes beside the heartbeat, which doesn't need them; None: none. Of a plain peer the
+            probes and the guard; None: `default_keepalive()`; False: none.
         on_event: Called with each `Event`, on longconn's own thread; `LongConnection.events` is told the same.
 
     Raises:
@@ -210,8 +222,9 @@ def connect(
         OSError: The name is unknown (``socket.gaierror``), or the system refused; ``errno`` is kept.
         ValueError, TypeError: An argument is no good.
     """
-    rhythm = _rhythm(heartbeat)
     _whole(largest_message_bytes, "largest_message_bytes", 1, _LARGEST)
+    plain = plain_settings(framing, heartbeat, keepalive, largest_message_bytes)
+    rhythm = _rhythm(heartbeat) if plain is None else ()
     if not isinstance(client_id, str):
         raise TypeError(f"client_id: a str, not {type(client_id).__name__}")
     token = bytes(memoryview(token))
@@ -219,8 +232,10 @@ def connect(
         raise ValueError(f"client_id: {len(client_id.encode())} bytes, at most 255")
     if len(token) > 3072:
         raise ValueError(f"token: {len(token)} bytes, at most 3072")
-    if keepalive is not None and not isinstance(keepalive, Keepalive):
-        raise TypeError(f"keepalive: a Keepalive or None, not {type(keepalive).__name__}")
+    if plain is not None and (client_id or token):
+        raise ValueError("client_id, token: a plain peer (framing=...) is told neither; send what its protocol wants")
+    if keepalive is not None and keepalive is not False and not isinstance(keepalive, Keepalive):
+        raise TypeError(f"keepalive: a Keepalive, None or False, not {type(keepalive).__name__}")
     _check_callable(on_event, "on_event")
     deadline = None
     if timeout is not None:
@@ -231,7 +246,7 @@ def connect(
     host, port = split_address(address)
     sock = _dial(host, port, deadline)
     try:
-        if keepalive is not None and keepalive.probes:
+        if plain is None and keepalive and keepalive.probes:
             _longconn.apply_keepalive(
                 sock.fileno(),
                 enabled=True,
@@ -243,6 +258,8 @@ def connect(
         fd = sock.detach()
     finally:
         sock.close()
+    if plain is not None:
+        return _longconn.open_plain_link(fd, settings=plain, on_event=on_event)
     left = None if deadline is None else max(0.0, deadline - time.monotonic())
     try:
         return _longconn.open_link(
@@ -278,23 +295,31 @@ def _listen(host: str, port: int, backlog: int, reuse_port: bool) -> int:
 
 
 class LongServer:
-    """Takes connections of `longconn.connect`, each supervised by heartbeats in both directions.
+    """Takes connections of `longconn.connect`, each supervised by heartbeats in both directions; or of any TCP program.
 
     Connections come by `accept()` or iteration, to be served by a thread each; or their messages come by `messages()`,
     one loop for thousands of connections. A server does either the one or the other.
 
+    With *framing* the clients are plain ones, as for `longconn.connect`. Who ends its stream may wait for an answer, so
+    its connection stays until the program closes it. `messages()` tells that as ``b""``; with `LengthPrefixed`, where
+    that is a message, it closes such a connection when it is asked for more after the last message.
+
     Args:
         address: ``(host, port)`` or ``"host:port"``; port 0 takes a free one, which `address` tells.
-        heartbeat: How soon a lost client is noticed; None is ``Heartbeat()``.
+        framing: None: clients are `longconn.connect`'s. ``"raw"``, ``"lines"``, `Lines` or `LengthPrefixed`: plain
+            ones.
+        heartbeat: How soon a lost client is noticed; None is ``Heartbeat()``. Of plain clients a `PlainHeartbeat`; None
+            is none.
         max_connections: Open connections at the most; further clients are refused with a reason.
         max_connections_per_address: The same for each client address; None: no limit.
         authenticate: Called as ``authenticate(client_id, token, address)`` for each client, on longconn's own thread,
             one at a time: keep it quick. True lets it in; so does any other object but False and None, and becomes the
             connection's ``principal``. ``PermissionError`` refuses it with the error's text as reason. None: everyone
-            is let in.
+            is let in. Plain clients can't be asked.
         handshake_timeout: Seconds in which a client must have finished its handshake.
         max_handshakes: Unfinished handshakes at the most; further connections are dropped.
         largest_message_bytes: The largest message that this side takes, up to 1 GiB.
+        keepalive: Plain clients' probes and guard; None: `default_keepalive()`; False: none. Others need none.
         backlog: Connections that the kernel keeps waiting for us, as of ``socket.listen``.
         reuse_port: Let several processes listen at this address (SO_REUSEPORT).
         on_event: Called with each connection and `Event`, on longconn's own thread; `events` is told the same.
@@ -310,13 +335,15 @@ class LongServer:
         self,
         address: Any,
         *,
-        heartbeat: Heartbeat | None = None,
+        framing: Framing | None = None,
+        heartbeat: Heartbeat | PlainHeartbeat | None = None,
         max_connections: int = 10_000,
         max_connections_per_address: int | None = None,
         authenticate: Callable[[str, bytes, tuple[str, int]], object] | None = None,
         handshake_timeout: float | timedelta = 10.0,
         max_handshakes: int = 1000,
         largest_message_bytes: int = 16 * 1024 * 1024,
+        keepalive: Keepalive | Literal[False] | None = None,
         backlog: int = 1024,
         reuse_port: bool = False,
         on_event: Callable[[LongConnection, Event], object] | None = None,
@@ -325,9 +352,16 @@ class LongServer:
         self._timeout: float | None = None
         _check_callable(authenticate, "authenticate")
         _check_callable(on_event, "on_event")
+        _whole(largest_message_bytes, "largest_message_bytes", 1, _LARGEST)
+        plain = plain_settings(framing, heartbeat, keepalive, largest_message_bytes)
+        if plain is None and keepalive is not None:
+            raise ValueError("keepalive: for plain clients (framing=...); those of longconn beat instead")
+        if plain is not None and authenticate is not None:
+            raise ValueError("authenticate: a plain client (framing=...) doesn't say who it is; ask it by its protocol")
         settings: dict[str, Any] = {
-            "heartbeat": _rhythm(heartbeat),
-            "largest_message_bytes": _whole(largest_message_bytes, "largest_message_bytes", 1, _LARGEST),
+            "heartbeat": _rhythm(heartbeat if plain is None else None),
+            "plain": plain,
+            "largest_message_bytes": largest_message_bytes,
             "handshake_timeout": _positive_seconds(handshake_timeout, "handshake_timeout"),
             "max_connections": _whole(max_connections, "max_connections", 1, _MANY),
             "max_connections_per_address": _MANY

@@ -10,7 +10,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
-use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
@@ -23,6 +22,7 @@ use socket2::SockRef;
 use crate::engine::{clock, notices};
 use crate::net::keepalive::Keepalive;
 use crate::net::{sys, tcp_info};
+use crate::proto::moment::Moment;
 use crate::proto::verdict::{Cause, Judge, Sample, TcpState, Verdict};
 
 /// Looks in one go, before others get a chance at the lock: about 0.1 ms.
@@ -144,7 +144,7 @@ struct Entry {
     judge: Judge,
     watch: Arc<Watch>,
     /// When the next look is due; `None` after a fork, until the child uses the socket.
-    due: Option<Tick>,
+    due: Option<Moment>,
     /// It has been a connection.
     was_open: bool,
     is_suspect: bool,
@@ -173,26 +173,14 @@ struct Expiry {
     until: Instant,
 }
 
+const _: () = assert!(size_of::<Entry>() <= 112);
+
 type OnLost = Box<dyn FnOnce(Conviction) + Send>;
-
-/// Microseconds since the first that was asked for, plus one: half the size of an `Instant`.
-type Tick = NonZeroU64;
-
-fn tick(at: Instant) -> Tick {
-    let micros = u64::try_from(at.saturating_duration_since(origin()).as_micros()).unwrap_or(u64::MAX - 1);
-    NonZeroU64::MIN.saturating_add(micros)
-}
-
-/// Some instant; ticks are counted from it.
-fn origin() -> Instant {
-    static ORIGIN: OnceLock<Instant> = OnceLock::new();
-    *ORIGIN.get_or_init(clock::now)
-}
 
 struct Registry {
     entries: Slab<Entry>,
     /// Whose look is due when; a number whose own `due` is another by now, or that is gone, is passed over.
-    due: BTreeMap<Tick, Vec<u32>>,
+    due: BTreeMap<Moment, Vec<u32>>,
     thread: Option<JoinHandle<()>>,
     /// The thread ends, and no other begins: a fork is near.
     paused: bool,
@@ -277,7 +265,8 @@ pub fn start(fd: BorrowedFd<'_>, limit: Duration, plan: Plan) -> Result<Arc<Watc
     };
     let rto = if is_open { bound_rto(fd, &sample, limit) } else { RtoMax::NotYet };
     let now = clock::now();
-    let mut judge = Judge::new(limit).with_probing(probing);
+    let mut judge = Judge::new(limit);
+    judge.set_probing(probing);
     judge.observe(now, &sample);
     let watch = Arc::new(Watch {
         id: AtomicU32::new(u32::MAX),
@@ -505,17 +494,13 @@ impl Registry {
 
     /// Looks at healthy connections fall on a grid of a quarter of their period, so that thousands of them cost
     /// a few wake-ups.
-    fn due_after(&self, id: usize, now: Instant) -> Tick {
+    fn due_after(&self, id: usize, now: Instant) -> Moment {
         let judge = &self.entries[id].judge;
-        let due = tick(judge.next_look(now));
-        if self.entries[id].is_suspect {
-            return due;
-        }
-        let grid = u64::try_from((judge.period() / 4).as_micros()).unwrap_or(u64::MAX).max(1);
-        NonZeroU64::new(due.get() - due.get() % grid).unwrap_or(due)
+        let due = Moment::from(judge.next_look(now));
+        if self.entries[id].is_suspect { due } else { due.rounded_down(judge.period() / 4) }
     }
 
-    fn schedule(&mut self, id: usize, due: Tick) {
+    fn schedule(&mut self, id: usize, due: Moment) {
         let is_first = self.due.first_key_value().is_none_or(|(&first, _)| due < first);
         self.entries[id].due = Some(due);
         // Descriptors are ints, so there are fewer sockets than a u32 counts.
@@ -532,7 +517,7 @@ impl Registry {
     }
 
     /// Looks at those whose time has come; at most a batch of them.
-    fn look_at_due(&mut self, now: Tick) {
+    fn look_at_due(&mut self, now: Moment) {
         for _ in 0..BATCH {
             let Some(mut first) = self.due.first_entry() else { return };
             let due = *first.key();
@@ -620,7 +605,7 @@ impl Registry {
         }
         let due = self.due_after(id, now);
         // Somebody who asks again and again gets no further entries.
-        if self.entries[id].due.is_none_or(|standing| standing <= tick(now) || due < standing) {
+        if self.entries[id].due.is_none_or(|standing| standing <= now.into() || due < standing) {
             self.schedule(id, due);
         }
     }
@@ -732,10 +717,9 @@ fn run() {
     sys::block_signals();
     let mut registry = lock();
     while !registry.paused {
-        registry.look_at_due(tick(clock::now()));
-        let now = tick(clock::now());
+        registry.look_at_due(clock::now().into());
         let next = registry.due.first_key_value();
-        let wait = next.map(|(&due, _)| Duration::from_micros(due.get().saturating_sub(now.get())));
+        let wait = next.map(|(due, _)| due.instant().saturating_duration_since(clock::now()));
         registry = match wait {
             Some(Duration::ZERO) => {
                 drop(registry);
@@ -793,7 +777,7 @@ pub fn wake(watch: &Arc<Watch>) {
         DORMANT.fetch_sub(1, Ordering::Relaxed);
         // What was counted before the fork was counted by another process.
         registry.entries[id].judge.start_anew();
-        registry.schedule(id, tick(clock::now()));
+        registry.schedule(id, clock::now().into());
         registry.start_thread_if_needed();
     }
 }

@@ -13,9 +13,11 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use slab::Slab;
 use socket2::Socket;
 
 use crate::engine::link::{Attempt, Link, LinkError, Occurrence};
+use crate::engine::plain::PlainPeers;
 use crate::engine::reactor::{self, Engine};
 use crate::engine::waiting::{Interest, WaitError, Waiters};
 use crate::engine::{clock, fork};
@@ -38,6 +40,8 @@ const MAX_OCCURRENCES: usize = 10_000;
 pub struct ListenerConfig {
     /// All links share it.
     pub link: Arc<Config>,
+    /// The clients don't speak our protocol.
+    pub plain: Option<Arc<PlainPeers>>,
     /// Open connections, those being admitted included.
     pub max_connections: usize,
     /// The same of one address.
@@ -52,6 +56,7 @@ impl Default for ListenerConfig {
     fn default() -> Self {
         Self {
             link: Arc::default(),
+            plain: None,
             max_connections: 10_000,
             max_per_address: usize::MAX,
             max_handshakes: 1000,
@@ -133,7 +138,8 @@ struct Guest {
 struct Hall {
     /// Shared with who accepts at the moment; none once the listener is closed.
     socket: Option<Arc<Socket>>,
-    guests: HashMap<usize, Guest>,
+    /// A link knows its own number in it.
+    guests: Slab<Guest>,
     admitted_of: HashMap<IpAddr, usize>,
     handshakes: usize,
     admitted: usize,
@@ -150,8 +156,18 @@ struct Hall {
 }
 
 impl Hall {
+    /// `None` if it has gone; its number may be another's by now.
+    fn guest(&mut self, link: &Arc<Link>) -> Option<&mut Guest> {
+        self.guests.get_mut(link.guest_number()).filter(|guest| Arc::ptr_eq(&guest.link, link))
+    }
+
+    fn remove(&mut self, link: &Arc<Link>) -> Option<Guest> {
+        self.guest(link)?;
+        Some(self.guests.remove(link.guest_number()))
+    }
+
     fn refuse(&mut self, link: &Arc<Link>) {
-        if let Some(guest) = self.guests.get_mut(&link.key()) {
+        if let Some(guest) = self.guest(link) {
             guest.stage = Stage::Refused;
         }
     }
@@ -246,7 +262,7 @@ impl Listener {
                 Err(error) => {
                     self.lock().counts.starved += 1;
                     log::warn!(target: "longconn.engine", "{}: can't accept now: {error}", self.address);
-                    self.engine.set_alarm(self.key, now + ACCEPT_PAUSE);
+                    self.engine.set_alarm(self.key, (now + ACCEPT_PAUSE).into());
                     return;
                 }
             }
@@ -255,10 +271,15 @@ impl Listener {
     }
 
     fn receive(&self, socket: OwnedFd, now: Instant) -> io::Result<()> {
-        let link = Link::server(socket, self.config.link.clone(), self.this.clone())?;
-        self.lock().guests.insert(link.key(), Guest { link: link.clone(), stage: Stage::Handshake });
+        let link = match &self.config.plain {
+            None => Link::server(socket, self.config.link.clone(), self.this.clone())?,
+            Some(peers) => Link::plain_of(socket, peers, now, Some(self.this.clone()))?,
+        };
+        let mut hall = self.lock();
+        link.set_guest_number(hall.guests.insert(Guest { link: link.clone(), stage: Stage::Handshake }));
+        drop(hall);
         link.begin(now).inspect_err(|_| {
-            self.lock().guests.remove(&link.key());
+            self.lock().remove(&link);
         })
     }
 
@@ -307,7 +328,7 @@ impl Listener {
         } else if of_address >= self.config.max_per_address {
             format!("{of_address} connections of {address} are open, no more are taken")
         } else {
-            let Some(guest) = hall.guests.get_mut(&link.key()) else { return Err(going_away()) };
+            let Some(guest) = hall.guest(link) else { return Err(going_away()) };
             guest.stage = Stage::Admitted;
             hall.admitted += 1;
             *hall.admitted_of.entry(address).or_insert(0) += 1;
@@ -318,11 +339,18 @@ impl Listener {
         Err(Close::new(CloseCode::TOO_MANY, &refusal))
     }
 
+    /// A plain client has come; its link's lock is held. It is welcome, if the limits allow it.
+    pub(super) fn on_connected(&self, link: &Arc<Link>) -> Result<(), Close> {
+        self.count_in(link)?;
+        self.on_opened(link);
+        Ok(())
+    }
+
     pub(super) fn on_opened(&self, link: &Arc<Link>) {
         let mut hall = self.lock();
         hall.counts.opened += 1;
         hall.handshakes -= 1;
-        if let Some(guest) = hall.guests.get_mut(&link.key()) {
+        if let Some(guest) = hall.guest(link) {
             guest.stage = Stage::Open;
         }
         if !self.lists_messages() {
@@ -333,7 +361,7 @@ impl Listener {
 
     pub(super) fn on_ended(&self, link: &Arc<Link>) {
         let mut hall = self.lock();
-        let Some(guest) = hall.guests.remove(&link.key()) else { return };
+        let Some(guest) = hall.remove(link) else { return };
         if guest.stage != Stage::Open {
             hall.handshakes -= 1;
             hall.counts.failed += u64::from(guest.stage != Stage::Refused);
@@ -486,7 +514,7 @@ impl Listener {
             return Ok(());
         }
         hall.to_accept.clear();
-        let links: Vec<_> = hall.guests.values().map(|guest| guest.link.clone()).collect();
+        let links: Vec<_> = hall.guests.iter().map(|(_, guest)| guest.link.clone()).collect();
         drop(hall);
         links.iter().for_each(|link| link.enlist());
         Ok(())
@@ -545,8 +573,8 @@ impl Listener {
     /// Who is here.
     pub fn connections(&self) -> Result<Vec<Arc<Link>>, LinkError> {
         let hall = self.enter()?;
-        let open = hall.guests.values().filter(|guest| guest.stage == Stage::Open);
-        Ok(open.map(|guest| guest.link.clone()).collect())
+        let open = hall.guests.iter().filter(|(_, guest)| guest.stage == Stage::Open);
+        Ok(open.map(|(_, guest)| guest.link.clone()).collect())
     }
 
     #[must_use]
@@ -556,7 +584,7 @@ impl Listener {
 
     pub fn counts(&self) -> Result<Counts, LinkError> {
         let hall = self.enter()?;
-        let open = hall.guests.values().filter(|guest| guest.stage == Stage::Open).count();
+        let open = hall.guests.iter().filter(|(_, guest)| guest.stage == Stage::Open).count();
         Ok(Counts { handshakes: hall.handshakes, open, ..hall.counts })
     }
 
@@ -571,7 +599,7 @@ impl Listener {
         }
         hall.to_decide.clear();
         hall.waiters.wake_everyone();
-        let links: Vec<_> = hall.guests.values().map(|guest| guest.link.clone()).collect();
+        let links: Vec<_> = hall.guests.iter().map(|(_, guest)| guest.link.clone()).collect();
         drop(hall);
         links.iter().try_for_each(|link| link.close(close.clone(), grace))
     }

@@ -8,6 +8,7 @@ pub mod interpreter;
 pub mod link;
 pub mod listener;
 pub mod notices;
+pub mod plain;
 pub mod reactor;
 mod timers;
 pub mod waiting;

@@ -2,7 +2,7 @@
 //!
 //! It starts with the first link or listener, blocks all signals and never attaches to Python. Nor does it wait for a link's
 //! lock: who has that does the engine's errand when giving it back. Locks are taken in this order: a link's, a listener's,
-//! the budget's, the engine's orders.
+//! the budget's, the engine's orders; the guard's is the last.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -22,6 +22,7 @@ use crate::engine::link::{Errand, LATE, Link};
 use crate::engine::listener::Listener;
 use crate::engine::timers::Timers;
 use crate::net::sys::{self, DelayedWakeup, Wakeup};
+use crate::proto::moment::Moment;
 
 /// How long the last messages of a burst may wait for company. Arbitrary: ten round trips on loopback.
 const BURST_DELAY: Duration = Duration::from_micros(100);
@@ -38,7 +39,7 @@ const FIRST_MEMBER: usize = 2;
 enum Order {
     Adopt(usize, Member),
     Release(usize),
-    Alarm(usize, Instant),
+    Alarm(usize, Moment),
     /// Whatever it wants to do: write on, read on.
     Attend(usize),
 }
@@ -57,6 +58,12 @@ struct Orders {
 enum Member {
     Link(Arc<Link>),
     Listener(Arc<Listener>),
+}
+
+/// A member's place; there may be many thousands.
+struct Seat {
+    member: Member,
+    alarm: Option<Moment>,
 }
 
 /// Links and listeners that the engine looks after, as of its last turn.
@@ -94,8 +101,10 @@ impl Engine {
         let mut orders = self.orders();
         orders.urgent.push(order);
         // Its own orders the thread takes before it sleeps.
-        if !orders.is_woken && !IS_ENGINE.get() {
-            orders.is_woken = true;
+        let wakes = !orders.is_woken && !IS_ENGINE.get();
+        orders.is_woken |= wakes;
+        drop(orders);
+        if wakes {
             self.wakeup.set();
         }
     }
@@ -114,7 +123,7 @@ impl Engine {
     }
 
     /// Replaces the alarm that it had.
-    pub fn set_alarm(&self, key: usize, at: Instant) {
+    pub fn set_alarm(&self, key: usize, at: Moment) {
         self.order(Order::Alarm(key, at));
     }
 
@@ -159,7 +168,7 @@ impl Engine {
 struct Reactor {
     poll: Poll,
     engine: Arc<Engine>,
-    members: HashMap<usize, Member>,
+    members: HashMap<usize, Seat>,
     timers: Timers,
     suspended: Duration,
 }
@@ -216,7 +225,7 @@ impl Reactor {
                 match event.token().0 {
                     WAKEUP => self.engine.wakeup.clear(),
                     SOON => self.engine.soon.clear(),
-                    key => match self.members.get(&key).cloned() {
+                    key => match self.members.get(&key).map(|seat| seat.member.clone()) {
                         Some(Member::Link(link)) => link.on_ready(event),
                         Some(Member::Listener(listener)) => listener.on_ready(now),
                         None => {}
@@ -240,14 +249,18 @@ impl Reactor {
         for order in urgent {
             match order {
                 Order::Adopt(key, member) => {
-                    self.members.insert(key, member);
+                    self.members.insert(key, Seat { member, alarm: None });
                 }
                 Order::Release(key) => {
-                    self.members.remove(&key);
-                    self.timers.clear(key);
+                    if let Some(seat) = self.members.remove(&key) {
+                        self.timers.clear(key, seat.alarm);
+                    }
                 }
-                Order::Alarm(key, at) if self.members.contains_key(&key) => self.timers.set(key, at),
-                Order::Alarm(..) => {}
+                Order::Alarm(key, at) => {
+                    if let Some(seat) = self.members.get_mut(&key) {
+                        self.timers.set(key, &mut seat.alarm, at);
+                    }
+                }
                 Order::Attend(key) => self.attend(key, now),
             }
         }
@@ -258,7 +271,7 @@ impl Reactor {
     }
 
     fn attend(&mut self, key: usize, now: Instant) {
-        match self.members.get(&key) {
+        match self.members.get(&key).map(|seat| &seat.member) {
             Some(Member::Link(link)) => link.run(Errand::ATTENTION),
             Some(Member::Listener(listener)) => listener.on_ready(now),
             None => {}
@@ -268,10 +281,11 @@ impl Reactor {
     fn ring_alarms(&mut self, now: Instant) {
         for _ in 0..BATCH {
             let Some(key) = self.timers.pop_due(now) else { return };
-            match self.members.get(&key) {
-                Some(Member::Link(link)) => link.run(Errand::ALARM),
-                Some(Member::Listener(listener)) => listener.on_ready(now),
-                None => {}
+            let Some(seat) = self.members.get_mut(&key) else { continue };
+            seat.alarm = None;
+            match &seat.member {
+                Member::Link(link) => link.run(Errand::ALARM),
+                Member::Listener(listener) => listener.on_ready(now),
             }
         }
     }
@@ -280,8 +294,8 @@ impl Reactor {
     fn notice_suspension(&mut self) {
         let suspended = clock::suspended();
         if suspended > self.suspended + SUSPENSION {
-            for member in self.members.values() {
-                if let Member::Link(link) = member {
+            for seat in self.members.values() {
+                if let Member::Link(link) = &seat.member {
                     link.run(Errand::SUSPENSION);
                 }
             }
@@ -416,7 +430,7 @@ impl Held {
             mem::forget(member);
         };
         if let Some(reactor) = self.0.resting.take() {
-            reactor.members.into_values().for_each(forget);
+            reactor.members.into_values().for_each(|seat| forget(seat.member));
         }
         // An order may be half given; what it is about is closed when the program drops it.
         if let Ok(mut orders) = engine.orders.try_lock() {

@@ -82,42 +82,51 @@ struct Waiter {
 
 /// Those who wait; under the lock of what they wait for.
 #[derive(Debug, Default)]
-pub struct Waiters(Vec<Waiter>);
+pub struct Waiters(
+    /// Mostly nobody does.
+    #[allow(clippy::box_collection, reason = "one word on each of thousands of links")]
+    Option<Box<Vec<Waiter>>>,
+);
 
 impl Waiters {
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.0.is_none()
+    }
+
+    fn all(&mut self) -> &mut [Waiter] {
+        self.0.as_deref_mut().map_or(&mut [], Vec::as_mut_slice)
     }
 
     /// Takes the calling thread in. What it is to poll while nobody holds the lock.
     pub fn enter(&mut self, interest: Interest) -> io::Result<Place> {
         let wakeup = own_wakeup()?;
-        self.0.push(Waiter { interest, wakeup: wakeup.clone(), is_signalled: false });
+        self.0.get_or_insert_default().push(Waiter { interest, wakeup: wakeup.clone(), is_signalled: false });
         Ok(Place(wakeup))
     }
 
     /// The calling thread doesn't wait any more.
     pub fn leave(&mut self, place: Place) {
-        let Some(index) = self.0.iter().position(|waiter| Arc::ptr_eq(&waiter.wakeup, &place.0)) else { return };
-        if self.0.remove(index).is_signalled {
+        let Some(waiters) = &mut self.0 else { return };
+        let Some(index) = waiters.iter().position(|waiter| Arc::ptr_eq(&waiter.wakeup, &place.0)) else { return };
+        if waiters.remove(index).is_signalled {
             place.0.clear();
         }
-        if self.0.is_empty() {
-            self.0 = Vec::new();
+        if waiters.is_empty() {
+            self.0 = None;
         }
     }
 
     /// Wakes all who wait for any of this.
     pub fn wake_all(&mut self, what: Interest) {
-        for waiter in self.0.iter_mut().filter(|waiter| waiter.interest.meets(what)) {
+        for waiter in self.all().iter_mut().filter(|waiter| waiter.interest.meets(what)) {
             waiter.signal();
         }
     }
 
     /// Wakes one who waits for this, unless one was woken and hasn't come yet.
     pub fn wake_one(&mut self, what: Interest) {
-        let mut who = self.0.iter_mut().filter(|waiter| waiter.interest.meets(what));
+        let mut who = self.all().iter_mut().filter(|waiter| waiter.interest.meets(what));
         if let Some(first) = who.next()
             && !first.is_signalled
             && who.all(|other| !other.is_signalled)
@@ -128,15 +137,16 @@ impl Waiters {
 
     /// Wakes any one, whatever it waits for, unless one was woken and hasn't come yet.
     pub fn wake_any(&mut self) {
-        if self.0.iter().all(|waiter| !waiter.is_signalled)
-            && let Some(first) = self.0.first_mut()
+        let waiters = self.all();
+        if waiters.iter().all(|waiter| !waiter.is_signalled)
+            && let Some(first) = waiters.first_mut()
         {
             first.signal();
         }
     }
 
     pub fn wake_everyone(&mut self) {
-        self.0.iter_mut().for_each(Waiter::signal);
+        self.all().iter_mut().for_each(Waiter::signal);
     }
 }
 

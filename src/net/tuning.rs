@@ -1,4 +1,4 @@
-//! How the kernel is to treat a framed link: quick to send, quick to recover, and slow to give up, for we judge.
+//! How the kernel is to treat a link: quick to send, and, where we judge its silence, quick to recover and slow to give up.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -18,19 +18,19 @@ const RTO_MAX_MS: (u32, u32) = (1000, 120_000);
 /// 15 s (FACTS 1).
 const LEAST_USER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// For a new link. Gives the bound of retransmission timeouts, where the kernel has one.
-pub fn prepare(fd: BorrowedFd<'_>) -> io::Result<Option<u32>> {
+/// For a new link.
+pub fn prepare(fd: BorrowedFd<'_>) -> io::Result<()> {
     let socket = SockRef::from(&fd);
     socket.set_tcp_nodelay(true)?;
     #[cfg(target_vendor = "apple")]
     socket.set_nosigpipe(true)?;
     #[cfg(target_os = "linux")]
     socket.set_tcp_notsent_lowat(UNSENT_BYTES)?;
-    Ok(bound_retransmissions(fd, Duration::ZERO))
+    Ok(())
 }
 
 /// After a cut the kernel tries again within a second, or four round trips where the path is slow: below its round trip
-/// every segment would be sent again for nothing.
+/// every segment would be sent again for nothing. Gives the bound, where the kernel has one.
 pub fn bound_retransmissions(fd: BorrowedFd<'_>, round_trip: Duration) -> Option<u32> {
     let ms = u32::try_from((4 * round_trip).as_millis()).unwrap_or(u32::MAX).clamp(RTO_MAX_MS.0, RTO_MAX_MS.1);
     sys::set_rto_max_ms(fd, ms).is_ok().then_some(ms)

@@ -165,6 +165,8 @@ impl fmt::Display for Ending {
             Cause::Closed => {
                 out.write_str(if self.by_peer { "the peer closed" } else { "closed" })?;
             }
+            // A plain peer knows no CLOSE.
+            Cause::Ended if self.detail.is_some() => out.write_str("the peer has ended its stream")?,
             Cause::Ended => {
                 out.write_str("the peer's process ended or was killed: its end of stream came without CLOSE")?
             }

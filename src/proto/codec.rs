@@ -1,6 +1,8 @@
 //! Framings for plain peers, which don't speak our protocol: raw bytes, lines, length-prefixed messages; and the
 //! heartbeat bytes of the protocol at hand: what to send, what to swallow.
 
+use std::ops::Range;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ByteOrder {
     Big,
@@ -91,6 +93,8 @@ pub struct Codec {
     /// Where the next message begins, and up to where no line end was found.
     head: usize,
     searched: usize,
+    /// The next message, once it is known to be whole: how long its prefix is, and itself. A raw stream has none.
+    found: Option<(usize, usize)>,
     has_ended: bool,
     heartbeats_heard: u64,
 }
@@ -116,6 +120,7 @@ impl Codec {
             buffer: Vec::new(),
             head: 0,
             searched: 0,
+            found: None,
             has_ended: false,
             heartbeats_heard: 0,
         };
@@ -189,38 +194,71 @@ impl Codec {
         self.heartbeats_heard
     }
 
-    /// The next message; of a raw stream at most `at_most` bytes. `None`: more is needed, or the stream is over.
-    pub fn read(&mut self, at_most: usize) -> Result<Option<&[u8]>, DecodeError> {
-        loop {
+    /// Whether a message can be read. Heartbeats before it are swallowed.
+    pub fn has_message(&mut self) -> Result<bool, DecodeError> {
+        while self.found.is_none() {
             let found = match self.framing {
-                Framing::Raw => {
-                    let length = self.buffered_bytes().min(at_most);
-                    (length > 0).then_some((0, length))
-                }
+                Framing::Raw => return Ok(self.buffered_bytes() > 0),
                 Framing::Lines(_) => self.find_line()?,
                 Framing::LengthPrefixed(prefix) => self.find_prefixed(prefix)?,
             };
-            let Some((prefix, length)) = found else { return Ok(None) };
+            let Some((prefix, length)) = found else { return Ok(false) };
             let start = self.head + prefix;
-            self.head = start + length;
-            self.searched = self.head;
-            if self.is_heartbeat(start) {
+            if self.is_heartbeat(start..start + length) {
                 self.heartbeats_heard += 1;
-                continue;
+                self.pass(start + length);
+            } else {
+                self.found = found;
             }
-            return Ok(Some(&self.buffer[start..self.head]));
+        }
+        Ok(true)
+    }
+
+    /// Takes the next message, of a raw stream at most `at_most` bytes; [`Codec::bytes`] has it until more comes in.
+    /// `None`: more is needed, or the stream is over.
+    pub fn take(&mut self, at_most: usize) -> Result<Option<Range<usize>>, DecodeError> {
+        if !self.has_message()? {
+            return Ok(None);
+        }
+        let (prefix, length) = self.found.take().unwrap_or_else(|| (0, self.buffered_bytes().min(at_most)));
+        let start = self.head + prefix;
+        self.pass(start + length);
+        Ok(Some(start..start + length))
+    }
+
+    #[must_use]
+    pub fn bytes(&self, range: Range<usize>) -> &[u8] {
+        &self.buffer[range]
+    }
+
+    /// [`Codec::take`] and [`Codec::bytes`] in one.
+    pub fn read(&mut self, at_most: usize) -> Result<Option<&[u8]>, DecodeError> {
+        Ok(self.take(at_most)?.map(|range| self.bytes(range)))
+    }
+
+    /// Gives an empty buffer back.
+    pub fn release_memory(&mut self) {
+        if self.buffered_bytes() == 0 {
+            self.buffer = Vec::new();
+            self.head = 0;
+            self.searched = 0;
         }
     }
 
+    fn pass(&mut self, end: usize) {
+        self.head = end;
+        self.searched = end;
+    }
+
     /// A line is compared without its end.
-    fn is_heartbeat(&self, start: usize) -> bool {
+    fn is_heartbeat(&self, range: Range<usize>) -> bool {
         let bare = |message: &'_ [u8]| -> usize {
             match self.framing {
                 Framing::Lines(_) => message.trim_ascii_end().len(),
                 Framing::Raw | Framing::LengthPrefixed(_) => message.len(),
             }
         };
-        let message = &self.buffer[start..self.head];
+        let message = &self.buffer[range];
         let message = &message[..bare(message)];
         self.heartbeat.swallow.iter().any(|swallow| swallow[..bare(swallow)] == *message)
     }

@@ -26,11 +26,15 @@ use super::handshake::{
     Credentials, HandshakeError, Hello, MAX_CLIENT_ID_BYTES, MAX_TOKEN_BYTES, Position, Resumption, Rhythm, VERSION,
     Welcome, check_limits,
 };
-use super::heartbeat::{Ages, Beat, BeatCounts, BeatError, Heartbeat, HeartbeatConfig, MAX_STATUS_BYTES, RoundTrip};
+use super::heartbeat::{
+    Ages, Beat, BeatCounts, BeatError, Heartbeat, HeartbeatConfig, MAX_STATUS_BYTES, RoundTrip, age_from_wire,
+    age_to_wire,
+};
+use super::moment::Moment;
 use super::session::{SendError, Session, SessionError};
 
 /// Waking up later than this is a pause of our own, as is a quarter of the limit (DESIGN 5).
-const PAUSE: Duration = Duration::from_millis(50);
+pub(super) const PAUSE: Duration = Duration::from_millis(50);
 /// How long we wait for the peer's FIN after its CLOSE; it has nothing left to say. Arbitrary.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -50,7 +54,7 @@ impl Default for Config {
         Self {
             heartbeat: HeartbeatConfig::default(),
             largest_message_bytes: 16 * 1024 * 1024,
-            send_buffer_bytes: 1024 * 1024,
+            send_buffer_bytes: 2 * 1024 * 1024,
             handshake_timeout: Duration::from_secs(10),
         }
     }
@@ -90,6 +94,8 @@ pub enum Action {
 /// What the program is told.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// There is a plain peer, with whom nothing has to be agreed on.
+    Connected,
     /// A client said who it is: to be answered by [`Connection::accept`] or [`Connection::refuse`].
     Hello(Box<Hello>),
     /// Messages may be sent; the server has said which session it is.
@@ -167,21 +173,21 @@ enum Phase {
     /// Data accepted before is being taken; then `close` goes.
     Draining {
         close: Box<Close>,
-        deadline: Instant,
+        deadline: Moment,
     },
     /// `close` goes at the next frame boundary.
     Leaving {
         close: Box<Close>,
-        deadline: Instant,
+        deadline: Moment,
     },
     /// CLOSE is out, we wait for the peer's FIN.
     Left {
         close: Box<Close>,
-        deadline: Instant,
+        deadline: Moment,
     },
     /// The peer said CLOSE: nothing more but FIN.
     PeerLeft {
-        deadline: Instant,
+        deadline: Moment,
     },
     /// Over. `parting` is tried once before `action`.
     Ended {
@@ -204,17 +210,61 @@ enum Slot {
     Close,
 }
 
+/// Frames that go before data, as they were at the last poll.
+#[derive(Debug)]
+struct Control {
+    bytes: Vec<u8>,
+    /// An ACK and a BEAT, or a CLOSE, each with its length.
+    slots: [Option<(Slot, usize)>; 2],
+}
+
+impl Control {
+    fn put(lane: &mut Option<Box<Self>>, slot: Slot, encode: impl FnOnce(&mut Vec<u8>)) {
+        let Self { bytes, slots } =
+            lane.get_or_insert_with(|| Box::new(Self { bytes: Vec::with_capacity(64), slots: [None; 2] })).as_mut();
+        let before = bytes.len();
+        encode(bytes);
+        if let Some(free) = slots.iter_mut().find(|slot| slot.is_none()) {
+            *free = Some((slot, bytes.len() - before));
+        }
+    }
+}
+
+/// Bytes that go before everything else.
+#[derive(Debug, Default)]
+struct Unfinished {
+    bytes: Vec<u8>,
+    written: usize,
+}
+
+/// What the two programs say of themselves; mostly nothing.
+#[derive(Debug, Default)]
+struct Statuses {
+    ours: Box<[u8]>,
+    peers: Box<[u8]>,
+}
+
+/// What a link needs only until it is open.
+#[derive(Debug)]
+struct Opening {
+    seed: u64,
+    deadline: Instant,
+    /// What the peer wishes.
+    peer: Option<Rhythm>,
+}
+
 /// What supervision knows, once the link is open.
 #[derive(Debug)]
 struct Supervision {
     heartbeat: Heartbeat,
     detector: Detector,
     evidence: Evidence,
-    last_look: Option<Instant>,
+    last_look: Option<Moment>,
     /// Something went out behind the newest beat, so that its echo doesn't speak for everything.
     sent_behind_beat: bool,
-    peer_ages: Option<(Instant, Ages)>,
-    peer_status: Box<[u8]>,
+    /// As they were on the wire, with the newest beat.
+    peer_interpreter_age: u32,
+    peer_application_age: u32,
 }
 
 impl Supervision {
@@ -227,54 +277,57 @@ impl Supervision {
     }
 
     /// While there is doubt the kernel is asked now and then: of a suspect, and when an echo is overdue.
-    fn next_look(&self, now: Instant) -> Option<Instant> {
+    fn next_look(&self) -> Option<Moment> {
         let limit = self.limit();
-        let doubt = match (self.detector.suspect_since(), self.detector.unproven(now)) {
+        let doubt = match (self.detector.suspect_since(), self.detector.unproven_since()) {
             (Some(since), _) => since,
-            (None, Some(unproven)) => now.checked_sub(unproven).unwrap_or(now) + limit / 4,
+            (None, Some(since)) => since + limit / 4,
             (None, None) => return None,
         };
         Some(self.last_look.map_or(doubt, |last| doubt.max(last + limit / 8)))
     }
 }
 
+/// There may be many thousands, and most are idle at most times: what an idle one doesn't have is behind a pointer, and
+/// times are kept small.
 #[derive(Debug)]
 pub struct Connection {
     role: Role,
     config: Arc<Config>,
-    seed: u64,
     phase: Phase,
     decoder: Decoder,
     heard_preamble: bool,
     session: Session,
-    /// What the peer wishes, until the link is open.
-    peer: Option<Box<Rhythm>>,
+    opening: Option<Box<Opening>>,
     supervision: Option<Supervision>,
-    handshake_deadline: Instant,
     /// The handshake, or the rest of a control frame that was cut short.
-    first: Vec<u8>,
-    first_written: usize,
-    control: Vec<u8>,
-    slots: Vec<(Slot, usize)>,
+    first: Option<Box<Unfinished>>,
+    control: Option<Box<Control>>,
     /// How much of `first` and of data was offered at the last poll; data that finishes a frame counts as first.
-    offered_first: usize,
+    offered_first: u32,
     data_is_first: bool,
-    events: VecDeque<Event>,
+    /// In their order, but for [`Event::Taken`], which comes with nearly every ACK.
+    #[allow(clippy::box_collection, reason = "mostly there are none")]
+    events: Option<Box<VecDeque<Event>>>,
+    was_taken: bool,
     look_wanted: bool,
     fin_wanted: bool,
     /// The deadline that was given out last.
-    armed: Option<Instant>,
-    status: Box<[u8]>,
+    armed: Option<Moment>,
+    statuses: Option<Box<Statuses>>,
     /// Somebody waits in a blocking call.
     is_waiting: bool,
     /// The program tells of its progress itself.
     tells_progress: bool,
-    last_progress: Instant,
-    interpreter_ran: Option<Instant>,
-    messages_after_close: u64,
+    last_progress: Moment,
+    interpreter_ran: Option<Moment>,
+    messages_after_close: u32,
     bytes_sent: u64,
     bytes_heard: u64,
 }
+
+/// Thousands of them idle in one process.
+const _: () = assert!(size_of::<Connection>() <= 528);
 
 // ---- making one -----------------------------------------------------------------------------------------------
 
@@ -307,8 +360,9 @@ impl Connection {
             token: introduction.token,
             session: introduction.session,
         };
-        connection.first.extend_from_slice(&PREAMBLE);
-        hello.encode(&mut connection.first);
+        let first = connection.first();
+        first.extend_from_slice(&PREAMBLE);
+        hello.encode(first);
         Ok(connection)
     }
 
@@ -328,31 +382,36 @@ impl Connection {
             phase: Phase::Handshake,
             decoder: Decoder::new(first),
             heard_preamble: false,
-            session: Session::new(config.send_buffer_bytes, config.largest_message_bytes),
-            peer: None,
+            session: Session::default(),
+            opening: Some(Box::new(Opening { seed, deadline: now + config.handshake_timeout, peer: None })),
             supervision: None,
-            handshake_deadline: now + config.handshake_timeout,
             config,
-            seed,
-            first: Vec::new(),
-            first_written: 0,
-            control: Vec::new(),
-            slots: Vec::new(),
+            first: None,
+            control: None,
             offered_first: 0,
             data_is_first: false,
-            events: VecDeque::new(),
+            events: None,
+            was_taken: false,
             look_wanted: false,
             fin_wanted: false,
             armed: None,
-            status: Box::default(),
+            statuses: None,
             is_waiting: false,
             tells_progress: false,
-            last_progress: now,
+            last_progress: now.into(),
             interpreter_ran: None,
             messages_after_close: 0,
             bytes_sent: 0,
             bytes_heard: 0,
         }
+    }
+
+    fn first(&mut self) -> &mut Vec<u8> {
+        &mut self.first.get_or_insert_default().bytes
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.events.get_or_insert_default().push_back(event);
     }
 }
 
@@ -370,7 +429,7 @@ impl Connection {
             && supervision.detector.on_bytes(now)
         {
             supervision.evidence.on_heard();
-            self.events.push_back(Event::Alive);
+            self.tell(Event::Alive);
         }
         // The decoder gives out frames that lie in its own buffer, so it is set aside meanwhile.
         let mut decoder = mem::replace(&mut self.decoder, Decoder::new(Kind::Hello));
@@ -386,7 +445,7 @@ impl Connection {
                 return Ok(());
             }
             if !self.heard_preamble && self.role == Role::Server {
-                self.first.extend_from_slice(&PREAMBLE);
+                self.first().extend_from_slice(&PREAMBLE);
             }
             self.heard_preamble = true;
         }
@@ -407,9 +466,9 @@ impl Connection {
                 Kind::DataStart | Kind::Data | Kind::DataEnd,
             ) => {
                 let was_idle = !self.session.has_untaken();
-                self.session.handle_data(frame)?;
+                self.session.handle_data(frame, self.config.largest_message_bytes)?;
                 if was_idle && self.session.has_untaken() && !self.tells_progress {
-                    self.last_progress = now;
+                    self.last_progress = now.into();
                 }
                 Ok(())
             }
@@ -425,7 +484,7 @@ impl Connection {
             }
             (Phase::Open | Phase::Draining { .. } | Phase::Leaving { .. } | Phase::Left { .. }, Kind::Ack) => {
                 if self.session.handle_ack(frame.payload())? {
-                    self.events.push_back(Event::Taken);
+                    self.was_taken = true;
                     if let Some(supervision) = &mut self.supervision {
                         supervision.detector.on_something_arrived(now);
                     }
@@ -436,7 +495,7 @@ impl Connection {
             (Phase::Open | Phase::Draining { .. } | Phase::Leaving { .. }, Kind::Beat) => self.handle_beat(now, frame),
             (Phase::Left { .. }, Kind::Beat | Kind::DataStart | Kind::Data) => Ok(()),
             (Phase::Left { .. }, Kind::DataEnd) => {
-                self.messages_after_close += 1;
+                self.messages_after_close = self.messages_after_close.saturating_add(1);
                 Ok(())
             }
             _ => Err(ProtocolError::Unexpected { kind }),
@@ -458,13 +517,13 @@ impl Connection {
             self.reject(close, detail);
             return Ok(());
         }
-        self.peer = Some(Box::new(hello.rhythm));
+        self.note_peer(hello.rhythm);
         // What HELLO says of a session that it names is void in a new one; the client's first ACK opens the window.
         let window = if hello.session.is_some() { 0 } else { hello.position.window };
         self.session.on_peer_position(Position::start(window), hello.largest_message);
         self.phase = Phase::Authenticating;
-        self.last_progress = now;
-        self.events.push_back(Event::Hello(Box::new(hello)));
+        self.last_progress = now.into();
+        self.tell(Event::Hello(Box::new(hello)));
         Ok(())
     }
 
@@ -474,7 +533,7 @@ impl Connection {
         if welcome.resumed {
             return Err(HandshakeError::NotAsked.into());
         }
-        self.peer = Some(Box::new(welcome.rhythm));
+        self.note_peer(welcome.rhythm);
         self.session.on_peer_position(welcome.position, welcome.largest_message);
         self.phase = Phase::Open;
         self.session.on_ask(true);
@@ -482,21 +541,28 @@ impl Connection {
         Ok(())
     }
 
+    fn note_peer(&mut self, rhythm: Rhythm) {
+        if let Some(opening) = &mut self.opening {
+            opening.peer = Some(rhythm);
+        }
+    }
+
     fn open(&mut self, now: Instant, welcome: &Welcome) {
-        let Some(peer) = self.peer.take() else { return };
+        let Some(opening) = self.opening.take() else { return };
+        let Opening { seed, peer: Some(peer), .. } = *opening else { return };
         let ours = self.config.heartbeat.rhythm();
         self.supervision = Some(Supervision {
-            heartbeat: Heartbeat::new(now, ours.interval_to(&peer), self.seed),
+            heartbeat: Heartbeat::new(now, ours.interval_to(&peer), seed),
             detector: Detector::new(now, peer.interval_to(&ours), ours.limit, self.config.heartbeat.detector),
             evidence: Evidence::default(),
             last_look: None,
             sent_behind_beat: false,
-            peer_ages: None,
-            peer_status: Box::default(),
+            peer_interpreter_age: age_to_wire(None),
+            peer_application_age: age_to_wire(None),
         });
-        self.last_progress = now;
+        self.last_progress = now.into();
         let Welcome { credentials, resumed, retention, .. } = *welcome;
-        self.events.push_back(Event::Opened { credentials, resumed, retention });
+        self.tell(Event::Opened { credentials, resumed, retention });
     }
 
     fn handle_beat(&mut self, now: Instant, frame: Frame<'_>) -> Result<(), ProtocolError> {
@@ -512,12 +578,13 @@ impl Connection {
             supervision.detector.on_periodic_beat(now);
         }
         let ages = Ages { interpreter: beat.interpreter_age, application: beat.application_age };
-        supervision.peer_ages = Some((now, ages));
-        if *supervision.peer_status != *beat.status {
-            supervision.peer_status = beat.status.into();
+        supervision.peer_interpreter_age = age_to_wire(ages.interpreter);
+        supervision.peer_application_age = age_to_wire(ages.application);
+        if self.statuses.as_ref().map_or(&[][..], |statuses| &statuses.peers) != beat.status {
+            self.statuses.get_or_insert_default().peers = beat.status.into();
         }
         while let Some(ping) = supervision.heartbeat.poll_pong() {
-            self.events.push_back(Event::Pong { ping, round_trip: heard.round_trip });
+            self.events.get_or_insert_default().push_back(Event::Pong { ping, round_trip: heard.round_trip });
         }
         if beat.answer {
             self.session.on_ask(false);
@@ -559,7 +626,9 @@ impl Connection {
         }
         ending.by_peer = !ended_by_us;
         ending.close = Some(close);
-        if let Phase::Left { close, .. } = mem::replace(&mut self.phase, Phase::PeerLeft { deadline: now + LINGER }) {
+        if let Phase::Left { close, .. } =
+            mem::replace(&mut self.phase, Phase::PeerLeft { deadline: (now + LINGER).into() })
+        {
             ending.cause = Cause::Closed;
             ending.given_up = None;
             ending.close = Some(*close);
@@ -567,8 +636,7 @@ impl Connection {
             self.fin_wanted = true;
         }
         // What was begun is not finished: who reads CLOSE sends nothing more.
-        self.first = Vec::new();
-        self.first_written = 0;
+        self.first = None;
         self.announce(ending);
         Ok(())
     }
@@ -634,11 +702,16 @@ impl Connection {
     /// The answer to [`Action::Look`]; `None` where the kernel can't tell.
     pub fn handle_kernel(&mut self, now: Instant, view: Option<KernelView>) {
         let Some(supervision) = &mut self.supervision else { return };
-        supervision.last_look = Some(now);
+        // Only from the second look of an outstanding time on there is something to compare with: what was acknowledged
+        // between an earlier look and its beginning is known to have arrived, and no arrival of what is outstanding now.
+        let earlier = supervision.last_look.replace(now.into());
+        let is_comparable = earlier
+            .zip(supervision.detector.unproven(now))
+            .is_some_and(|(earlier, unproven)| now.saturating_duration_since(earlier.instant()) <= unproven);
         match view.map(|view| supervision.evidence.observe(now, view)) {
             Some(Arrived::Everything) => supervision.detector.on_everything_arrived(),
-            Some(Arrived::Something) => supervision.detector.on_something_arrived(now),
-            Some(Arrived::Nothing) | None => {}
+            Some(Arrived::Something) if is_comparable => supervision.detector.on_something_arrived(now),
+            Some(Arrived::Something | Arrived::Nothing) | None => {}
         }
         self.supervise(now);
     }
@@ -658,19 +731,19 @@ impl Connection {
         self.note_time(now);
         match &self.phase {
             Phase::Handshake | Phase::Authenticating | Phase::Welcomed(_) => {
-                if now >= self.handshake_deadline {
+                if self.opening.as_ref().is_some_and(|opening| now >= opening.deadline) {
                     let detail = format!("not done within {:?}", self.config.handshake_timeout);
                     self.reject(Close::new(CloseCode::HANDSHAKE_TIMEOUT, &detail), detail);
                 }
                 return;
             }
-            Phase::Leaving { close, deadline } | Phase::Left { close, deadline } if now >= *deadline => {
+            Phase::Leaving { close, deadline } | Phase::Left { close, deadline } if now >= deadline.instant() => {
                 let parting = matches!(self.phase, Phase::Leaving { .. }).then(|| Close::clone(close));
                 let ending = self.closed(Close::clone(close));
                 self.end(ending, parting, Action::Close);
                 return;
             }
-            Phase::PeerLeft { deadline } if now >= *deadline => {
+            Phase::PeerLeft { deadline } if now >= deadline.instant() => {
                 self.phase = Phase::Ended { parting: None, action: Some(Action::Close) };
                 return;
             }
@@ -679,12 +752,13 @@ impl Connection {
         }
         self.session.handle_timeout(now);
         if let Some(supervision) = &mut self.supervision {
-            if now >= supervision.heartbeat.poll_timeout() {
+            let at = Moment::from(now);
+            if at >= supervision.heartbeat.poll_timeout() {
                 self.session.on_idle_moment(now);
                 self.decoder.release_memory();
             }
             supervision.heartbeat.handle_timeout(now);
-            if supervision.next_look(now).is_some_and(|at| now >= at) {
+            if supervision.next_look().is_some_and(|look| at >= look) {
                 self.look_wanted = true;
             }
         }
@@ -701,7 +775,7 @@ impl Connection {
         let smoothed = supervision.smoothed();
         let was_suspect = supervision.detector.suspect_since().is_some();
         let judgement = supervision.detector.judge(now, smoothed);
-        let has_looked = supervision.last_look == Some(now);
+        let has_looked = supervision.last_look == Some(now.into());
         let ending = match judgement {
             Judgement::Alive => return,
             Judgement::Suspect => {
@@ -709,7 +783,8 @@ impl Connection {
                     supervision.heartbeat.ask(now);
                     supervision.evidence.on_suspicion(now);
                     self.look_wanted = true;
-                    self.events.push_back(Event::Suspect { silence: supervision.detector.silence(now) });
+                    let silence = supervision.detector.silence(now);
+                    self.tell(Event::Suspect { silence });
                 }
                 return;
             }
@@ -740,7 +815,7 @@ impl Connection {
 
     /// A wake-up that comes too late is a pause of our own.
     fn note_time(&mut self, now: Instant) {
-        let Some(armed) = self.armed.take() else { return };
+        let Some(armed) = self.armed.take().map(Moment::instant) else { return };
         if now <= armed + PAUSE {
             return;
         }
@@ -768,7 +843,7 @@ impl Connection {
             resumed: false,
             retention,
         };
-        welcome.encode(&mut self.first);
+        welcome.encode(self.first());
         self.phase = Phase::Welcomed(Box::new(welcome));
     }
 
@@ -786,7 +861,7 @@ impl Connection {
         if !matches!(self.phase, Phase::Open) {
             return Err(SendError::NotOpen);
         }
-        self.session.send(message)
+        self.session.send(message, self.config.send_buffer_bytes)
     }
 
     /// The next whole message. It weighs on the window until it is taken.
@@ -799,7 +874,7 @@ impl Connection {
         let round_trip = self.supervision.as_ref().and_then(|supervision| supervision.heartbeat.round_trip().smoothed);
         self.session.take(now, messages, round_trip);
         if !self.tells_progress {
-            self.last_progress = now;
+            self.last_progress = now.into();
         }
     }
 
@@ -825,27 +900,27 @@ impl Connection {
         if status.len() > MAX_STATUS_BYTES {
             return false;
         }
-        self.status = status.into();
+        self.statuses.get_or_insert_default().ours = status.into();
         true
     }
 
     /// The program says that it goes forward; from the first time on nothing else counts.
     pub fn progress(&mut self, now: Instant) {
         self.tells_progress = true;
-        self.last_progress = now;
+        self.last_progress = now.into();
     }
 
     /// Whether somebody waits in a blocking call.
     pub fn set_waiting(&mut self, now: Instant, is_waiting: bool) {
         if self.is_waiting && !is_waiting && !self.tells_progress {
-            self.last_progress = now;
+            self.last_progress = now.into();
         }
         self.is_waiting = is_waiting;
     }
 
     /// When the interpreter is known to have run; `None` where nobody can know.
     pub fn set_interpreter_ran(&mut self, at: Option<Instant>) {
-        self.interpreter_ran = at;
+        self.interpreter_ran = at.map(Moment::from);
     }
 
     /// What was wanted of the process's budget ([`Connection::budget_wanted`]) is granted.
@@ -856,6 +931,7 @@ impl Connection {
     /// Says goodbye. If the session ends, what was accepted before is sent and taken first, until the deadline; if
     /// only the link does, CLOSE goes at the next frame boundary.
     pub fn close(&mut self, now: Instant, close: Close, deadline: Instant) {
+        let deadline = Moment::from(deadline);
         match &mut self.phase {
             Phase::Handshake | Phase::Authenticating | Phase::Welcomed(_) => {
                 let ending = self.closed(close.clone());
@@ -877,7 +953,7 @@ impl Connection {
 
     fn advance_closing(&mut self, now: Instant) {
         let Phase::Draining { close, deadline } = &self.phase else { return };
-        let is_over = now >= *deadline;
+        let is_over = now >= deadline.instant();
         if self.session.outbox.untaken_bytes() > 0 && !is_over {
             return;
         }
@@ -928,8 +1004,8 @@ impl Connection {
 
     fn announce(&mut self, mut ending: Ending) {
         ending.untaken_bytes = self.session.outbox.untaken_bytes() as u64;
-        ending.messages_after_close = self.messages_after_close;
-        self.events.push_back(Event::Ended(Box::new(ending)));
+        ending.messages_after_close = self.messages_after_close.into();
+        self.tell(Event::Ended(Box::new(ending)));
     }
 
     /// We were paused, and nothing that we sent since is known to have arrived.
@@ -937,10 +1013,12 @@ impl Connection {
         self.supervision.as_ref().is_some_and(|supervision| supervision.heartbeat.is_unheard_since_pause())
     }
 
-    /// An echo is overdue.
+    /// An echo is overdue. It comes after an interval and a round trip at the latest; and a peer that gives us up by the
+    /// default rule has heard nothing for two and a half, of which what it should have heard is outstanding for one and
+    /// a half at least. Between the two.
     fn is_unheard(&self, now: Instant) -> bool {
         let Some(supervision) = &self.supervision else { return false };
-        let overdue = supervision.detector.interval() * 3 / 2 + supervision.smoothed();
+        let overdue = supervision.detector.interval() * 5 / 4 + supervision.smoothed();
         supervision.detector.unproven(now).is_some_and(|unproven| unproven >= overdue)
     }
 
@@ -956,10 +1034,11 @@ impl Connection {
     /// isn't handed over is asked for again.
     #[must_use]
     pub fn poll_transmit(&mut self, now: Instant) -> Transmit<'_> {
-        self.control.clear();
-        self.slots.clear();
+        self.control = None;
         let taken = self.session.taken();
-        let put_close = |close: &Close, control: &mut Vec<u8>| Close { taken, ..close.clone() }.encode(control);
+        let put_close = |close: &Close, control: &mut Option<Box<Control>>| {
+            Control::put(control, Slot::Close, |out| Close { taken, ..close.clone() }.encode(out));
+        };
         let mut sends_data = false;
         match &self.phase {
             Phase::Handshake | Phase::Authenticating | Phase::Welcomed(_) => {}
@@ -969,11 +1048,9 @@ impl Connection {
             }
             Phase::Leaving { close, .. } => {
                 put_close(close, &mut self.control);
-                self.slots.push((Slot::Close, self.control.len()));
             }
             Phase::Ended { parting: Some(close), .. } => {
                 put_close(close, &mut self.control);
-                self.slots.push((Slot::Close, self.control.len()));
             }
             Phase::Left { .. } => {}
             Phase::PeerLeft { .. } | Phase::Ended { parting: None, .. } => {
@@ -982,25 +1059,25 @@ impl Connection {
         }
         let tail = self.session.outbox.tail().len();
         let ready = self.session.outbox.ready();
-        let (rest_of_frame, data) = ready.split_at(if self.control.is_empty() && sends_data { 0 } else { tail });
-        self.data_is_first = self.first.is_empty();
-        let first = if self.data_is_first { rest_of_frame } else { &self.first[self.first_written..] };
-        self.offered_first = first.len();
-        Transmit { first, control: &self.control, data: if sends_data { data } else { &[] } }
+        let (rest_of_frame, data) = ready.split_at(if self.control.is_none() && sends_data { 0 } else { tail });
+        self.data_is_first = self.first.is_none();
+        let first = self.first.as_ref().map_or(rest_of_frame, |first| &first.bytes[first.written..]);
+        self.offered_first = u32::try_from(first.len()).unwrap_or(u32::MAX);
+        let control = self.control.as_ref().map_or(&[][..], |control| &control.bytes);
+        Transmit { first, control, data: if sends_data { data } else { &[] } }
     }
 
     fn put_ack_and_beat(&mut self, now: Instant) {
-        if self.session.ack_is_pending() {
-            self.session.encode_ack(&mut self.control);
-            self.slots.push((Slot::Ack, self.control.len()));
+        if self.session.ack_rides(now) {
+            Control::put(&mut self.control, Slot::Ack, |out| self.session.encode_ack(out));
         }
-        let ages = self.ages(now);
+        let status = self.statuses.as_ref().map_or(&[][..], |statuses| &statuses.ours);
         if let Some(supervision) = &self.supervision
-            && let Some(beat) = supervision.heartbeat.pending_beat(now, ages, &self.status)
+            && supervision.heartbeat.is_pending()
+            && let ages = self.ages(now)
+            && let Some(beat) = supervision.heartbeat.pending_beat(now, ages, status)
         {
-            let before = self.control.len();
-            beat.encode(&mut self.control);
-            self.slots.push((Slot::Beat { sent_at: beat.sent_at }, self.control.len() - before));
+            Control::put(&mut self.control, Slot::Beat { sent_at: beat.sent_at }, |out| beat.encode(out));
         }
     }
 
@@ -1011,34 +1088,34 @@ impl Connection {
         }
         self.bytes_sent += bytes as u64;
         let mut left = bytes;
-        let of_first = left.min(self.offered_first);
+        let of_first = left.min(self.offered_first as usize);
         left -= of_first;
         if self.data_is_first {
             self.session.on_sent(of_first);
-        } else {
-            self.first_written += of_first;
-            if self.first_written == self.first.len() {
-                self.first = Vec::new();
-                self.first_written = 0;
+        } else if let Some(first) = &mut self.first {
+            first.written += of_first;
+            if first.written == first.bytes.len() {
+                self.first = None;
             }
         }
         let mut behind_beat = of_first > 0 && self.data_is_first;
-        let mut start = 0;
-        for (slot, length) in mem::take(&mut self.slots) {
-            if left == 0 {
-                break;
+        if let Some(control) = self.control.take() {
+            let mut start = 0;
+            for (slot, length) in control.slots.into_iter().flatten() {
+                if left == 0 {
+                    break;
+                }
+                let written = left.min(length);
+                left -= written;
+                if written < length {
+                    let bytes = control.bytes[start + written..start + length].to_vec();
+                    self.first = Some(Box::new(Unfinished { bytes, written: 0 }));
+                }
+                start += length;
+                behind_beat = !matches!(slot, Slot::Beat { .. });
+                self.on_control_sent(now, slot);
             }
-            let written = left.min(length);
-            left -= written;
-            if written < length {
-                self.first = self.control[start + written..start + length].to_vec();
-                self.first_written = 0;
-            }
-            start += length;
-            behind_beat = !matches!(slot, Slot::Beat { .. });
-            self.on_control_sent(now, slot);
         }
-        self.control = Vec::new();
         if left > 0 {
             self.session.on_sent(left);
             behind_beat = true;
@@ -1077,13 +1154,11 @@ impl Connection {
     pub fn is_urgent(&mut self) -> bool {
         let has_beat = self.supervision.as_ref().is_some_and(|supervision| supervision.heartbeat.is_pending());
         match self.phase {
-            Phase::Handshake | Phase::Authenticating | Phase::Welcomed(_) | Phase::Left { .. } => {
-                !self.first.is_empty()
-            }
+            Phase::Handshake | Phase::Authenticating | Phase::Welcomed(_) | Phase::Left { .. } => self.first.is_some(),
             Phase::Open | Phase::Draining { .. } => {
                 has_beat
                     || self.session.ack_is_urgent()
-                    || !self.first.is_empty()
+                    || self.first.is_some()
                     || !self.session.outbox.ready().is_empty()
             }
             Phase::Leaving { .. } => true,
@@ -1092,13 +1167,24 @@ impl Connection {
         }
     }
 
+    /// Nothing of a turn is left to be done but to write what is urgent, to tell that something was taken, and to ask for
+    /// the next deadline.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        matches!(self.phase, Phase::Open)
+            && self.events.is_none()
+            && !self.look_wanted
+            && !self.fin_wanted
+            && self.session.budget_wanted() == 0
+    }
+
     /// What the driver is to do next, after one attempt at transmitting.
     #[must_use]
     pub fn poll_action(&mut self) -> Option<Action> {
         if mem::take(&mut self.look_wanted) {
             return Some(Action::Look);
         }
-        if self.fin_wanted && self.first.is_empty() {
+        if self.fin_wanted && self.first.is_none() {
             self.fin_wanted = false;
             return Some(Action::ShutdownWrite);
         }
@@ -1113,33 +1199,38 @@ impl Connection {
 
     #[must_use]
     pub fn poll_event(&mut self) -> Option<Event> {
-        let event = self.events.pop_front();
-        if self.events.is_empty() && self.events.capacity() > 0 {
-            self.events = VecDeque::new();
+        if mem::take(&mut self.was_taken) {
+            return Some(Event::Taken);
+        }
+        let event = self.events.as_mut()?.pop_front();
+        if event.is_none() {
+            self.events = None;
         }
         event
     }
 
     /// When [`Connection::handle_timeout`] is to be called; `None`: never. It is remembered as when we shall wake.
     #[must_use]
-    pub fn poll_timeout(&mut self, now: Instant) -> Option<Instant> {
+    pub fn poll_timeout(&mut self) -> Option<Moment> {
         self.armed = match &self.phase {
-            Phase::Handshake | Phase::Authenticating | Phase::Welcomed(_) => Some(self.handshake_deadline),
+            Phase::Handshake | Phase::Authenticating | Phase::Welcomed(_) => {
+                self.opening.as_ref().map(|opening| opening.deadline.into())
+            }
             Phase::Left { deadline, .. } | Phase::PeerLeft { deadline } => Some(*deadline),
             Phase::Ended { .. } => None,
-            Phase::Open => self.next_supervision(now),
+            Phase::Open => self.next_supervision(),
             Phase::Draining { deadline, .. } | Phase::Leaving { deadline, .. } => {
-                Some(self.next_supervision(now).map_or(*deadline, |next| next.min(*deadline)))
+                Some(self.next_supervision().map_or(*deadline, |next| next.min(*deadline)))
             }
         };
         self.armed
     }
 
-    fn next_supervision(&self, now: Instant) -> Option<Instant> {
+    fn next_supervision(&self) -> Option<Moment> {
         let supervision = self.supervision.as_ref()?;
         let judge = supervision.detector.poll_timeout(supervision.smoothed());
         let mut next = judge.min(supervision.heartbeat.poll_timeout());
-        for other in [supervision.next_look(now), self.session.poll_timeout()].into_iter().flatten() {
+        for other in [supervision.next_look(), self.session.poll_timeout()].into_iter().flatten() {
             next = next.min(other);
         }
         Some(next)
@@ -1185,6 +1276,12 @@ impl Connection {
         self.session.has_message()
     }
 
+    /// How long the message is that [`Connection::read`] would give.
+    #[must_use]
+    pub fn next_length(&self) -> Option<usize> {
+        self.session.inbox.next_length()
+    }
+
     /// Bytes and messages that the peer's application isn't known to have taken.
     #[must_use]
     pub fn untaken(&self) -> (usize, u64) {
@@ -1196,26 +1293,36 @@ impl Connection {
         self.session.sent_offsets()
     }
 
+    /// Bytes of this link that the kernel took.
+    #[must_use]
+    pub fn bytes_sent(&self) -> u64 {
+        self.bytes_sent
+    }
+
     #[must_use]
     pub fn status(&self) -> &[u8] {
-        &self.status
+        self.statuses.as_ref().map_or(&[], |statuses| &statuses.ours)
     }
 
     #[must_use]
     pub fn peer_status(&self) -> &[u8] {
-        self.supervision.as_ref().map_or(&[], |supervision| &supervision.peer_status)
+        self.statuses.as_ref().map_or(&[], |statuses| &statuses.peers)
     }
 
     /// The ages that the peer told, and when.
     #[must_use]
     pub fn peer_ages(&self) -> Option<(Instant, Ages)> {
-        self.supervision.as_ref()?.peer_ages
+        let supervision = self.supervision.as_ref()?;
+        let heard = supervision.heartbeat.last_heard()?;
+        let interpreter = age_from_wire(supervision.peer_interpreter_age);
+        let application = age_from_wire(supervision.peer_application_age);
+        Some((heard, Ages { interpreter, application }))
     }
 
     /// How old our own interpreter's and application's last sign is.
     #[must_use]
     pub fn ages(&self, now: Instant) -> Ages {
-        let since = |at: Instant| now.saturating_duration_since(at);
+        let since = |at: Moment| now.saturating_duration_since(at.instant());
         let is_idle = !self.tells_progress && (self.is_waiting || !self.session.has_untaken());
         Ages {
             interpreter: self.interpreter_ran.map(since),

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::moment::{Moment, Span};
+
 /// Grace after a pause of our own, beside four round trips (DESIGN 5).
 const GRACE: Duration = Duration::from_secs(1);
 /// Phi has no end; exp() would underflow near 745. Far beyond any threshold that makes sense.
@@ -66,15 +68,15 @@ pub enum Judgement {
 #[derive(Debug)]
 pub struct Detector {
     /// The peer's effective interval.
-    interval: Duration,
-    explicit_limit: Option<Duration>,
+    interval: Span,
+    explicit_limit: Option<Span>,
     phi: Option<Box<Phi>>,
-    last_heard: Instant,
-    suspect_since: Option<Instant>,
+    last_heard: Moment,
+    suspect_since: Option<Moment>,
     /// Since when something of ours is outstanding and nothing of ours is known to have arrived.
-    unproven_since: Option<Instant>,
+    unproven_since: Option<Moment>,
     /// No verdict before: we were paused, and the peer is owed a chance to be heard.
-    grace_until: Option<Instant>,
+    grace_until: Option<Moment>,
 }
 
 impl Detector {
@@ -86,10 +88,10 @@ impl Detector {
             DetectorConfig::Phi(config) => Some(Box::new(Phi::new(config, interval))),
         };
         Self {
-            interval,
-            explicit_limit: limit,
+            interval: interval.into(),
+            explicit_limit: limit.map(Span::from),
             phi,
-            last_heard: now,
+            last_heard: now.into(),
             suspect_since: None,
             unproven_since: None,
             grace_until: None,
@@ -98,27 +100,33 @@ impl Detector {
 
     #[must_use]
     pub fn interval(&self) -> Duration {
-        self.interval
+        self.interval.duration()
     }
 
     #[must_use]
     pub fn limit(&self, smoothed_round_trip: Duration) -> Duration {
-        self.explicit_limit.unwrap_or_else(|| default_limit(self.interval, smoothed_round_trip))
+        self.explicit_limit.map_or_else(|| default_limit(self.interval(), smoothed_round_trip), Span::duration)
     }
 
     #[must_use]
     pub fn silence(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.last_heard)
+        now.saturating_duration_since(self.last_heard.instant())
     }
 
     #[must_use]
-    pub fn suspect_since(&self) -> Option<Instant> {
+    pub fn suspect_since(&self) -> Option<Moment> {
         self.suspect_since
+    }
+
+    /// Since when something of ours is outstanding and nothing of ours is known to have arrived.
+    #[must_use]
+    pub fn unproven_since(&self) -> Option<Moment> {
+        self.unproven_since
     }
 
     #[must_use]
     pub fn unproven(&self, now: Instant) -> Option<Duration> {
-        self.unproven_since.map(|since| now.saturating_duration_since(since))
+        self.unproven_since.map(|since| now.saturating_duration_since(since.instant()))
     }
 
     #[must_use]
@@ -128,7 +136,7 @@ impl Detector {
 
     /// Any byte is life. True if the peer was suspect until now.
     pub fn on_bytes(&mut self, now: Instant) -> bool {
-        self.last_heard = self.last_heard.max(now);
+        self.last_heard = self.last_heard.max(now.into());
         self.grace_until = None;
         self.suspect_since.take().is_some()
     }
@@ -142,13 +150,13 @@ impl Detector {
 
     /// Bytes of ours were handed to the kernel.
     pub fn on_sent(&mut self, now: Instant) {
-        self.unproven_since.get_or_insert(now);
+        self.unproven_since.get_or_insert(now.into());
     }
 
     /// Something of ours is known to have arrived, but not everything.
     pub fn on_something_arrived(&mut self, now: Instant) {
         if self.unproven_since.is_some() {
-            self.unproven_since = Some(now);
+            self.unproven_since = Some(now.into());
         }
     }
 
@@ -161,11 +169,11 @@ impl Detector {
     pub fn on_pause(&mut self, now: Instant, smoothed_round_trip: Duration) {
         if self.grace_until.is_none() {
             let grace = self.limit(smoothed_round_trip).min(GRACE + 4 * smoothed_round_trip);
-            self.grace_until = Some(now + grace);
+            self.grace_until = Some((now + grace).into());
         }
         // While we were paused nobody could tell us what had arrived.
         if self.unproven_since.is_some() {
-            self.unproven_since = Some(now);
+            self.unproven_since = Some(now.into());
         }
         if let Some(phi) = &mut self.phi {
             phi.on_failure();
@@ -176,11 +184,12 @@ impl Detector {
     #[must_use]
     pub fn judge(&mut self, now: Instant, smoothed_round_trip: Duration) -> Judgement {
         let limit = self.patience(smoothed_round_trip);
-        if now >= self.lost_at(smoothed_round_trip) {
+        let at = Moment::from(now);
+        if at >= self.lost_at(smoothed_round_trip) {
             return Judgement::Lost { silence: self.silence(now), limit };
         }
-        if self.suspect_since.is_none() && now >= self.suspect_at() {
-            self.suspect_since = Some(now);
+        if self.suspect_since.is_none() && at >= self.suspect_at() {
+            self.suspect_since = Some(now.into());
             if let Some(phi) = &mut self.phi {
                 phi.on_failure();
             }
@@ -189,7 +198,7 @@ impl Detector {
             return Judgement::Suspect;
         }
         match self.deaf_at(smoothed_round_trip) {
-            Some(deaf_at) if now >= deaf_at => {
+            Some(deaf_at) if at >= deaf_at => {
                 let unproven = self.unproven(now).unwrap_or_default();
                 Judgement::Deaf { unproven, limit }
             }
@@ -199,19 +208,18 @@ impl Detector {
 
     /// When [`Detector::judge`] is to be asked next.
     #[must_use]
-    pub fn poll_timeout(&self, smoothed_round_trip: Duration) -> Instant {
-        let mut next = self.lost_at(smoothed_round_trip);
-        if self.suspect_since.is_none() {
-            next = next.min(self.suspect_at());
+    pub fn poll_timeout(&self, smoothed_round_trip: Duration) -> Moment {
+        let patience = self.patience(smoothed_round_trip);
+        if self.suspect_since.is_some() {
+            return self.after_grace(self.last_heard + patience);
         }
-        match self.deaf_at(smoothed_round_trip) {
-            Some(deaf_at) => next.min(deaf_at),
-            None => next,
-        }
+        // The older of the two clocks comes first.
+        let since = self.unproven_since.map_or(self.last_heard, |since| since.min(self.last_heard));
+        self.after_grace(since + patience).min(self.suspect_at())
     }
 
-    fn suspect_at(&self) -> Instant {
-        self.last_heard + self.interval * 3 / 2
+    fn suspect_at(&self) -> Moment {
+        self.last_heard + self.interval() * 3 / 2
     }
 
     /// How much silence is borne.
@@ -222,17 +230,17 @@ impl Detector {
         }
     }
 
-    fn lost_at(&self, smoothed_round_trip: Duration) -> Instant {
+    fn lost_at(&self, smoothed_round_trip: Duration) -> Moment {
         self.after_grace(self.last_heard + self.patience(smoothed_round_trip))
     }
 
     /// Deaf is a peer that is heard; a suspect is judged by its silence, which takes no longer.
-    fn deaf_at(&self, smoothed_round_trip: Duration) -> Option<Instant> {
+    fn deaf_at(&self, smoothed_round_trip: Duration) -> Option<Moment> {
         let since = self.unproven_since.filter(|_| self.suspect_since.is_none())?;
         Some(self.after_grace(since + self.patience(smoothed_round_trip)))
     }
 
-    fn after_grace(&self, due: Instant) -> Instant {
+    fn after_grace(&self, due: Moment) -> Moment {
         self.grace_until.map_or(due, |grace| due.max(grace))
     }
 }

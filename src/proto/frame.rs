@@ -123,7 +123,7 @@ pub struct Decoder {
     /// The buffer's frame was given out; it is cleared at the next call.
     given_out: bool,
     /// Bytes to come of a frame that nobody wants.
-    skipping: usize,
+    skipping: u32,
     preamble_seen: bool,
     /// The only kind, beside CLOSE, that may come first; `None` once it came.
     first: Option<Kind>,
@@ -164,9 +164,9 @@ impl Decoder {
         }
         loop {
             if self.skipping > 0 {
-                let skipped = self.skipping.min(input.len());
+                let skipped = input.len().min(self.skipping as usize);
                 *input = &input[skipped..];
-                self.skipping -= skipped;
+                self.skipping -= skipped as u32;
             }
             if !self.buffer.is_empty() {
                 self.fill(HEADER_BYTES, input);
@@ -182,7 +182,7 @@ impl Decoder {
                     *input = &input[HEADER_BYTES..];
                 }
                 self.buffer.clear();
-                self.skipping = length;
+                self.skipping = length as u32;
                 continue;
             };
             let whole = HEADER_BYTES + length;

@@ -1,10 +1,12 @@
 //! When to beat, what was heard, and the round-trip time that follows from it.
 
+use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use super::detector::{DetectorConfig, MAX_PHI};
 use super::frame::{Fields, Kind, put_frame};
 use super::handshake::Rhythm;
+use super::moment::{Moment, Span};
 
 pub const MAX_STATUS_BYTES: usize = 1024;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -144,11 +146,11 @@ impl<'a> Beat<'a> {
     }
 }
 
-fn age_to_wire(age: Option<Duration>) -> u32 {
+pub(super) fn age_to_wire(age: Option<Duration>) -> u32 {
     age.map_or(UNKNOWN_AGE, |age| u32::try_from(age.as_millis()).unwrap_or(UNKNOWN_AGE).min(UNKNOWN_AGE - 1))
 }
 
-fn age_from_wire(ms: u32) -> Option<Duration> {
+pub(super) fn age_from_wire(ms: u32) -> Option<Duration> {
     (ms != UNKNOWN_AGE).then(|| Duration::from_millis(ms.into()))
 }
 
@@ -168,14 +170,6 @@ pub struct RoundTrip {
     /// After RFC 6298: an eighth of each new one.
     pub smoothed: Option<Duration>,
     pub least: Option<Duration>,
-}
-
-impl RoundTrip {
-    fn record(&mut self, sample: Duration) {
-        self.last = Some(sample);
-        self.smoothed = Some(self.smoothed.map_or(sample, |smoothed| (smoothed * 7 + sample) / 8));
-        self.least = Some(self.least.map_or(sample, |least| least.min(sample)));
-    }
 }
 
 /// What was counted.
@@ -200,31 +194,59 @@ pub struct Heard {
 #[derive(Debug)]
 pub struct Heartbeat {
     /// How often we send.
-    interval: Duration,
+    interval: Span,
     random: SplitMix,
-    start: Instant,
+    start: Moment,
     /// `sent_at` at `start`.
     origin: u64,
-    next_beat: Instant,
+    next_beat: Moment,
     pending: Option<Pending>,
     last_sent_at: u64,
     /// The newest of ours that the peer echoed.
     last_echo: u64,
     /// The peer's newest `sent_at`, and when it was heard.
-    to_echo: Option<(u64, Instant)>,
+    to_echo: Option<(u64, Moment)>,
     /// `sent_at` of the end of our last pause: what was sent before measures the pause.
     paused_at: u64,
-    round_trip: RoundTrip,
-    counts: BeatCounts,
-    last_ping: u64,
+    last_trip: Option<Trip>,
+    smoothed_trip: Option<Trip>,
+    least_trip: Option<Trip>,
+    /// Enough for seven years of beats at their fastest; they stand still then.
+    sent: u32,
+    heard: u32,
+    late: u32,
+    worst_lateness: Span,
+    /// Most programs never ask.
+    pings: Option<Box<Pings>>,
+}
+
+#[derive(Debug, Default)]
+struct Pings {
+    last: u64,
     /// `sent_at` of the beat that carries it, and the newest ping that it answers.
-    pings_under_way: Vec<(u64, u64)>,
+    under_way: Vec<(u64, u64)>,
+}
+
+/// A round trip in microseconds, and one; up to 71 minutes, which none takes.
+#[derive(Clone, Copy, Debug)]
+struct Trip(NonZeroU32);
+
+impl From<Duration> for Trip {
+    fn from(duration: Duration) -> Self {
+        Self(NonZeroU32::MIN.saturating_add(duration.as_micros().try_into().unwrap_or(u32::MAX)))
+    }
+}
+
+impl Trip {
+    fn duration(self) -> Duration {
+        Duration::from_micros(u64::from(self.0.get()) - 1)
+    }
 }
 
 /// The one beat that is to be sent.
 #[derive(Clone, Copy, Debug)]
 struct Pending {
-    due: Instant,
+    due: Moment,
     answer: bool,
     extra: bool,
 }
@@ -238,66 +260,90 @@ impl Heartbeat {
         let origin = 1 + (random.next() >> 2);
         let phase = interval.mul_f64(random.fraction());
         Self {
-            interval,
+            interval: interval.into(),
             random,
-            start: now,
+            start: now.into(),
             origin,
-            next_beat: now + phase,
+            next_beat: (now + phase).into(),
             pending: None,
             last_sent_at: 0,
             last_echo: 0,
             to_echo: None,
             paused_at: 0,
-            round_trip: RoundTrip::default(),
-            counts: BeatCounts::default(),
-            last_ping: 0,
-            pings_under_way: Vec::new(),
+            last_trip: None,
+            smoothed_trip: None,
+            least_trip: None,
+            sent: 0,
+            heard: 0,
+            late: 0,
+            worst_lateness: Span::ZERO,
+            pings: None,
         }
     }
 
     #[must_use]
     pub fn interval(&self) -> Duration {
-        self.interval
+        self.interval.duration()
     }
 
     #[must_use]
     pub fn round_trip(&self) -> RoundTrip {
-        self.round_trip
+        let of = |trip: Option<Trip>| trip.map(Trip::duration);
+        RoundTrip { last: of(self.last_trip), smoothed: of(self.smoothed_trip), least: of(self.least_trip) }
+    }
+
+    fn record_trip(&mut self, sample: Duration) {
+        let before = self.round_trip();
+        self.last_trip = Some(sample.into());
+        self.smoothed_trip = Some(before.smoothed.map_or(sample, |smoothed| (smoothed * 7 + sample) / 8).into());
+        self.least_trip = Some(before.least.map_or(sample, |least| least.min(sample)).into());
     }
 
     #[must_use]
     pub fn counts(&self) -> BeatCounts {
-        self.counts
+        BeatCounts {
+            sent: self.sent.into(),
+            heard: self.heard.into(),
+            late: self.late.into(),
+            worst_lateness: self.worst_lateness.duration(),
+        }
+    }
+
+    /// When the peer's newest beat was heard.
+    #[must_use]
+    pub fn last_heard(&self) -> Option<Instant> {
+        self.to_echo.map(|(_, heard)| heard.instant())
     }
 
     #[must_use]
-    pub fn poll_timeout(&self) -> Instant {
+    pub fn poll_timeout(&self) -> Moment {
         self.next_beat
     }
 
     /// Makes a beat pending if one is due. Jitter only shortens, so no interval is longer than was agreed.
     pub fn handle_timeout(&mut self, now: Instant) {
-        if now >= self.next_beat {
+        if Moment::from(now) >= self.next_beat {
             let due = self.next_beat;
-            self.next_beat = now + self.interval.mul_f64(0.75 + 0.25 * self.random.fraction());
+            self.next_beat = (now + self.interval().mul_f64(0.75 + 0.25 * self.random.fraction())).into();
             self.put(Pending { due, answer: false, extra: false });
         }
     }
 
     /// Asks the peer to beat back at once.
     pub fn ask(&mut self, now: Instant) {
-        self.put(Pending { due: now, answer: true, extra: true });
+        self.put(Pending { due: now.into(), answer: true, extra: true });
     }
 
     /// Asks, and gives the number by which [`Heartbeat::handle_beat`] will say that the answer came.
     pub fn ping(&mut self, now: Instant) -> u64 {
         self.ask(now);
-        self.last_ping += 1;
-        self.last_ping
+        let pings = self.pings.get_or_insert_default();
+        pings.last += 1;
+        pings.last
     }
 
     fn reply(&mut self, now: Instant) {
-        self.put(Pending { due: now, answer: false, extra: true });
+        self.put(Pending { due: now.into(), answer: false, extra: true });
     }
 
     /// Newer replaces older, and keeps what the older one was for.
@@ -320,7 +366,7 @@ impl Heartbeat {
     pub fn pending_beat<'a>(&self, now: Instant, ages: Ages, status: &'a [u8]) -> Option<Beat<'a>> {
         let pending = self.pending?;
         let (echo, held) = match self.to_echo {
-            Some((echo, heard)) => (echo, micros(now.saturating_duration_since(heard))),
+            Some((echo, heard)) => (echo, micros(now.saturating_duration_since(heard.instant()))),
             None => (0, 0),
         };
         Some(Beat {
@@ -339,18 +385,20 @@ impl Heartbeat {
     pub fn on_sent(&mut self, now: Instant, sent_at: u64) -> bool {
         let Some(pending) = self.pending.take() else { return false };
         self.last_sent_at = sent_at;
-        self.counts.sent += 1;
-        let lateness = now.saturating_duration_since(pending.due);
+        self.sent = self.sent.saturating_add(1);
+        let lateness = now.saturating_duration_since(pending.due.instant());
         if lateness > LATE {
-            self.counts.late += 1;
+            self.late = self.late.saturating_add(1);
         }
-        self.counts.worst_lateness = self.counts.worst_lateness.max(lateness);
-        let newest_under_way = self.pings_under_way.last().map_or(0, |(_, ping)| *ping);
-        if pending.answer && self.last_ping > newest_under_way {
-            if self.pings_under_way.len() == MAX_PINGS {
-                self.pings_under_way.pop();
+        self.worst_lateness = self.worst_lateness.max(lateness.into());
+        if pending.answer
+            && let Some(pings) = &mut self.pings
+            && pings.last > pings.under_way.last().map_or(0, |(_, ping)| *ping)
+        {
+            if pings.under_way.len() == MAX_PINGS {
+                pings.under_way.pop();
             }
-            self.pings_under_way.push((sent_at, self.last_ping));
+            pings.under_way.push((sent_at, pings.last));
         }
         pending.answer
     }
@@ -363,8 +411,8 @@ impl Heartbeat {
         if self.to_echo.is_some_and(|(newest, _)| beat.sent_at <= newest) || beat.echo < self.last_echo {
             return Err(BeatError::Backwards);
         }
-        self.counts.heard += 1;
-        self.to_echo = Some((beat.sent_at, now));
+        self.heard = self.heard.saturating_add(1);
+        self.to_echo = Some((beat.sent_at, now.into()));
         if beat.answer {
             self.reply(now);
         }
@@ -377,7 +425,7 @@ impl Heartbeat {
         // What was under way while we were paused measures the pause.
         let round_trip = there_and_back.filter(|_| beat.echo >= self.paused_at).map(Duration::from_micros);
         if let Some(sample) = round_trip {
-            self.round_trip.record(sample);
+            self.record_trip(sample);
         }
         Ok(Heard { arrived, round_trip })
     }
@@ -385,13 +433,14 @@ impl Heartbeat {
     /// A ping whose beat is known to have arrived.
     #[must_use]
     pub fn poll_pong(&mut self) -> Option<u64> {
-        let &(sent_at, ping) = self.pings_under_way.first()?;
+        let under_way = &mut self.pings.as_mut()?.under_way;
+        let &(sent_at, ping) = under_way.first()?;
         if sent_at > self.last_echo {
             return None;
         }
-        self.pings_under_way.remove(0);
-        if self.pings_under_way.is_empty() {
-            self.pings_under_way = Vec::new();
+        under_way.remove(0);
+        if under_way.is_empty() {
+            *under_way = Vec::new();
         }
         Some(ping)
     }
@@ -408,7 +457,7 @@ impl Heartbeat {
     }
 
     fn clock(&self, now: Instant) -> u64 {
-        self.origin.saturating_add(micros(now.saturating_duration_since(self.start)))
+        self.origin.saturating_add(micros(now.saturating_duration_since(self.start.instant())))
     }
 }
 

@@ -1,16 +1,23 @@
 //! What survives links: offsets, credit, what the peer hasn't taken yet, and what our program hasn't.
 
-use std::collections::VecDeque;
+use std::num::NonZeroU64;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use super::codec::EncodeError;
 use super::frame::{Fields, Frame, HEADER_BYTES, Kind, MAX_PAYLOAD_BYTES, header, put_frame, put_header};
 use super::handshake::{MIN_WINDOW_BYTES, Position};
+use super::moment::Moment;
 
 /// The window at first; it never shrinks below.
 pub const BASE_WINDOW_BYTES: u64 = 256 * 1024;
 pub const MAX_WINDOW_BYTES: u64 = 16 * 1024 * 1024;
 /// An ACK waits for company no longer than this after a take.
 const ACK_DELAY: Duration = Duration::from_millis(50);
+/// Nor does it go with company sooner than this, while less than that was taken: in a conversation of small messages it
+/// would weigh a third of each.
+const ACK_REST: Duration = Duration::from_millis(1);
+const RIPE_BYTES: u64 = 16 * 1024;
 /// A window that was grown is given back when nothing was taken for so long; arbitrary.
 const SHRINK_AFTER: Duration = Duration::from_secs(10);
 const TOTAL_BYTES: usize = 8;
@@ -65,85 +72,147 @@ pub enum SendError {
     Full { buffered: usize, bound: usize },
     #[error("the connection isn't open")]
     NotOpen,
+    /// Our end of stream is said, or about to be.
+    #[error("the sending side is shut down")]
+    ShutDown,
+    /// It doesn't fit a plain peer's framing.
+    #[error(transparent)]
+    Framing(#[from] EncodeError),
 }
 
 /// Our data on its way: wire bytes, until the peer's application took them.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Outbox {
-    bytes: Vec<u8>,
-    /// Where in `bytes` the first byte lies that isn't taken; its offset is `taken`.
-    head: usize,
     taken: u64,
-    sent: u64,
     credit: u64,
+    largest: u64,
+    /// `None` while nothing is on its way, or soon after.
+    flight: Option<Box<Flight>>,
+}
+
+/// What an idle session doesn't have, kept apart from what it does. Without one everything accepted was taken.
+#[derive(Debug)]
+struct Flight {
+    bytes: Vec<u8>,
+    /// The offset of the first of `bytes`; what was taken lies there a while longer.
+    start: u64,
+    sent: u64,
     /// A frame's start at or before `sent`.
     boundary: u64,
     /// A frame's start at or before `credit`; from there is looked how far it goes.
     allowed: u64,
     messages: u64,
-    bound: usize,
-    largest: u64,
 }
 
 impl Outbox {
-    fn new(bound: usize) -> Self {
-        Self {
-            bytes: Vec::new(),
-            head: 0,
-            taken: 0,
-            sent: 0,
-            credit: 0,
-            boundary: 0,
-            allowed: 0,
-            messages: 0,
-            bound,
-            largest: 0,
-        }
-    }
-
-    fn at(&self, offset: u64) -> usize {
-        self.head + usize::try_from(offset - self.taken).unwrap_or_default()
-    }
-
+    /// The offset behind all that was accepted.
     fn end(&self) -> u64 {
-        self.taken + (self.bytes.len() - self.head) as u64
+        self.flight.as_ref().map_or(self.taken, |flight| flight.end())
+    }
+
+    fn sent(&self) -> u64 {
+        self.flight.as_ref().map_or(self.taken, |flight| flight.sent)
     }
 
     /// Bytes that the peer's application isn't known to have taken.
     #[must_use]
     pub fn untaken_bytes(&self) -> usize {
-        self.bytes.len() - self.head
+        usize::try_from(self.end() - self.taken).unwrap_or(usize::MAX)
     }
 
     #[must_use]
     pub fn untaken_messages(&self) -> u64 {
-        self.messages
+        self.flight.as_ref().map_or(0, |flight| flight.messages)
     }
 
-    #[must_use]
-    pub fn is_all_sent(&self) -> bool {
-        self.sent == self.end()
-    }
-
-    /// Appends one message, framed; the peer's largest message and our own bound hold.
-    fn push(&mut self, message: &[u8]) -> Result<(), SendError> {
+    /// Appends one message, framed; the peer's largest message and our own `bound` hold.
+    fn push(&mut self, message: &[u8], bound: usize) -> Result<(), SendError> {
         let length = message.len() as u64;
         if length > self.largest {
             return Err(SendError::TooLarge { length, largest: self.largest });
         }
         let buffered = self.untaken_bytes();
         let wire = usize::try_from(wire_bytes(length)).unwrap_or(usize::MAX);
-        if buffered > 0 && buffered.saturating_add(wire) > self.bound {
-            return Err(SendError::Full { buffered, bound: self.bound });
+        if buffered > 0 && buffered.saturating_add(wire) > bound {
+            return Err(SendError::Full { buffered, bound });
         }
-        self.make_room(wire);
+        let flight = self.flight.get_or_insert_with(|| Box::new(Flight::new(self.taken)));
+        flight.make_room(self.taken, wire);
+        flight.push(message);
+        Ok(())
+    }
+
+    /// The rest of a frame that was cut short.
+    #[must_use]
+    pub fn tail(&mut self) -> &[u8] {
+        self.flight.as_mut().map_or(&[], |flight| flight.tail())
+    }
+
+    /// Everything unsent that credit allows, in whole frames behind the tail.
+    #[must_use]
+    pub fn ready(&mut self) -> &[u8] {
+        let credit = self.credit;
+        self.flight.as_mut().map_or(&[], |flight| flight.ready(credit))
+    }
+
+    fn on_sent(&mut self, bytes: usize) {
+        if let Some(flight) = &mut self.flight {
+            flight.sent = (flight.sent + bytes as u64).min(flight.end());
+        }
+    }
+
+    /// Takes an acknowledgement. True if something was newly taken.
+    fn handle_ack(&mut self, taken: u64, credit: u64) -> Result<bool, SessionError> {
+        let sent = self.sent();
+        if taken < self.taken {
+            return Err(SessionError::TakenBackwards { before: self.taken, taken });
+        }
+        if taken > sent {
+            return Err(SessionError::TakenBeyondSent { taken, sent });
+        }
+        if credit < self.credit {
+            return Err(SessionError::CreditBackwards { before: self.credit, credit });
+        }
+        if taken == sent && credit - taken < MIN_WINDOW_BYTES {
+            return Err(SessionError::WindowTooSmall { window: credit - taken });
+        }
+        if let Some(flight) = &mut self.flight {
+            flight.on_taken(self.taken, taken)?;
+        }
+        let progress = taken > self.taken;
+        self.taken = taken;
+        self.credit = credit;
+        Ok(progress)
+    }
+
+    fn release_memory(&mut self) {
+        if self.untaken_bytes() == 0 {
+            self.flight = None;
+        }
+    }
+}
+
+impl Flight {
+    fn new(offset: u64) -> Self {
+        Self { bytes: Vec::new(), start: offset, sent: offset, boundary: offset, allowed: offset, messages: 0 }
+    }
+
+    fn at(&self, offset: u64) -> usize {
+        usize::try_from(offset - self.start).unwrap_or_default()
+    }
+
+    fn end(&self) -> u64 {
+        self.start + self.bytes.len() as u64
+    }
+
+    fn push(&mut self, message: &[u8]) {
         if message.len() <= MAX_PAYLOAD_BYTES {
             put_header(&mut self.bytes, Kind::DataEnd, message.len());
             self.bytes.extend_from_slice(message);
         } else {
             let (first, mut rest) = message.split_at(MAX_PAYLOAD_BYTES - TOTAL_BYTES);
             put_header(&mut self.bytes, Kind::DataStart, MAX_PAYLOAD_BYTES);
-            self.bytes.extend_from_slice(&length.to_be_bytes());
+            self.bytes.extend_from_slice(&(message.len() as u64).to_be_bytes());
             self.bytes.extend_from_slice(first);
             while rest.len() > MAX_PAYLOAD_BYTES {
                 put_header(&mut self.bytes, Kind::Data, MAX_PAYLOAD_BYTES);
@@ -154,14 +223,14 @@ impl Outbox {
             self.bytes.extend_from_slice(rest);
         }
         self.messages += 1;
-        Ok(())
     }
 
     /// What was taken leaves when it is more than half: each byte moves once on average.
-    fn make_room(&mut self, more: usize) {
-        if self.head > 0 && self.bytes.len() + more > self.bytes.capacity() && self.head >= self.bytes.len() / 2 {
-            self.bytes.drain(..self.head);
-            self.head = 0;
+    fn make_room(&mut self, taken: u64, more: usize) {
+        let head = self.at(taken);
+        if head > 0 && self.bytes.len() + more > self.bytes.capacity() && head >= self.bytes.len() / 2 {
+            self.bytes.drain(..head);
+            self.start = taken;
         }
     }
 
@@ -173,7 +242,7 @@ impl Outbox {
 
     /// Moves `boundary` to the last frame's start at or before `sent`.
     fn seek_boundary(&mut self) {
-        if self.is_all_sent() {
+        if self.sent == self.end() {
             self.boundary = self.sent;
         }
         while self.boundary < self.sent {
@@ -185,9 +254,7 @@ impl Outbox {
         }
     }
 
-    /// The rest of a frame that was cut short.
-    #[must_use]
-    pub fn tail(&mut self) -> &[u8] {
+    fn tail(&mut self) -> &[u8] {
         self.seek_boundary();
         if self.boundary == self.sent {
             return &[];
@@ -195,16 +262,14 @@ impl Outbox {
         &self.bytes[self.at(self.sent)..self.at(self.frame_end(self.boundary))]
     }
 
-    /// Everything unsent that credit allows, in whole frames behind the tail.
-    #[must_use]
-    pub fn ready(&mut self) -> &[u8] {
+    fn ready(&mut self, credit: u64) -> &[u8] {
         let end = self.end();
-        if end <= self.credit {
+        if end <= credit {
             self.allowed = end;
         }
         while self.allowed < end {
             let next = self.frame_end(self.allowed);
-            if next > self.credit {
+            if next > credit {
                 break;
             }
             self.allowed = next;
@@ -212,25 +277,9 @@ impl Outbox {
         &self.bytes[self.at(self.sent)..self.at(self.allowed)]
     }
 
-    fn on_sent(&mut self, bytes: usize) {
-        self.sent = (self.sent + bytes as u64).min(self.end());
-    }
-
-    /// Takes an acknowledgement. True if something was newly taken.
-    fn handle_ack(&mut self, taken: u64, credit: u64) -> Result<bool, SessionError> {
-        if taken < self.taken {
-            return Err(SessionError::TakenBackwards { before: self.taken, taken });
-        }
-        if taken > self.sent {
-            return Err(SessionError::TakenBeyondSent { taken, sent: self.sent });
-        }
-        if credit < self.credit {
-            return Err(SessionError::CreditBackwards { before: self.credit, credit });
-        }
-        if taken == self.sent && credit - taken < MIN_WINDOW_BYTES {
-            return Err(SessionError::WindowTooSmall { window: credit - taken });
-        }
-        let (mut offset, mut messages) = (self.taken, 0);
+    /// Forgets what the peer's application took since `before`, which ends with a message.
+    fn on_taken(&mut self, before: u64, taken: u64) -> Result<(), SessionError> {
+        let (mut offset, mut messages) = (before, 0);
         while offset < taken {
             let is_last = self.bytes[self.at(offset)..].get(HEADER_BYTES - 1) == Some(&(Kind::DataEnd as u8));
             offset = self.frame_end(offset);
@@ -239,26 +288,31 @@ impl Outbox {
                 return Err(SessionError::TakenInsideMessage { taken });
             }
         }
-        let progress = taken > self.taken;
-        self.head = self.at(taken);
-        self.taken = taken;
-        self.credit = credit;
         self.boundary = self.boundary.max(taken);
         self.messages -= messages;
-        if self.head == self.bytes.len() {
-            self.head = 0;
+        if taken == self.end() {
+            self.start = taken;
             self.bytes.clear();
             if self.bytes.capacity() > KEPT_BYTES {
                 self.bytes = Vec::new();
             }
         }
-        Ok(progress)
+        Ok(())
     }
 }
 
-/// What arrived and wasn't taken: for each message its header as it came, and its bytes without further headers.
-#[derive(Debug)]
+/// What arrived and wasn't taken.
+#[derive(Debug, Default)]
 pub struct Inbox {
+    received: u64,
+    taken: u64,
+    /// `None` while nothing is here, or soon after.
+    stock: Option<Box<Stock>>,
+}
+
+/// For each message its header as it came, and its bytes without further headers.
+#[derive(Debug, Default)]
+struct Stock {
     bytes: Vec<u8>,
     /// Where the first message lies that isn't taken, and the first that wasn't read.
     taken_at: usize,
@@ -267,50 +321,87 @@ pub struct Inbox {
     complete: usize,
     /// Bytes to come of the message begun.
     missing: u64,
-    received: u64,
-    taken: u64,
-    read: VecDeque<u64>,
+    /// Whole ones that weren't read.
     messages: u64,
-    largest: u64,
 }
 
 impl Inbox {
-    fn new(largest: u64) -> Self {
-        Self {
-            bytes: Vec::new(),
-            taken_at: 0,
-            read_at: 0,
-            complete: 0,
-            missing: 0,
-            received: 0,
-            taken: 0,
-            read: VecDeque::new(),
-            messages: 0,
-            largest,
-        }
-    }
-
     #[must_use]
     pub fn buffered_bytes(&self) -> usize {
-        self.bytes.len() - self.taken_at
+        self.stock.as_ref().map_or(0, |stock| stock.bytes.len() - stock.taken_at)
     }
 
     /// Whole messages that wait to be read.
     #[must_use]
     pub fn messages(&self) -> u64 {
-        self.messages
+        self.stock.as_ref().map_or(0, |stock| stock.messages)
     }
 
-    fn push(&mut self, frame: Frame<'_>, credit: u64) -> Result<(), SessionError> {
-        let payload = frame.payload();
+    /// Of the next whole message that wasn't read.
+    #[must_use]
+    pub fn next_length(&self) -> Option<usize> {
+        let stock = self.stock.as_ref()?;
+        stock.message_at(stock.read_at).map(|message| message.len())
+    }
+
+    /// Whole messages are here that weren't taken, read or not.
+    fn has_untaken(&self) -> bool {
+        self.stock.as_ref().is_some_and(|stock| stock.taken_at < stock.complete)
+    }
+
+    fn push(&mut self, frame: Frame<'_>, credit: u64, largest: u64) -> Result<(), SessionError> {
         let end = self.received.saturating_add(frame.wire.len() as u64);
         if end > credit {
             return Err(SessionError::BeyondCredit { end, credit });
         }
+        self.stock.get_or_insert_default().push(frame, largest)?;
+        self.received = end;
+        Ok(())
+    }
+
+    /// Where the offset will be when the message begun is whole.
+    fn end_of_begun(&self) -> Option<u64> {
+        let missing = self.stock.as_ref().map_or(0, |stock| stock.missing);
+        let frames = missing.div_ceil(MAX_PAYLOAD_BYTES as u64);
+        (missing > 0).then(|| self.received.saturating_add(missing).saturating_add(frames * HEADER_BYTES as u64))
+    }
+
+    /// Once it has credit; before, a length that was only claimed costs nothing.
+    fn make_room_for_begun(&mut self) {
+        if let Some(stock) = &mut self.stock {
+            stock.bytes.reserve(usize::try_from(stock.missing).unwrap_or_default());
+        }
+    }
+
+    /// The next whole message; it stays here until it is taken.
+    fn read(&mut self) -> Option<&[u8]> {
+        self.stock.as_mut()?.read()
+    }
+
+    /// The oldest of what was read is taken; at most `messages`.
+    fn take(&mut self, messages: usize) {
+        if let Some(stock) = &mut self.stock {
+            self.taken += stock.take(messages);
+        }
+    }
+
+    fn release_memory(&mut self) {
+        if self.buffered_bytes() == 0 {
+            self.stock = None;
+        }
+    }
+}
+
+impl Stock {
+    fn push(&mut self, frame: Frame<'_>, largest: u64) -> Result<(), SessionError> {
+        let payload = frame.payload();
+        let check_length = |length| match length {
+            length if length > largest => Err(SessionError::MessageTooLarge { length, largest }),
+            _ => Ok(()),
+        };
         match frame.kind {
             Kind::DataEnd if self.missing == 0 => {
-                let length = payload.len() as u64;
-                self.check_length(length)?;
+                check_length(payload.len() as u64)?;
                 self.bytes.extend_from_slice(frame.wire);
             }
             Kind::DataStart if self.missing == 0 && payload.len() == MAX_PAYLOAD_BYTES => {
@@ -318,7 +409,7 @@ impl Inbox {
                 if total <= MAX_PAYLOAD_BYTES as u64 {
                     return Err(SessionError::Fragment);
                 }
-                self.check_length(total)?;
+                check_length(total)?;
                 self.bytes.extend_from_slice(frame.wire);
                 self.missing = total - (payload.len() - TOTAL_BYTES) as u64;
             }
@@ -332,7 +423,6 @@ impl Inbox {
             }
             _ => return Err(SessionError::Fragment),
         }
-        self.received = end;
         if self.missing == 0 {
             self.complete = self.bytes.len();
             self.messages += 1;
@@ -340,51 +430,35 @@ impl Inbox {
         Ok(())
     }
 
-    fn check_length(&self, length: u64) -> Result<(), SessionError> {
-        if length > self.largest {
-            return Err(SessionError::MessageTooLarge { length, largest: self.largest });
-        }
-        Ok(())
-    }
-
-    /// Where the offset will be when the message begun is whole.
-    fn end_of_begun(&self) -> Option<u64> {
-        let frames = self.missing.div_ceil(MAX_PAYLOAD_BYTES as u64);
-        (self.missing > 0)
-            .then(|| self.received.saturating_add(self.missing).saturating_add(frames * HEADER_BYTES as u64))
-    }
-
-    /// Once it has credit; before, a length that was only claimed costs nothing.
-    fn make_room_for_begun(&mut self) {
-        self.bytes.reserve(usize::try_from(self.missing).unwrap_or_default());
-    }
-
-    /// The next whole message; it stays here until it is taken.
-    fn read(&mut self) -> Option<&[u8]> {
-        if self.messages == 0 {
-            return None;
-        }
-        let record = &self.bytes[self.read_at..self.complete];
+    /// Where the content of the whole message lies whose header is at `start`.
+    fn message_at(&self, start: usize) -> Option<Range<usize>> {
+        let record = self.bytes.get(start..self.complete)?;
         let (length, kind) = header(record)?;
-        let (start, length) = if kind == Kind::DataStart as u8 {
+        let (head, length) = if kind == Kind::DataStart as u8 {
             let total = Fields(record.get(HEADER_BYTES..)?).u64()?;
             (HEADER_BYTES + TOTAL_BYTES, usize::try_from(total).ok()?)
         } else {
             (HEADER_BYTES, length)
         };
-        let start = self.read_at + start;
-        self.read_at = start + length;
-        self.messages -= 1;
-        self.read.push_back(length as u64);
-        Some(&self.bytes[start..self.read_at])
+        Some(start + head..start + head + length)
     }
 
-    /// The oldest of what was read is taken; at most `messages`.
-    fn take(&mut self, messages: usize) {
-        for length in self.read.drain(..messages.min(self.read.len())) {
-            let head = if length > MAX_PAYLOAD_BYTES as u64 { HEADER_BYTES + TOTAL_BYTES } else { HEADER_BYTES };
-            self.taken_at += head + usize::try_from(length).unwrap_or_default();
-            self.taken += wire_bytes(length);
+    fn read(&mut self) -> Option<&[u8]> {
+        let message = self.message_at(self.read_at)?;
+        self.read_at = message.end;
+        self.messages -= 1;
+        Some(&self.bytes[message])
+    }
+
+    /// How far the offset went by it.
+    fn take(&mut self, messages: usize) -> u64 {
+        let mut taken = 0;
+        for _ in 0..messages {
+            let Some(message) = self.message_at(self.taken_at).filter(|message| message.end <= self.read_at) else {
+                break;
+            };
+            taken += wire_bytes(message.len() as u64);
+            self.taken_at = message.end;
         }
         if self.taken_at == self.bytes.len() {
             self.bytes.clear();
@@ -398,6 +472,7 @@ impl Inbox {
             self.complete -= self.taken_at;
             self.taken_at = 0;
         }
+        taken
     }
 }
 
@@ -406,7 +481,7 @@ impl Inbox {
 enum AckDue {
     No,
     /// With whatever goes next, or then.
-    By(Instant),
+    By(Moment),
     Now,
 }
 
@@ -423,19 +498,17 @@ pub struct Session {
     /// The peer waits for what we take: the next ACK doesn't wait for company.
     eager: bool,
     /// The message begun wants credit up to here, which the process has yet to grant.
-    extension: Option<u64>,
+    extension: Option<NonZeroU64>,
     growth_wanted: bool,
     /// Since when, and from where, the present window is being taken.
-    measured_from: Option<(Instant, u64)>,
+    measured_from: Option<(Moment, u64)>,
 }
 
-impl Session {
-    /// `bound` is for what waits to be taken by the peer; `largest` for what it may send.
-    #[must_use]
-    pub fn new(bound: usize, largest: u64) -> Self {
+impl Default for Session {
+    fn default() -> Self {
         Self {
-            outbox: Outbox::new(bound),
-            inbox: Inbox::new(largest),
+            outbox: Outbox::default(),
+            inbox: Inbox::default(),
             window: BASE_WINDOW_BYTES,
             credit: BASE_WINDOW_BYTES,
             acked: 0,
@@ -446,7 +519,9 @@ impl Session {
             measured_from: None,
         }
     }
+}
 
+impl Session {
     /// What HELLO or WELCOME states.
     #[must_use]
     pub fn position(&self) -> Position {
@@ -461,18 +536,21 @@ impl Session {
         self.outbox.largest = largest;
     }
 
-    pub fn send(&mut self, message: &[u8]) -> Result<(), SendError> {
-        self.outbox.push(message)
+    /// `bound` is for what waits to be taken by the peer.
+    pub fn send(&mut self, message: &[u8], bound: usize) -> Result<(), SendError> {
+        self.outbox.push(message, bound)
     }
 
     pub fn on_sent(&mut self, bytes: usize) {
         self.outbox.on_sent(bytes);
     }
 
-    pub fn handle_data(&mut self, frame: Frame<'_>) -> Result<(), SessionError> {
-        self.inbox.push(frame, self.credit)?;
+    /// `largest` is what a message may have.
+    pub fn handle_data(&mut self, frame: Frame<'_>, largest: u64) -> Result<(), SessionError> {
+        self.inbox.push(frame, self.credit, largest)?;
         if frame.kind == Kind::DataStart {
-            self.extension = self.inbox.end_of_begun().filter(|end| *end > self.credit);
+            let end = self.inbox.end_of_begun().filter(|end| *end > self.credit);
+            self.extension = end.and_then(NonZeroU64::new);
             if self.extension.is_none() {
                 self.inbox.make_room_for_begun();
             }
@@ -502,46 +580,42 @@ impl Session {
         }
         self.measure(now, before, round_trip);
         let is_due = self.inbox.taken - self.acked >= self.window / 2;
-        let is_empty = self.inbox.taken_at == self.inbox.complete;
+        let is_empty = !self.inbox.has_untaken();
         self.ack = match self.ack {
             _ if is_due || (self.eager && is_empty) => AckDue::Now,
-            AckDue::No => AckDue::By(now + ACK_DELAY),
+            AckDue::No => AckDue::By((now + ACK_DELAY).into()),
             due => due,
         };
     }
 
     /// A whole window taken within two round trips: the path holds more than the window does.
     fn measure(&mut self, now: Instant, before: u64, round_trip: Option<Duration>) {
-        let (since, from) = *self.measured_from.get_or_insert((now, before));
+        let (since, from) = *self.measured_from.get_or_insert((now.into(), before));
         if self.inbox.taken - from < self.window {
             return;
         }
-        self.measured_from = Some((now, self.inbox.taken));
+        self.measured_from = Some((now.into(), self.inbox.taken));
         self.growth_wanted = self.window < MAX_WINDOW_BYTES
-            && round_trip.is_some_and(|round_trip| now.saturating_duration_since(since) <= 2 * round_trip);
+            && round_trip.is_some_and(|round_trip| now.saturating_duration_since(since.instant()) <= 2 * round_trip);
     }
 
     /// Gives back what an idle session doesn't need.
     pub fn on_idle_moment(&mut self, now: Instant) {
-        if self.measured_from.is_some_and(|(since, _)| now.saturating_duration_since(since) > SHRINK_AFTER) {
+        let since = self.measured_from.map(|(since, _)| since.instant());
+        if since.is_some_and(|since| now.saturating_duration_since(since) > SHRINK_AFTER) {
             self.window = BASE_WINDOW_BYTES;
             self.measured_from = None;
             self.growth_wanted = false;
         }
-        if self.inbox.bytes.is_empty() {
-            self.inbox.bytes = Vec::new();
-            self.inbox.read = VecDeque::new();
-        }
-        if self.outbox.bytes.is_empty() {
-            self.outbox.bytes = Vec::new();
-        }
+        self.inbox.release_memory();
+        self.outbox.release_memory();
     }
 
     /// Memory beyond the base window that this session would like from the process's budget.
     #[must_use]
     pub fn budget_wanted(&self) -> u64 {
         match self.extension {
-            Some(end) => end - self.credit,
+            Some(end) => end.get() - self.credit,
             None if self.growth_wanted => self.window.min(MAX_WINDOW_BYTES - self.window),
             None => 0,
         }
@@ -568,7 +642,7 @@ impl Session {
     /// What was wanted is granted, in whole.
     pub fn grant_budget(&mut self) {
         if let Some(end) = self.extension.take() {
-            self.credit = end;
+            self.credit = end.get();
             self.inbox.make_room_for_begun();
         } else if self.growth_wanted {
             self.window = (self.window * 2).min(MAX_WINDOW_BYTES);
@@ -592,13 +666,20 @@ impl Session {
         self.ack == AckDue::Now
     }
 
+    /// An ACK goes with what is being written anyway, unless one for every message of a quick conversation would.
     #[must_use]
-    pub fn ack_is_pending(&self) -> bool {
-        self.ack != AckDue::No
+    pub fn ack_rides(&self, now: Instant) -> bool {
+        match self.ack {
+            AckDue::No => false,
+            AckDue::Now => true,
+            AckDue::By(due) => {
+                now + (ACK_DELAY - ACK_REST) >= due.instant() || self.inbox.taken - self.acked >= RIPE_BYTES
+            }
+        }
     }
 
     #[must_use]
-    pub fn poll_timeout(&self) -> Option<Instant> {
+    pub fn poll_timeout(&self) -> Option<Moment> {
         match self.ack {
             AckDue::By(due) => Some(due),
             AckDue::No | AckDue::Now => None,
@@ -606,7 +687,7 @@ impl Session {
     }
 
     pub fn handle_timeout(&mut self, now: Instant) {
-        if self.poll_timeout().is_some_and(|due| now >= due) {
+        if self.poll_timeout().is_some_and(|due| now >= due.instant()) {
             self.ack = AckDue::Now;
         }
     }
@@ -615,7 +696,7 @@ impl Session {
     pub fn encode_ack(&mut self, out: &mut Vec<u8>) {
         let grown = self.inbox.taken + self.window;
         self.credit = self.credit.max(grown);
-        self.extension = self.extension.filter(|end| *end > self.credit);
+        self.extension = self.extension.filter(|end| end.get() > self.credit);
         let (taken, credit) = (self.inbox.taken, self.credit);
         put_frame(out, Kind::Ack, |out| {
             out.extend_from_slice(&taken.to_be_bytes());
@@ -640,13 +721,13 @@ impl Session {
 
     #[must_use]
     pub fn has_message(&self) -> bool {
-        self.inbox.messages > 0
+        self.inbox.messages() > 0
     }
 
     /// Whole messages that the program hasn't taken, read or not.
     #[must_use]
     pub fn has_untaken(&self) -> bool {
-        self.inbox.taken_at < self.inbox.complete
+        self.inbox.has_untaken()
     }
 
     /// Offsets of what we sent: all that was accepted, and what the peer's application took of it.

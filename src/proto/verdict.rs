@@ -17,6 +17,8 @@
 use std::num::NonZeroU8;
 use std::time::{Duration, Instant};
 
+use super::moment::{Moment, Span};
+
 /// Transmissions (an original and its repeats, or probes) that must all stay without an answer before anyone
 /// is convicted. One or two get lost on any path; the number is the usual keepalive count.
 const ATTEMPTS: u32 = 3;
@@ -220,10 +222,11 @@ impl Probing {
 /// What the last look showed, as far as the next one needs it.
 #[derive(Clone, Copy, Debug)]
 struct Look {
-    at: Instant,
+    at: Moment,
     probes: u32,
     total_retrans: u32,
-    bytes_received: u64,
+    /// The lower half: all that counts is whether it has changed.
+    bytes_received: u32,
     bare_acks_in: u32,
     data_segments_in: u32,
     out_of_order_in: u32,
@@ -242,7 +245,7 @@ struct Suspicion {
 /// Judges one connection.
 #[derive(Debug)]
 pub struct Judge {
-    limit: Duration,
+    limit: Span,
     /// The kernel's keepalive probes; `None` if it sends none.
     probing: Option<Probing>,
     last: Option<Look>,
@@ -252,15 +255,13 @@ pub struct Judge {
 impl Judge {
     #[must_use]
     pub fn new(limit: Duration) -> Self {
-        Self { limit, probing: None, last: None, suspicion: None }
+        Self { limit: limit.into(), probing: None, last: None, suspicion: None }
     }
 
-    /// With the kernel's keepalive probes known, the time of the first needn't be guessed from the looks; and where
-    /// the kernel would give up an idle path before `limit`, so does the judge, a moment earlier.
-    #[must_use]
-    pub fn with_probing(mut self, probing: Option<Probing>) -> Self {
+    /// The kernel's keepalive, as it is set now. With it known, the time of the first probe needn't be guessed from the looks;
+    /// and where the kernel would give up an idle path before `limit`, so does the judge, a moment earlier.
+    pub fn set_probing(&mut self, probing: Option<Probing>) {
         self.probing = probing;
-        self
     }
 
     /// Forgets what was counted.
@@ -274,24 +275,19 @@ impl Judge {
     pub fn suspected(&self) -> Option<(Cause, Duration)> {
         let suspicion = self.suspicion.as_ref()?;
         let deaf = suspicion.repeats.is_some_and(|repeats| repeats.count >= REPEATS);
-        let limit = suspicion.outstanding.map_or(self.limit, |outstanding| outstanding.limit);
-        Some(if deaf { (Cause::Deaf, self.limit) } else { (Cause::Unreachable, limit) })
-    }
-
-    /// The kernel's keepalive has been changed.
-    pub fn set_probing(&mut self, probing: Option<Probing>) {
-        self.probing = probing;
+        let limit = suspicion.outstanding.map_or(self.limit(), |outstanding| outstanding.limit);
+        Some(if deaf { (Cause::Deaf, self.limit()) } else { (Cause::Unreachable, limit) })
     }
 
     #[must_use]
     pub fn limit(&self) -> Duration {
-        self.limit
+        self.limit.duration()
     }
 
     /// How often a healthy connection is looked at; a suspicious one twice as often.
     #[must_use]
     pub fn period(&self) -> Duration {
-        period(self.limit)
+        period(self.limit())
     }
 
     /// When the next look is due, `now` being the time of the last one.
@@ -313,21 +309,21 @@ impl Judge {
         }
         // Samples that weren't taken prove nothing: after a gap (we were stopped, or the machine was) the
         // count starts anew, and wants something sent after it.
-        if self.last.is_some_and(|last| now.saturating_duration_since(last.at) > 2 * self.period()) {
+        if self.last.is_some_and(|last| now.saturating_duration_since(last.at.instant()) > 2 * self.period()) {
             self.start_anew();
         }
         let mut suspicion = self.suspicion.take().unwrap_or_default();
         suspicion.note_outstanding(now, sample, self.last, self);
-        suspicion.note_repeats(now, sample, self.last, self.limit);
-        let verdict = suspicion.verdict(now, sample, self.limit);
+        suspicion.note_repeats(now, sample, self.last, self.limit());
+        let verdict = suspicion.verdict(now, sample, self.limit());
         if !suspicion.is_empty() {
             self.suspicion = Some(suspicion);
         }
         self.last = Some(Look {
-            at: now,
+            at: now.into(),
             probes: sample.probes,
             total_retrans: sample.total_retrans,
-            bytes_received: sample.bytes_received,
+            bytes_received: sample.bytes_received as u32,
             bare_acks_in: sample.bare_acks_in(),
             data_segments_in: sample.data_segments_in,
             out_of_order_in: sample.out_of_order_in,
@@ -369,7 +365,7 @@ impl Suspicion {
     }
 
     fn note_outstanding(&mut self, now: Instant, sample: &Sample, last: Option<Look>, judge: &Judge) {
-        let limit = judge.limit;
+        let limit = judge.limit();
         self.probing_since = match self.probing_since {
             _ if sample.probes == 0 => None,
             Some(since) if last.is_some_and(|last| sample.probes >= last.probes) => Some(since),
@@ -404,7 +400,7 @@ impl Suspicion {
             _ => {
                 let age = match last {
                     None => Duration::ZERO,
-                    Some(last) => judge.age(sample).min(now.saturating_duration_since(last.at)),
+                    Some(last) => judge.age(sample).min(now.saturating_duration_since(last.at.instant())),
                 };
                 // What was sent again before an answer is no attempt after it.
                 let (total_retrans, timeouts, probes_before) = match last {
@@ -431,7 +427,7 @@ impl Suspicion {
     fn note_repeats(&mut self, now: Instant, sample: &Sample, last: Option<Look>, limit: Duration) {
         let Some(last) = last else { return };
         // With our window closed some systems probe it with a byte of data: a repeat that means nothing.
-        let progress = sample.bytes_received != last.bytes_received;
+        let progress = sample.bytes_received as u32 != last.bytes_received;
         // Nor is a peer deaf that answers: a repeat carries data, the answer to a probe doesn't.
         let answered = sample.bare_acks_in() != last.bare_acks_in;
         if progress || answered || sample.receive_window.is_none_or(|window| window == 0) {

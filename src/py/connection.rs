@@ -1,17 +1,19 @@
 //! `LongConnection`: a link for Python. Converts, tries what doesn't wait, and detaches for the rest.
 
+use std::mem::MaybeUninit;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use pyo3::exceptions::{PyException, PyResourceWarning, PyStopIteration, PyTimeoutError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyException, PyResourceWarning, PyStopIteration, PyTimeoutError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 
 use super::buffer::Buffer;
 use super::errors::{ended, link_error, seconds};
 use super::events::{Events, tell};
+use super::plain::{check_framed, is_told_as_empty, receive_size};
 use super::pulse;
 use super::timeout::Timeout;
 use crate::engine::link::{Attempt, Link, LinkError};
@@ -27,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const HASTE: Duration = Duration::from_secs(1);
 /// For ever, for instants.
 const AGES: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+/// A message up to this is copied out by who waits for it, before it has the interpreter back.
+pub(super) const CARRIED_BYTES: usize = 1024;
 /// Between looks at whether a signal has come, while an iterable is sent.
 const SIGNAL_CHECKS: usize = 1024;
 
@@ -91,6 +95,27 @@ impl LongConnection {
             is_owner: AtomicBool::new(is_owner),
             is_closed: AtomicBool::new(false),
             principal,
+        }
+    }
+
+    /// Calls that don't say otherwise have no timeout.
+    pub(super) fn waits_for_ever(&self) -> bool {
+        f64::from_bits(self.timeout.load(Ordering::Relaxed)).is_nan()
+    }
+
+    pub(super) fn recv_one<'py>(&self, py: Python<'py>, timeout: Timeout) -> PyResult<Bound<'py, PyBytes>> {
+        self.told(py, self.receive(py, timeout)?)
+    }
+
+    /// What was received, as `recv` tells it.
+    fn told<'py>(
+        &self,
+        py: Python<'py>,
+        received: Result<Bound<'py, PyBytes>, LinkError>,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        match received {
+            Err(error) if is_told_as_empty(&self.link, &error) => Ok(PyBytes::new(py, b"")),
+            received => received.map_err(|error| self.error(py, error)),
         }
     }
 
@@ -160,7 +185,38 @@ impl LongConnection {
     }
 
     fn receive<'py>(&self, py: Python<'py>, timeout: Timeout) -> PyResult<Result<Bound<'py, PyBytes>, LinkError>> {
-        self.take(py, timeout, |link| link.try_recv(|message| PyBytes::new(py, message)))
+        if self.link.framing().is_some() {
+            return self.take(py, timeout, |link| link.try_recv(|message| PyBytes::new(py, message)));
+        }
+        let mut deadline = Deadline::Later(timeout);
+        // Who waits brings a small message along: to take the lock for it once more would be felt.
+        let mut room = [MaybeUninit::uninit(); CARRIED_BYTES];
+        loop {
+            let take = |message: &[u8]| PyBytes::new(py, message);
+            let attempt = if timeout == Timeout::Forever || (timeout == Timeout::LeftOut && self.waits_for_ever()) {
+                self.link.try_recv_or_begin(take)
+            } else {
+                self.link.try_recv(take).map(|attempt| attempt.map(Ok))
+            };
+            let carried = match attempt {
+                Ok(Attempt::Done(Ok(message))) => return Ok(Ok(message)),
+                Ok(Attempt::Done(Err(receiving))) => py.detach(|| receiving.finish(&mut room)),
+                Ok(Attempt::Later) => {
+                    let deadline = deadline.begin(self);
+                    py.detach(|| self.link.recv_into(&mut room, deadline))
+                }
+                Err(error) => return Ok(Err(error)),
+            };
+            match carried {
+                Ok(Attempt::Done(length)) => {
+                    // SAFETY: so many bytes were copied to its front.
+                    return Ok(Ok(PyBytes::new(py, unsafe { room[..length].assume_init_ref() })));
+                }
+                Ok(Attempt::Later) => {}
+                Err(LinkError::Interrupted) => py.check_signals()?,
+                Err(error) => return Ok(Err(error)),
+            }
+        }
     }
 
     fn say_goodbye(&self, py: Python<'_>, close: Close, grace: Option<Duration>) -> PyResult<()> {
@@ -241,7 +297,7 @@ impl LongConnection {
 
     /// Send one message.
     #[pyo3(signature = (data, *, timeout = Timeout::LeftOut))]
-    fn send(&self, py: Python<'_>, data: &Bound<'_, PyAny>, timeout: Timeout) -> PyResult<()> {
+    pub(super) fn send(&self, py: Python<'_>, data: &Bound<'_, PyAny>, timeout: Timeout) -> PyResult<()> {
         self.push(py, data, &mut Deadline::Later(timeout))
     }
 
@@ -267,19 +323,20 @@ impl LongConnection {
     }
 
     /// Receive one message.
-    #[pyo3(signature = (*unwanted, timeout = Timeout::LeftOut), text_signature = "($self, /, *, timeout=...)")]
+    #[pyo3(signature = (*size, timeout = Timeout::LeftOut), text_signature = "($self, /, *size, timeout=...)")]
     fn recv<'py>(
         &self,
         py: Python<'py>,
-        unwanted: &Bound<'py, pyo3::types::PyTuple>,
+        size: &Bound<'py, pyo3::types::PyTuple>,
         timeout: Timeout,
     ) -> PyResult<Bound<'py, PyBytes>> {
-        if !unwanted.is_empty() {
-            return Err(PyTypeError::new_err(
-                "recv() takes no size: a LongConnection receives whole messages, as they were sent",
-            ));
+        match receive_size(&self.link, size)? {
+            None => self.recv_one(py, timeout),
+            Some(size) => {
+                let take = |link: &Link| link.try_recv_some(size, |bytes| PyBytes::new(py, bytes));
+                self.told(py, self.take(py, timeout, take)?)
+            }
         }
-        self.receive(py, timeout)?.map_err(|error| self.error(py, error))
     }
 
     /// Receive the messages that are there, at least one.
@@ -289,10 +346,12 @@ impl LongConnection {
             return Err(PyValueError::new_err("max_messages=0: 1 or more"));
         }
         let mut messages = Vec::new();
-        self.take(py, timeout, |link| {
+        match self.take(py, timeout, |link| {
             link.try_recv_many(max_messages, |message| messages.push(PyBytes::new(py, message)))
-        })?
-        .map_err(|error| self.error(py, error))?;
+        })? {
+            Err(error) if is_told_as_empty(&self.link, &error) => {}
+            received => drop(received.map_err(|error| self.error(py, error))?),
+        }
         PyList::new(py, messages)
     }
 
@@ -302,6 +361,7 @@ impl LongConnection {
 
     fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         self.receive(py, Timeout::LeftOut)?.map_err(|error| match &error {
+            LinkError::StreamEnded => PyStopIteration::new_err(()),
             LinkError::Ended(ending) if is_normal(ending) => PyStopIteration::new_err(()),
             _ => self.error(py, error),
         })
@@ -316,6 +376,7 @@ impl LongConnection {
     /// The round trip of a beat that the peer answers at once.
     #[pyo3(signature = (*, timeout = Timeout::LeftOut))]
     fn ping(&self, py: Python<'_>, timeout: Timeout) -> PyResult<f64> {
+        check_framed(&self.link, "ping()")?;
         Ok(self.wait(py, self.deadline(timeout), Link::ping)?.as_secs_f64())
     }
 
@@ -398,11 +459,13 @@ impl LongConnection {
     /// What our beats say to the peer.
     #[getter]
     fn status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        check_framed(&self.link, "status")?;
         Ok(PyBytes::new(py, &self.ask(py, Link::status)?))
     }
 
     #[setter]
     fn set_status(&self, py: Python<'_>, status: &Bound<'_, PyAny>) -> PyResult<()> {
+        check_framed(&self.link, "status")?;
         let status = Buffer::readable(status)?.bytes().to_vec();
         if self.ask(py, |link| link.set_status(&status))? {
             return Ok(());
@@ -413,16 +476,23 @@ impl LongConnection {
     /// What the peer's beats say.
     #[getter]
     fn peer_status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        check_framed(&self.link, "peer_status")?;
         Ok(PyBytes::new(py, &self.ask(py, Link::peer_status)?))
     }
 
     /// The program goes forward.
     fn progress(&self, py: Python<'_>) -> PyResult<()> {
+        check_framed(&self.link, "progress()")?;
         self.ask(py, Link::progress)
     }
 
     /// What is measured and counted.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        if self.link.framing().is_some() {
+            let (state, stats) = self.ask(py, |link| Ok((link.state()?, link.plain_stats()?)))?;
+            let Some(stats) = stats else { return Err(PyValueError::new_err("the connection was never open")) };
+            return super::plain::stats(py, state, &stats);
+        }
         let (state, stats, ages, peer_ages_at) = self.ask(py, |link| {
             let ages = link.peer_ages()?;
             Ok((link.state()?, link.stats()?, ages.map(|(_, ages)| ages), ages.map(|(at, _)| at)))
@@ -467,14 +537,18 @@ impl LongConnection {
     #[pyo3(signature = (code = 0, reason = "", *, timeout = Timeout::LeftOut))]
     fn close(&self, py: Python<'_>, code: u32, reason: &str, timeout: Timeout) -> PyResult<()> {
         let close = close_frame(code, reason)?;
+        if code != 0 || !reason.is_empty() {
+            check_framed(&self.link, "close() with a code or a reason")?;
+        }
         let was_closed = self.is_closed.load(Ordering::Relaxed);
         self.say_goodbye(py, close, timeout.or(Some(self.settled().unwrap_or(PATIENCE))))?;
         match self.wait_closed(py)? {
             Some(ending)
                 if !was_closed && ending.cause == Cause::Closed && !ending.by_peer && ending.untaken_bytes > 0 =>
             {
+                let whose = if self.link.framing().is_none() { "program had not taken" } else { "kernel had not got" };
                 Err(PyTimeoutError::new_err(format!(
-                    "closed, but the peer's program had not taken {} bytes in time",
+                    "closed, but the peer's {whose} {} bytes in time",
                     ending.untaken_bytes
                 )))
             }
@@ -486,11 +560,13 @@ impl LongConnection {
     #[pyo3(signature = (how, /))]
     fn shutdown(&self, py: Python<'_>, how: i32) -> PyResult<()> {
         match how {
+            libc::SHUT_WR if self.link.framing().is_some() => self.ask(py, Link::shut_down_sending),
             libc::SHUT_WR | libc::SHUT_RDWR => {
                 self.say_goodbye(py, Close::new(CloseCode::NORMAL, ""), Some(self.settled().unwrap_or(PATIENCE)))
             }
             libc::SHUT_RD => Err(PyValueError::new_err(
-                "SHUT_RD: a LongConnection always receives, for the peer's beats come the same way; close() it",
+                "SHUT_RD: a LongConnection always receives, for what tells that the peer lives comes the same way; \
+                 close() it",
             )),
             _ => Err(PyValueError::new_err(format!("how={how}: socket.SHUT_WR"))),
         }

@@ -6,7 +6,7 @@ use pyo3::exceptions::{PyOSError, PyRuntimeError, PyTimeoutError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::engine::link::{Link, LinkError};
-use crate::proto::cause::{Ending, GivenUp, Level};
+use crate::proto::cause::{Cause, Ending, GivenUp, Level};
 use crate::proto::connection::State;
 
 /// `OSError` picks the subclass by the number; the text is `strerror`'s, as the stdlib has it.
@@ -31,6 +31,11 @@ pub(super) fn seconds(value: f64) -> PyResult<std::time::Duration> {
 pub(super) fn link_error(py: Python<'_>, error: LinkError, link: &Link, was_open: bool) -> PyErr {
     match error {
         LinkError::Ended(ending) => ended(py, &ending, link, was_open).unwrap_or_else(|error| error),
+        LinkError::StreamEnded => {
+            let detail = Some("it may still be sent to".to_owned());
+            let ending = Ending { detail, ..Ending::new(Cause::Ended) };
+            ended(py, &ending, link, true).unwrap_or_else(|error| error)
+        }
         error => listener_error(py, error),
     }
 }
@@ -55,7 +60,8 @@ pub(super) fn listener_error(py: Python<'_>, error: LinkError) -> PyErr {
         LinkError::NotOpen(State::Connecting) => PyValueError::new_err("the connection isn't open yet"),
         LinkError::NotOpen(_) => closed("this side has closed the connection; connect again"),
         LinkError::Closed => closed("this server is closed"),
-        error @ LinkError::Introduction(_) => PyValueError::new_err(error.to_string()),
+        LinkError::ShutDown => os_error(&io::Error::from_raw_os_error(libc::EPIPE)),
+        error @ (LinkError::Introduction(_) | LinkError::Framing(_)) => PyValueError::new_err(error.to_string()),
         LinkError::System(error) => os_error(&error),
         // Ended has a link; Interrupted doesn't come this far.
         error => PyRuntimeError::new_err(error.to_string()),

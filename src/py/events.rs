@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 use pyo3::exceptions::PyStopIteration;
 use pyo3::prelude::*;
 
+use super::callback::call;
 use super::connection::{LongConnection, state_name};
 use super::errors::{ended, link_error, listener_error};
 use super::server::{Door, Server, wait_for_listener};
@@ -73,7 +74,7 @@ pub(super) fn tell(function: &Arc<Py<PyAny>>, link: &Weak<Link>, occurrence: &Oc
     let Some(link) = link.upgrade() else { return };
     notices::call(Box::new(move || {
         Python::try_attach(|py| {
-            let called = event(py, &link, &occurrence).and_then(|event| function.bind(py).call1((event,)));
+            let called = event(py, &link, &occurrence).and_then(|event| call(function.bind(py), (event,)));
             if let Err(error) = called {
                 error.write_unraisable(py, Some(function.bind(py)));
             }
@@ -89,7 +90,7 @@ pub(super) fn tell_of(server: &Weak<Door>, function: &Arc<Py<PyAny>>, link: &Arc
         Python::try_attach(|py| {
             let Some(door) = server.upgrade() else { return };
             let called =
-                event(py, &link, &occurrence).and_then(|event| function.bind(py).call1((door.show(py, link)?, event)));
+                event(py, &link, &occurrence).and_then(|event| call(function.bind(py), (door.show(py, link)?, event)));
             if let Err(error) = called {
                 error.write_unraisable(py, Some(function.bind(py)));
             }
@@ -104,7 +105,7 @@ fn event<'py>(py: Python<'py>, link: &Arc<Link>, occurrence: &Occurrence) -> PyR
         What::Opened | What::Alive => (State::Open, None),
         What::Suspect { .. } => (State::Suspect, None),
         What::Ended(ending) => {
-            let was_open = py.detach(|| link.agreement()).is_ok_and(|agreement| agreement.is_some());
+            let was_open = py.detach(|| link.was_open()).is_ok_and(|was_open| was_open);
             (State::Closed, Some((ending.cause.name(), ended(py, ending, link, was_open)?.into_value(py))))
         }
     };

@@ -8,6 +8,7 @@
 //! the exact class, and so it is they that check what `self` is.
 
 use std::cell::UnsafeCell;
+use std::ffi::CStr;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
@@ -43,7 +44,7 @@ pub(super) enum RecvTold {
     },
 }
 
-type Object = *mut ffi::PyObject;
+pub(super) type Object = *mut ffi::PyObject;
 
 /// CPython calls this and `send` as it calls METH_FASTCALL methods: attached, with a KeepaliveSocket, and `count`
 /// borrowed references to arguments. That is what "called as a method" means below.
@@ -85,7 +86,7 @@ unsafe extern "C" fn send(slf: Object, arguments: *mut Object, count: ffi::Py_ss
     }
 }
 
-unsafe fn slice<'a>(arguments: *mut Object, count: ffi::Py_ssize_t) -> &'a [Object] {
+pub(super) unsafe fn slice<'a>(arguments: *mut Object, count: ffi::Py_ssize_t) -> &'a [Object] {
     match usize::try_from(count) {
         // SAFETY: called as a method.
         Ok(count) if count > 0 => unsafe { std::slice::from_raw_parts(arguments, count) },
@@ -220,7 +221,7 @@ unsafe fn try_send(slf: Object, arguments: &[Object]) -> Outcome<io::Result<usiz
 
 /// `Python::detach`, without what it keeps for safe code.
 #[inline]
-unsafe fn detached<T>(work: impl FnOnce() -> T) -> T {
+pub(super) unsafe fn detached<T>(work: impl FnOnce() -> T) -> T {
     // SAFETY: called as a method, hence attached; `work` touches nothing of Python's and doesn't panic.
     unsafe {
         let state = ffi::PyEval_SaveThread();
@@ -243,7 +244,7 @@ unsafe fn general(
             let object = unsafe { Bound::from_borrowed_ptr(py, slf) };
             run(object.cast()?)
         }));
-        match result.unwrap_or_else(|_| Err(PySystemError::new_err("longconn has panicked; please report it"))) {
+        match result.unwrap_or_else(|_| Err(panicked())) {
             Ok(result) => result.into_ptr(),
             Err(error) => {
                 error.restore(py);
@@ -251,6 +252,10 @@ unsafe fn general(
             }
         }
     })
+}
+
+pub(super) fn panicked() -> PyErr {
+    PySystemError::new_err("longconn has panicked; please report it")
 }
 
 /// The mixin's method of that name, which knows all cases, and says what is wrong with arguments.
@@ -267,10 +272,36 @@ fn from_the_start<'py>(
 }
 
 /// CPython wants it at a fixed address, and only reads it.
-struct Definition(UnsafeCell<ffi::PyMethodDef>);
+pub(super) struct Definition(UnsafeCell<ffi::PyMethodDef>);
 
 // SAFETY: nobody writes to it.
 unsafe impl Sync for Definition {}
+
+impl Definition {
+    pub(super) const fn with_keywords(
+        name: &'static CStr,
+        function: ffi::PyCFunctionFastWithKeywords,
+        doc: &'static CStr,
+    ) -> Self {
+        Self(UnsafeCell::new(ffi::PyMethodDef {
+            ml_name: name.as_ptr(),
+            ml_meth: ffi::PyMethodDefPointer { PyCFunctionFastWithKeywords: function },
+            ml_flags: ffi::METH_FASTCALL | ffi::METH_KEYWORDS,
+            ml_doc: doc.as_ptr(),
+        }))
+    }
+
+    /// Makes it a method of `class`.
+    pub(super) fn add_to(&'static self, class: &Bound<'_, PyType>) -> PyResult<()> {
+        // SAFETY: attached; the definition lives for ever. A new reference, or null with an exception set.
+        let descriptor = unsafe {
+            Bound::from_owned_ptr_or_err(class.py(), ffi::PyDescr_NewMethod(class.as_type_ptr(), self.0.get()))?
+        };
+        // SAFETY: the definition isn't written to, and its name is a C string.
+        let name = unsafe { CStr::from_ptr((*self.0.get()).ml_name) };
+        class.setattr(name.to_string_lossy(), descriptor)
+    }
+}
 
 static RECV: Definition = Definition(UnsafeCell::new(ffi::PyMethodDef {
     ml_name: c"recv".as_ptr(),
@@ -289,14 +320,6 @@ static SEND: Definition = Definition(UnsafeCell::new(ffi::PyMethodDef {
 #[pyfunction]
 #[pyo3(signature = (class, /))]
 pub(super) fn add_fast_methods(class: &Bound<'_, PyType>) -> PyResult<()> {
-    let py = class.py();
     check_class(class)?;
-    for (name, definition) in [("recv", &RECV), ("send", &SEND)] {
-        // SAFETY: attached; the definition lives for ever. A new reference, or null with an exception set.
-        let descriptor = unsafe {
-            Bound::from_owned_ptr_or_err(py, ffi::PyDescr_NewMethod(class.as_type_ptr(), definition.0.get()))?
-        };
-        class.setattr(name, descriptor)?;
-    }
-    Ok(())
+    [&RECV, &SEND].into_iter().try_for_each(|definition| definition.add_to(class))
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
+use super::callback::call;
 use super::errors::{os_error, seconds};
 use super::keepalive::{borrow, keepalive};
 use crate::engine::guard::{self, Conviction, Judged, Plan, StartError};
@@ -109,7 +110,7 @@ pub(super) fn watch(
 fn callback(function: Py<PyAny>) -> Box<dyn FnOnce(Conviction) + Send> {
     Box::new(move |conviction| {
         Python::try_attach(|py| {
-            if let Err(error) = function.call1(py, told(conviction)) {
+            if let Err(error) = call(function.bind(py), told(conviction)) {
                 error.write_unraisable(py, Some(function.bind(py)));
             }
             drop(function);

@@ -1,14 +1,17 @@
 //! The Python module: converts, detaches, converts. Decisions are made further in.
 
 mod buffer;
+mod callback;
 mod connection;
 mod errors;
 mod events;
 mod fast;
+mod fast_messages;
 mod fork;
 mod guard;
 mod keepalive;
 mod notices;
+mod plain;
 mod pulse;
 mod server;
 mod socket;
@@ -38,6 +41,8 @@ mod _longconn {
     #[pymodule_export]
     use super::notices::{logging_imported, warn};
     #[pymodule_export]
+    use super::plain::open_plain_link;
+    #[pymodule_export]
     use super::server::{Messages, Server, listen};
     #[pymodule_export]
     use super::socket::SocketMixin;
@@ -47,6 +52,7 @@ mod _longconn {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         super::notices::collect();
+        super::fast_messages::add_message_methods(module.py())?;
         module.add("PLATFORM", sys::PLATFORM)?;
         module.add("KEEPALIVE_SECONDS", sys::KEEPALIVE_SECONDS)?;
         module.add("KEEPALIVE_COUNT", sys::KEEPALIVE_COUNT)?;

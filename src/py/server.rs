@@ -12,9 +12,11 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyDict};
 
 use super::buffer::Buffer;
+use super::callback::call;
 use super::connection::{LongConnection, Rhythm, close_frame, config, pair};
 use super::errors::{listener_error, os_error, seconds};
 use super::events::{Events, tell_of};
+use super::plain::{Settings, plain_peers};
 use super::pulse;
 use super::timeout::Timeout;
 use crate::engine::link::{Attempt, Link, LinkError};
@@ -292,6 +294,7 @@ impl Messages {
     fd,
     *,
     heartbeat,
+    plain,
     largest_message_bytes,
     handshake_timeout,
     max_connections,
@@ -305,6 +308,7 @@ pub(super) fn listen(
     py: Python<'_>,
     fd: RawFd,
     heartbeat: Rhythm,
+    plain: Option<Settings>,
     largest_message_bytes: u64,
     handshake_timeout: f64,
     max_connections: usize,
@@ -321,6 +325,7 @@ pub(super) fn listen(
     let asks = authenticate.is_some();
     let config = ListenerConfig {
         link: config(heartbeat, largest_message_bytes, seconds(handshake_timeout)?)?,
+        plain: plain.map(plain_peers).transpose()?.map(Arc::new),
         max_connections,
         max_per_address: max_connections_per_address,
         max_handshakes,
@@ -369,7 +374,7 @@ fn ask(py: Python<'_>, client: &Client, door: &Door) -> Result<(), String> {
     let Some(function) = function else { return Err("the server is closing".into()) };
     let token = PyBytes::new(py, &client.hello.token);
     let address = pair(client.link().peer_address());
-    match function.bind(py).call1((client.hello.client_id.as_str(), token, address)) {
+    match call(function.bind(py), (client.hello.client_id.as_str(), token, address)) {
         Ok(principal) if principal.is_none() => Err("not authorized".into()),
         Ok(principal) => match principal.cast::<PyBool>() {
             Ok(answer) if answer.is_true() => Ok(()),

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))  # lab, cases and programs are imported by name, as the processes they start do
+sys.path.insert(0, str(HERE))  # its modules are imported by name, as the processes they start do
 
-from cases import Campaign  # noqa: E402
+from campaign import Campaign  # noqa: E402
 from lab import reason_unavailable  # noqa: E402
 
 
@@ -30,10 +29,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def campaign(request: pytest.FixtureRequest):
-    """Runs the cases of all selected tests at once; they wait, mostly, so a CPU carries a dozen."""
+    """Runs the cases of all selected tests at once, as far as they don't get in each other's way."""
     parameters = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
     wanted = {(each["name"], each["protection"]) for each in parameters if "protection" in each}
-    campaign = Campaign(jobs=12 * (os.cpu_count() or 1))
+    campaign = Campaign()
     campaign.start(wanted, trace=True)
     yield campaign
     campaign.close()

@@ -90,9 +90,13 @@ class Lab:
     def __enter__(self) -> Lab:
         atexit.register(self.close)
         try:
-            for place in (*self.hosts, "router"):
-                self._namespaces[place] = _new_namespace()
-            self._lay_cables()
+            self._namespaces["router"] = _new_namespace()
+            self._run("router", "ip", "link", "set", "lo", "up")
+            for host in self.hosts:
+                self._make_host(host)
+            with self.inside("router"):
+                Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+            self._run("router", "nft", "-f", "-", stdin=self._ruleset())
         except BaseException:
             self.close()
             raise
@@ -124,21 +128,16 @@ class Lab:
         while self._namespaces:
             os.close(self._namespaces.popitem()[1])
 
-    def _lay_cables(self) -> None:
-        """Builds the network: two commands and one a host, most of them batches, as each costs a few milliseconds."""
-        wiring = "link set lo up\n"
-        for host in self.hosts:
-            # The router's plugs are named after the host at the other end.
-            wiring += f"link add {host} type veth peer name eth0 netns {self.path(host)}\n"
-            wiring += f"address add {self.gateway(host)}/24 dev {host}\nlink set {host} up\n"
+    def _make_host(self, host: str) -> None:
+        """A host and its cable: two commands, batches, as each costs a few milliseconds."""
+        self._namespaces[host] = _new_namespace()
+        # The router's plugs are named after the host at the other end.
+        wiring = f"link add {host} type veth peer name eth0 netns {self.path(host)}\n"
+        wiring += f"address add {self.gateway(host)}/24 dev {host}\nlink set {host} up\n"
         self._run("router", "ip", "-batch", "-", stdin=wiring)
-        for host in self.hosts:
-            wiring = f"link set lo up\naddress add {self.address(host)}/24 dev eth0\nlink set eth0 up\n"
-            wiring += f"route add default via {self.gateway(host)}\n"
-            self._run(host, "ip", "-batch", "-", stdin=wiring)
-        with self.inside("router"):
-            Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-        self._run("router", "nft", "-f", "-", stdin=self._ruleset())
+        wiring = f"link set lo up\naddress add {self.address(host)}/24 dev eth0\nlink set eth0 up\n"
+        wiring += f"route add default via {self.gateway(host)}\n"
+        self._run(host, "ip", "-batch", "-", stdin=wiring)
 
     def _ruleset(self) -> str:
         """The router's rules. Faults live in the chains `from-...`, ahead of connection tracking (priority -200)."""
@@ -175,6 +174,7 @@ class Lab:
         return f"{SUBNET}.{self.hosts.index(host) + 1}.2"
 
     def gateway(self, host: str) -> str:
+        """The router's IPv4 address on the host's side."""
         return f"{SUBNET}.{self.hosts.index(host) + 1}.1"
 
     def path(self, place: str) -> str:
@@ -196,9 +196,9 @@ class Lab:
         self._processes.append(process)
         return process
 
-    def pids(self) -> list[int]:
-        """Every process in the lab, but not the one that owns it."""
-        ours = {os.fstat(namespace).st_ino for namespace in self._namespaces.values()}
+    def pids(self, *places: str) -> list[int]:
+        """Every process in the lab, or in these places of it, but not the one that owns it."""
+        ours = {os.fstat(self._namespaces[place]).st_ino for place in places or self._namespaces}
         return [pid for pid in _all_pids() if pid != self._owner and _namespace_of(pid) in ours]
 
     def _run(self, place: str, *argv: str, stdin: str = "") -> str:
@@ -223,6 +223,19 @@ class Lab:
             flags = flags | IFF_UP if up else flags & ~IFF_UP
             fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sh22x", host.encode(), flags))
 
+    def power_off(self, host: str) -> None:
+        """Power cut: the cable goes first, so that neither FIN nor RST gets out, and then all that the host was."""
+        self.pull(host)
+        for pid in self.pids(host):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._run("router", "ip", "link", "delete", host)
+        os.close(self._namespaces.pop(host))
+
+    def power_on(self, host: str) -> None:
+        """Back after `power_off`: the same address and no memory, so packets of old connections are met with RST."""
+        self._make_host(host)
+
     def drop(self, *senders: str) -> None:
         """What these hosts send is lost: `drop("client")` cuts one direction, `drop()` all."""
         self._set_rule("drop", "drop", senders)
@@ -231,6 +244,11 @@ class Lab:
         """Ends `drop` for these hosts, by default for all."""
         self._set_rule("drop", None, senders)
 
+    def drop_larger(self, size: int, *senders: str) -> None:
+        """Packets of these hosts (by default of both) with more bytes than that, IP header included, are lost, as in
+        a path whose MTU nobody told; 0 ends it. A bare ACK has 72 bytes at most."""
+        self._set_rule("larger", f"ip length > {size} drop" if size else None, senders)
+
     def loss(self, percent: float, *senders: str) -> None:
         """Each packet of these hosts (by default of all) is lost with this probability; 0 ends it."""
         rule = f"numgen random mod 100000 < {round(percent * 1000)} drop" if percent else None
@@ -238,15 +256,18 @@ class Lab:
             rule = "drop"  # nft refuses a comparison that is always true
         self._set_rule("loss", rule, senders)
 
-    def rate(self, kilobits: int, *senders: str) -> None:
-        """What client and server (by default both) send each other passes at so many kilobits a second; 0 ends it."""
+    def rate(self, kilobits: int, *senders: str, queue: float = 0.05) -> None:
+        """What client and server (by default both) send each other passes at so many kilobits a second; 0 ends it.
+
+        The router's queue holds what it takes `queue` seconds to send; what finds it full is lost.
+        """
         for sender in senders or HOSTS:
             plug = HOSTS[1 - HOSTS.index(sender)]  # the queue is where the router sends it on
             with contextlib.suppress(LabError):  # there may be none yet
                 self._run("router", "tc", "qdisc", "delete", "dev", plug, "root")
             if kilobits:
-                queue = f"tbf rate {kilobits}kbit burst 16k latency 50ms"
-                self._run("router", "tc", "qdisc", "add", "dev", plug, "root", *queue.split())
+                bucket = f"tbf rate {kilobits}kbit burst 16k latency {queue * 1000:.0f}ms"
+                self._run("router", "tc", "qdisc", "add", "dev", plug, "root", *bucket.split())
 
     def forget(self) -> None:
         """The NAT loses its table: connections that stand match nothing any more, and die in silence."""
@@ -270,8 +291,10 @@ class Lab:
             os.kill(pid, signal.SIGCONT)
 
     def restore(self) -> None:
-        """Ends every fault: cables in, rules gone, processes running. What a NAT forgot stays forgotten."""
+        """Ends every fault: power on, cables in, rules gone, processes running. What a NAT forgot stays forgotten."""
         for host in self.hosts:
+            if host not in self._namespaces:
+                self.power_on(host)
             self.plug(host)
             self._rules[host].clear()
         self._write_rules()
@@ -537,6 +560,25 @@ def _try_drop(lab: Lab, pair: Pair, *senders: str) -> tuple[bool, str]:
     return (dropped, after) == (set(HOSTS) - set(senders), set(HOSTS)), seen
 
 
+def try_drop_larger(lab: Lab, pair: Pair) -> tuple[bool, str]:
+    lab.drop_larger(80, "client")
+    small = pair.arriving()
+    pair.client.sendall(bytes(100))
+    pair.server.settimeout(0.7)
+    try:
+        large = bool(pair.server.recv(100))
+    except TimeoutError:
+        large = False
+    lab.drop_larger(0)
+    pair.server.settimeout(10)
+    after = bool(pair.server.recv(100))
+    return (small, large, after) == (
+        set(HOSTS),
+        False,
+        True,
+    ), f"{_names(small)} heard; 100 bytes: {large}; after: {after}"
+
+
 def try_loss(lab: Lab, _: Pair) -> tuple[bool, str]:
     """By datagrams, which nobody sends again."""
     lab.loss(30, "client")
@@ -570,6 +612,22 @@ def try_rate(lab: Lab, pair: Pair) -> tuple[bool, str]:
         size -= len(pair.client.recv(size))
     took = time.monotonic() - start
     return 0.6 < took < 3, f"100 kB took {took:.1f} s at 800 kbit/s"
+
+
+def try_power(lab: Lab, pair: Pair) -> tuple[bool, str]:
+    """The pair's server end is in this process, which outlives the host: its socket is alone in its namespace."""
+    lab.power_off("server")
+    silent = not pair.arrives("server") and not pair.arrives("client")
+    lab.power_on("server")
+    try:
+        pair.client.settimeout(10)
+        then = repr(pair.client.recv(1))
+    except OSError as error:
+        then = type(error).__name__
+    with Pair(lab) as new:
+        fresh = new.arriving()
+    seen = f"off: silent={silent}; on again: {then}, and a new connection: {_names(fresh)} heard"
+    return (silent, then, fresh) == (True, "ConnectionResetError", set(HOSTS)), seen
 
 
 def try_forget(lab: Lab, pair: Pair) -> tuple[bool, str]:
@@ -619,8 +677,10 @@ TRIALS: dict[str, Callable[[Lab, Pair], tuple[bool, str]]] = {
     "what the client sends is dropped": try_drop_client,
     "what the server sends is dropped": try_drop_server,
     "both directions dropped": try_drop_both,
+    "what is large is dropped": try_drop_larger,
     "loss": try_loss,
     "rate": try_rate,
+    "power cut, and on again": try_power,
     "the NAT forgets": try_forget,
     "freeze and thaw": try_freeze,
 }

@@ -270,7 +270,7 @@ PROGRAMS: dict[str, Callable[[Any, Connection], object]] = {
 
 def be_told(link: Connection, host: str, address: str, protection_name: str, program: str) -> None:
     """The end that is to be told: runs the program and reports when it was told, and what it saw."""
-    _die_with_parent()
+    die_with_parent()
     protection = PROTECTIONS[protection_name]()
     if isinstance(protection, Redis):
         link.recv()  # "listening"
@@ -287,7 +287,7 @@ def be_told(link: Connection, host: str, address: str, protection_name: str, pro
     except Exception as caught:
         error = caught
     report: dict[str, Any] = {"told_at": time.monotonic()}
-    report |= _describe(error) if error else {"seen": seen, "cause": None}
+    report |= describe(error) if error else {"seen": seen, "cause": None}
     if isinstance(protection, Guarded):
         try:
             report["callback_at"], report["callback_cause"] = protection.told.get(timeout=2)
@@ -314,7 +314,7 @@ def _outcome(call: Callable[[], object]) -> str:
         return type(error).__name__
 
 
-def _describe(error: BaseException) -> dict[str, Any]:
+def describe(error: BaseException) -> dict[str, Any]:
     cause = getattr(error, "cause", None)
     return {
         "seen": type(error).__name__,
@@ -390,7 +390,7 @@ PEERS: dict[str, Callable[[socket.socket, Connection], None]] = {
 
 def be_peer(link: Connection, host: str, address: str, program: str) -> None:
     """The other end. It outlives its connections: whatever happens to them, the process stays until it is killed."""
-    _die_with_parent()
+    die_with_parent()
     if program == "redis":
         with socket.create_server((address, PORT)) as listener:
             link.send("listening")
@@ -421,7 +421,7 @@ class Talk:
 
 def be_alive(link: Connection, host: str, address: str, protection_name: str, talk: Talk, seconds: float) -> None:
     """Talks for so long, reads what is left, and reports what went through and every alarm."""
-    _die_with_parent()
+    die_with_parent()
     protection = PROTECTIONS[protection_name]()
     sock = _connection(link, host, address, protection.make)
     protection.begin(sock)
@@ -441,7 +441,7 @@ def be_alive(link: Connection, host: str, address: str, protection_name: str, ta
                 time.sleep(0.01)
             sock.shutdown(socket.SHUT_WR)
         except OSError as error:
-            errors.append(_describe(error))
+            errors.append(describe(error))
 
     def hold_gil() -> None:
         time.sleep(1)
@@ -459,7 +459,7 @@ def be_alive(link: Connection, host: str, address: str, protection_name: str, ta
             if talk.bytes_per_second is not None and time.monotonic() < end_at:
                 time.sleep(0.1)
     except OSError as error:
-        errors.append(_describe(error))
+        errors.append(describe(error))
         enough.set()
     for thread in threads:
         thread.join()
@@ -494,7 +494,7 @@ def _window_is_closed(sock: socket.socket) -> bool:
     return unacked == 0 and notsent > 0 and info[4] > 0
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """prctl(PR_SET_PDEATHSIG): a director that was killed leaves nobody behind."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if os.getppid() == 1:  # it died before we asked

@@ -190,6 +190,28 @@ def test_a_chat_tells_everyone_who_comes_speaks_leaves_and_dies(start: Starter) 
     assert anna.status() == 0
 
 
+def test_a_collector_reads_a_device_that_speaks_lines(start: Starter) -> None:
+    device = start("stdlib", "line_device.py", "127.0.0.1", 0)
+    port = device.line().split()[-1]
+    first = start("stdlib", "line_collector.py", "127.0.0.1", port, 2)
+    assert first.rest() == ["temperature 21.0", "temperature 21.1"]
+    assert first.status() == 0
+    second = start("stdlib", "line_collector.py", "127.0.0.1", port)
+    assert second.line() == "temperature 21.0"
+    device.process.send_signal(signal.SIGSTOP)  # its kernel goes on answering for it
+    assert second.rest()[-1] == "the device is lost: frozen"
+    assert second.status() == 0
+    device.process.send_signal(signal.SIGCONT)
+    third = start("stdlib", "line_collector.py", "127.0.0.1", port)
+    assert third.line() == "temperature 21.0"
+    device.process.kill()
+    assert third.rest()[-1] in (
+        "the device has closed",
+        "the device is lost: ended",
+        "the device is lost: reset",
+    )
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_long_connection_carries_message_after_message_until_the_client_closes(start: Starter, way: str) -> None:
     server, client = start.pair(way, "long", 2)

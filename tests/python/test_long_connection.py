@@ -169,6 +169,102 @@ def test_recv_takes_no_size(pair):
         pair[0].recv(1024)
 
 
+def test_send_and_recv_take_what_their_signatures_say(pair):
+    client, ours = pair
+    client.send(data=b"by name")
+    client.send(b"with a time", timeout=PATIENCE)
+    client.send(timeout=None, data=b"both by name")
+    assert [ours.recv(timeout=PATIENCE), ours.recv(), ours.recv(timeout=None)] == [
+        b"by name",
+        b"with a time",
+        b"both by name",
+    ]
+    for call in (
+        lambda: client.send(),
+        lambda: client.send(b"x", 1),
+        lambda: client.send(b"x", flags=0),
+        lambda: client.send(b"x", timeout=1, flags=0),
+        lambda: client.send(b"x", data=b"y"),
+        lambda: client.recv(size=1),
+        lambda: client.recv(1, timeout=1),
+        lambda: client.recv(timeout="soon"),
+        lambda: LongConnection.recv(ours.address),
+    ):
+        with pytest.raises(TypeError):
+            call()
+    with pytest.raises(TimeoutError):
+        client.recv(timeout=0)
+
+
+@pytest.mark.parametrize("is_bounded", [False, True])
+def test_a_conversation_of_every_size(pair, is_bounded):
+    client, ours = pair
+    for connection in pair:
+        connection.settimeout(PATIENCE if is_bounded else None)
+
+    def echo() -> None:
+        with suppress(longconn.PeerClosed):
+            while True:
+                ours.send(ours.recv())
+
+    echoing = threading.Thread(target=echo)
+    echoing.start()
+    for number in range(300):
+        message = bytes([number % 256]) * (0, 1, 64, 1024, 1025, 4092, 20_000, 200_000)[number % 8]
+        client.send(message)
+        assert client.recv() == message
+    client.close()
+    echoing.join()
+
+
+@pytest.mark.parametrize(
+    ("end", "error"),
+    [
+        (lambda _, peer: reset(peer), longconn.PeerLost),
+        (lambda _, peer: peer.close(), longconn.PeerLost),
+        (lambda _, peer: peer.sendall(frame(0x42)), longconn.ProtocolError),
+        (lambda _, __: None, longconn.PeerLost),  # it is silent
+        (lambda client, _: let_go(client), longconn.AlreadyClosed),
+    ],
+)
+def test_a_wait_without_a_timeout_in_a_conversation_ends_with_the_connection(end, error):
+    with scripted(heartbeat=QUICK) as (client, peer):
+        client.settimeout(None)
+        ended: list[BaseException] = []
+
+        def converse() -> None:
+            try:
+                while client.recv() != b"the last":
+                    client.send(b"and then?")
+                client.recv()
+            except longconn.LongConnError as error:
+                ended.append(error)
+
+        conversing = threading.Thread(target=converse)
+        conversing.start()
+        for _ in range(50):
+            peer.sendall(frame(5, b"hello"))
+        peer.sendall(frame(5, b"the last"))
+        wait_until_blocked(conversing.native_id)
+        end(client, peer)
+        conversing.join(PATIENCE)
+        assert len(ended) == 1
+        assert isinstance(ended[0], error)
+
+
+def test_a_reset_is_heard_though_nobody_reads_after_a_conversation():
+    with scripted() as (client, peer):
+        client.settimeout(None)
+        reading = threading.Thread(target=client.recv)
+        reading.start()
+        wait_until_blocked(reading.native_id)
+        peer.sendall(frame(5, b"hello"))
+        reading.join(PATIENCE)
+        reset(peer)
+        wait_until(lambda: client.state == "closed")
+        assert client.lost is Cause.RESET
+
+
 def test_a_batch_of_none_is_refused(pair):
     with pytest.raises(ValueError, match="max_messages"):
         pair[0].recv_many(0)
@@ -875,6 +971,7 @@ def struck_soon() -> Iterator[None]:
     "call",
     [
         lambda client, _: client.recv(timeout=None),
+        lambda client, _: (client.settimeout(None), client.recv()),
         lambda client, _: client.recv_many(3),
         lambda client, _: next(client),
         lambda client, _: client.wait_for("closed"),

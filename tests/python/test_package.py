@@ -58,7 +58,19 @@ def test_the_reference_names_nothing_that_is_not_there():
 
 
 @pytest.mark.parametrize(
-    "name", ["KeepaliveSocket", "Keepalive", "Heartbeat", "LongServer", "connect", "exchange", "guard"]
+    "name",
+    [
+        "KeepaliveSocket",
+        "Keepalive",
+        "Heartbeat",
+        "LengthPrefixed",
+        "Lines",
+        "LongServer",
+        "PlainHeartbeat",
+        "connect",
+        "exchange",
+        "guard",
+    ],
 )
 def test_the_references_signatures_are_the_real_ones(name):
     written = re.search(rf"`{name}(\(.*?\))`", REFERENCE.read_text())

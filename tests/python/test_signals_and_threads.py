@@ -524,6 +524,19 @@ EXITS: dict[str, str] = {
         cut_off(peer); sock.send(b"x")
         begun.wait()
     """,
+    "a callback that comes back to an interpreter that is gone": """
+        begun = threading.Event()
+        guard = longconn.guard(sock, limit=0.5, on_lost=lambda error: (begun.set(), any(iter(lambda: 0, 1))))
+        cut_off(peer); sock.send(b"x")
+        begun.wait()
+    """,
+    "the same, of a LongConnection": """
+        begun = threading.Event()
+        server = longconn.LongServer(("127.0.0.1", 0))
+        told = lambda event: (begun.set(), any(iter(lambda: 0, 1)))
+        connection = longconn.connect(server.address, on_event=told)
+        begun.wait()
+    """,
     "sockets used by what runs at exit": """
         import atexit
         def use():

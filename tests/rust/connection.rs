@@ -52,12 +52,12 @@ fn each_side_sends_at_the_lesser_want_but_never_below_its_floor() {
 fn jitter_only_shortens_and_by_a_quarter_at_most() {
     let start = Instant::now();
     let mut heartbeat = Heartbeat::new(start, ms(1000), 3);
-    let mut last = heartbeat.poll_timeout();
+    let mut last = heartbeat.poll_timeout().instant();
     assert!(last - start < ms(1000));
     let (mut least, mut most) = (ms(2000), ms(0));
     for _ in 0..10_000 {
         heartbeat.handle_timeout(last);
-        let next = heartbeat.poll_timeout();
+        let next = heartbeat.poll_timeout().instant();
         (least, most) = (least.min(next - last), most.max(next - last));
         last = next;
     }
@@ -69,7 +69,7 @@ fn jitter_only_shortens_and_by_a_quarter_at_most() {
 fn the_first_beat_comes_at_a_random_phase() {
     let start = Instant::now();
     let phases: Vec<Duration> =
-        (0..1000).map(|seed| Heartbeat::new(start, ms(1000), seed).poll_timeout() - start).collect();
+        (0..1000).map(|seed| Heartbeat::new(start, ms(1000), seed).poll_timeout().instant() - start).collect();
     for quarter in 0..4 {
         let count = phases.iter().filter(|phase| phase.as_millis() / 250 == quarter).count();
         assert!((150..350).contains(&count), "{count} in quarter {quarter}");
@@ -311,9 +311,9 @@ fn suspect_after_one_and_a_half_intervals_lost_at_the_limit() {
     let start = Instant::now();
     let mut detector = Detector::new(start, ms(1000), None, DetectorConfig::Limit);
     assert_eq!(detector.judge(start + ms(1499), ms(0)), Judgement::Alive);
-    assert_eq!(detector.poll_timeout(ms(0)), start + ms(1500));
+    assert_eq!(detector.poll_timeout(ms(0)).instant(), start + ms(1500));
     assert_eq!(detector.judge(start + ms(1500), ms(0)), Judgement::Suspect);
-    assert_eq!(detector.poll_timeout(ms(0)), start + ms(2500));
+    assert_eq!(detector.poll_timeout(ms(0)).instant(), start + ms(2500));
     assert_eq!(detector.judge(start + ms(2499), ms(0)), Judgement::Suspect);
     assert_eq!(detector.judge(start + ms(2500), ms(0)), Judgement::Lost { silence: ms(2500), limit: ms(2500) });
     assert!(detector.on_bytes(start + ms(2500)));
@@ -435,15 +435,42 @@ fn a_fault_that_swallows_what_the_kernel_acknowledged_makes_deaf_and_the_peer_sa
     assert_between(told[0].unwrap(), ms(1500), ms(2620));
 }
 
+/// Pairs whose beats fall at many phases.
+fn seeded(server: impl Fn() -> Config) -> impl Iterator<Item = Pair> {
+    (0..3000).map(move |seed| {
+        let mut pair = Pair::seeded(one_second(), server(), seed);
+        pair.run(ms(100));
+        pair
+    })
+}
+
 #[test]
 fn the_second_clock_convicts_by_itself_while_the_peer_is_heard() {
-    // The peer's limit is long: it is we who find out, though it goes on beating.
-    let mut pair = Pair::open(one_second(), with_limit(ms(1000), ms(60_000)));
-    pair.pipes[0].latency = ms(1);
-    let (pair, told) = told_after(pair, 300, |pair| pair.pipes[0].is_cut = true);
-    let ending = pair.sides[0].ending().unwrap();
-    assert_eq!((ending.cause, ending.given_up, ending.by_peer), (Cause::Deaf, None, false));
-    assert_between(told[0].unwrap(), ms(2500), ms(3700));
+    // The peer's limit is long: it is we who find out, though it goes on beating. What the kernel acknowledged before the
+    // clock began is no arrival of what is outstanding now: one interval, one limit, and no more.
+    for pair in seeded(|| with_limit(ms(1000), ms(60_000))) {
+        let (pair, told) = told_after(pair, 300, |pair| pair.pipes[0].is_cut = true);
+        let ending = pair.sides[0].ending().unwrap();
+        assert_eq!((ending.cause, ending.given_up, ending.by_peer), (Cause::Deaf, None, false));
+        assert_between(told[0].unwrap(), ms(2500), ms(3600));
+    }
+}
+
+#[test]
+fn a_peer_that_gave_us_up_by_a_mere_reset_is_known_to_have() {
+    // Its limit leaves nothing to spare for round trips.
+    for mut pair in seeded(one_second).chain(seeded(|| with_limit(ms(1000), ms(2500)))) {
+        pair.run(ms(20_000));
+        pair.pipes[0].is_cut = true;
+        while !pair.sides[1].is_over {
+            assert!(pair.step(pair.now + ms(5000)));
+        }
+        // Its CLOSE stays behind what its kernel repeats, for our acknowledgements don't arrive.
+        pair.sides[0].connection.handle_reset(pair.now + ms(10));
+        pair.turn(0);
+        let ending = pair.sides[0].ending().unwrap();
+        assert_eq!((ending.cause, ending.given_up), (Cause::Reset, Some(GivenUp::Unheard)));
+    }
 }
 
 #[test]
@@ -625,17 +652,18 @@ fn an_echo_speaks_only_for_what_was_sent_before_its_beat() {
 
 #[test]
 fn a_wake_up_that_is_late_by_more_than_a_quarter_of_the_limit_is_a_pause_of_our_own() {
-    for (late_by, given_up) in [(ms(0), None), (ms(2), Some(GivenUp::Paused))] {
+    for (late_by, is_pause) in [(ms(0), false), (ms(2), true)] {
         let mut pair = open();
         pair.run(ms(10_000));
         let connection = &mut pair.sides[0].connection;
         let tolerance = connection.stats(pair.now).unwrap().limit / 4;
-        let now = connection.poll_timeout(pair.now).unwrap() + tolerance + late_by;
+        let now = connection.poll_timeout().unwrap().instant() + tolerance + late_by;
         connection.handle_timeout(now);
         connection.handle_reset(now);
         let ending = std::iter::from_fn(|| connection.poll_event()).last();
         let Some(Event::Ended(ending)) = ending else { panic!("{ending:?}") };
-        assert_eq!(ending.given_up, given_up, "{tolerance:?} and {late_by:?} late");
+        // Whether it may have heard nothing of us meanwhile depends on the phase.
+        assert_eq!(ending.given_up == Some(GivenUp::Paused), is_pause, "{tolerance:?} and {late_by:?} late");
     }
 }
 
@@ -810,7 +838,7 @@ fn a_consumer_that_takes_nothing_bounds_the_memory_of_both_and_raises_no_alarm()
     let stats = pair.sides[1].connection.stats(pair.now).unwrap();
     assert!(stats.inbox_bytes <= 256 * 1024, "{}", stats.inbox_bytes);
     assert!(stats.inbox_bytes > 250 * 1024);
-    assert!(pair.sides[0].connection.untaken().0 <= 1024 * 1024);
+    assert!(pair.sides[0].connection.untaken().0 <= Config::default().send_buffer_bytes);
     assert!(pair.sides.iter().all(|side| side.ending().is_none()));
     pair.sides[1].takes = true;
     pair.turn(1);
@@ -857,7 +885,7 @@ fn control_frames_go_behind_at_most_the_frame_that_was_begun() {
 }
 
 #[test]
-fn an_ack_goes_at_half_the_window_or_after_50_ms_or_with_anything_else() {
+fn an_ack_goes_at_half_the_window_or_after_50_ms_or_a_little_later_with_anything_else() {
     let mut pair = open();
     pair.run(ms(200));
     pair.sides[1].takes = false;
@@ -867,8 +895,9 @@ fn an_ack_goes_at_half_the_window_or_after_50_ms_or_with_anything_else() {
     server.read().unwrap();
     server.take(pair.now, 1);
     assert!(!server.is_urgent());
-    assert_eq!(server.poll_transmit(pair.now).control.len(), 20);
-    let due = server.poll_timeout(pair.now).unwrap();
+    assert!(server.poll_transmit(pair.now + ms(1) / 2).is_empty());
+    assert_eq!(server.poll_transmit(pair.now + ms(1)).control.len(), 20);
+    let due = server.poll_timeout().unwrap().instant();
     assert!(due <= pair.now + ms(50));
     server.handle_timeout(pair.now + ms(50));
     assert!(server.is_urgent());
@@ -884,6 +913,7 @@ fn an_ack_goes_at_half_the_window_or_after_50_ms_or_with_anything_else() {
         server.read().unwrap();
         server.take(pair.now, 1);
         assert_eq!(server.is_urgent(), taken * 15_004 >= 128 * 1024, "{taken}");
+        assert_eq!(server.poll_transmit(pair.now).is_empty(), taken == 1, "less than 16 KiB rests a moment");
     }
 }
 
@@ -1000,14 +1030,6 @@ fn a_close_is_no_handshake_with_the_dead() {
     pair.run(ms(10_000));
     assert_eq!(pair.sides[0].ending().unwrap().cause, Cause::Unreachable);
     assert!(pair.sides[0].ended_at().unwrap() - start <= ms(2600));
-}
-
-// ---- cost -----------------------------------------------------------------------------------------------------
-
-#[test]
-fn an_idle_link_costs_little_more_than_a_kilobyte_and_nothing_besides() {
-    let size = size_of::<Connection>();
-    assert!(size <= 1104, "{size} bytes");
 }
 
 // ---- years and schedules --------------------------------------------------------------------------------------

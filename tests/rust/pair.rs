@@ -11,6 +11,7 @@ use longconn::proto::connection::{Action, Config, Connection, Event, Introductio
 use longconn::proto::evidence::KernelView;
 use longconn::proto::handshake::Credentials;
 use longconn::proto::heartbeat::HeartbeatConfig;
+use longconn::proto::moment::Moment;
 
 pub const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -315,7 +316,7 @@ impl Pair {
         }
         self.transmit(index);
         let side = &mut self.sides[index];
-        side.timeout = side.connection.poll_timeout(now);
+        side.timeout = side.connection.poll_timeout().map(Moment::instant);
     }
 
     fn transmit(&mut self, index: usize) {

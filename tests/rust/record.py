@@ -1,25 +1,29 @@
-"""Records TCP_INFO while real cables are pulled, for the tests of src/proto/verdict.rs.
+"""Records TCP_INFO while real cables are pulled, for the tests of src/proto/verdict.rs and evidence.rs.
 
     .venv/bin/python tests/rust/record.py [NAME ...]        (root; writes tests/rust/recorded/NAME.csv)
 
 The client's socket is sampled every 100 ms; `at_ms` counts from the cut, or from the start where nothing is cut.
-Keepalive is 1/1/127, so that the kernel doesn't end the connection before the judge would.
+Keepalive is 1/1/127, so that the kernel doesn't end the connection before the judge would; for the same reason the
+links, `link_...`, have a limit of 30 s.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import socket
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "network"))
 from lab import Lab
-from longconn import KeepaliveSocket
+from link_programs import descriptor_of
+from longconn import Heartbeat, KeepaliveSocket, _longconn, connect
 
 FIELDS = (
     "state unacked_segments probes retransmitted_segments retransmits unsent_bytes bytes_acked bytes_received "
@@ -129,13 +133,69 @@ def record(
                 info = client.tcp_info()
                 rows.append((round(at * 1000), [getattr(info, field) for field in FIELDS]))
                 wait(0.1)
+    write(name, FIELDS, rows)
+
+
+LINK_SERVER = """
+import sys
+from longconn import Heartbeat, LongServer
+with LongServer((sys.argv[1], 9000), heartbeat=Heartbeat(1.0, limit=30.0)) as server:
+    print(flush=True)
+    for message in server.accept():
+        pass
+"""
+
+
+def record_link(name: str, *, cut: Callable[[Lab, subprocess.Popen[str]], None], pause: float | None = None) -> None:
+    """A LongConnection whose client sends 1000 bytes after each `pause`, or nothing."""
+    with Lab(nat="nat" in name) as lab:
+        argv = [sys.executable, "-c", LINK_SERVER, lab.address("server")]
+        server = lab.popen("server", argv, stdout=subprocess.PIPE, text=True)
+        server.stdout.readline()
+        with lab.inside("client"):
+            link = connect((lab.address("server"), 9000), heartbeat=Heartbeat(1.0, limit=30.0))
+        sock = socket.socket(fileno=os.dup(descriptor_of(link)))
+        over = threading.Event()
+
+        def send() -> None:
+            with contextlib.suppress(OSError):
+                while not over.wait(pause):
+                    link.send(bytes(1000))
+
+        sender = threading.Thread(target=send)
+        if pause is not None:
+            sender.start()
+        rows, start, is_cut = [], time.monotonic() + 3, False
+        while (at := time.monotonic() - start) < 5:
+            if at >= 0 and not is_cut:
+                cut(lab, server)
+                is_cut, start = True, time.monotonic()
+                continue
+            # What the link has written is its own count: the kernel's `bytes_sent` also counts what it couldn't send.
+            stats = None
+            while stats is None or stats.bytes_sent != link.stats().bytes_sent:
+                stats, info = link.stats(), _longconn.tcp_info(sock.fileno())
+            row = [getattr(info, field) for field in FIELDS]
+            rows.append((round(at * 1000), [*row, stats.bytes_sent, stats.beats_sent]))
+            over.wait(0.1)
+        over.set()
+        sock.close()
+        with contextlib.suppress(OSError):
+            link.close(timeout=0.1)
+        if pause is not None:
+            sender.join()
+    write(name, (*FIELDS, "written_bytes", "beats_sent"), rows)
+
+
+def write(name: str, fields: Iterable[str], rows: Iterable[tuple[int, list[object]]]) -> None:
     kernel = ".".join(platform.release().split(".")[:2])
+    count = 0
     with open(FOLDER / f"{name}.csv", "w", encoding="ascii") as file:
         print(f"# {name}, recorded on Linux {kernel} by tests/rust/record.py", file=file)
-        print(",".join(["at_ms", *FIELDS]), file=file)
-        for at_ms, row in rows:
+        print(",".join(["at_ms", *fields]), file=file)
+        for count, (at_ms, row) in enumerate(rows, 1):  # noqa: B007
             print(",".join(map(str, [at_ms, *row])), file=file)
-    print(f"{name}: {len(rows)} samples", flush=True)
+    print(f"{name}: {count} samples", flush=True)
 
 
 def pull(lab: Lab) -> None:
@@ -173,16 +233,31 @@ RECORDINGS: dict[str, Callable[[str], None]] = {
     "receiving_slow_feed_alive": lambda name: record(name, 10, cut=None),
     "receiving_slow_feed_loss_5": lambda name: record(name, 20, cut=None, loss=5),
     "peer_fills_our_window": lambda name: record(name, 15, cut=None),
+    "link_cut": lambda name: record_link(name, cut=lambda lab, _: lab.pull("server")),
+    "link_sending_cut": lambda name: record_link(name, cut=lambda lab, _: lab.pull("server"), pause=0.02),
+    "link_flooding_cut": lambda name: record_link(name, cut=lambda lab, _: lab.pull("server"), pause=0),
+    "link_own_cable_cut": lambda name: record_link(name, cut=lambda lab, _: lab.pull("client")),
+    "link_sending_own_cable_cut": lambda name: record_link(name, cut=lambda lab, _: lab.pull("client"), pause=0.02),
+    "link_nat_forgot": lambda name: record_link(name, cut=lambda lab, _: lab.forget()),
+    "link_power_cut": lambda name: record_link(name, cut=lambda lab, _: lab.power_off("server")),
+    "link_unheard": lambda name: record_link(name, cut=lambda lab, _: lab.drop("client")),
+    "link_unanswered": lambda name: record_link(name, cut=lambda lab, _: lab.drop("server")),
+    "link_unanswered_sending": lambda name: record_link(name, cut=lambda lab, _: lab.drop("server"), pause=0.02),
+    "link_frozen": lambda name: record_link(name, cut=lambda lab, server: lab.freeze(server)),
+    "link_sending_frozen": lambda name: record_link(name, cut=lambda lab, server: lab.freeze(server), pause=0.02),
+    "link_flooding_frozen": lambda name: record_link(name, cut=lambda lab, server: lab.freeze(server), pause=0),
+    "link_larger_lost": lambda name: record_link(name, cut=lambda lab, _: lab.drop_larger(80, "client")),
 }
 
 
 def main() -> None:
     names = sys.argv[1:] or list(RECORDINGS)
-    threads = [threading.Thread(target=RECORDINGS[name], args=(name,)) for name in names]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    if len(names) == 1:
+        return RECORDINGS[names[0]](names[0])
+    # A process each: in every lab the same addresses belong to other sockets.
+    processes = [subprocess.Popen([sys.executable, __file__, name]) for name in names]
+    for process in processes:
+        process.wait()
 
 
 if __name__ == "__main__":

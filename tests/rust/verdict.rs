@@ -2,12 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests; any instant will do as an origin")]
 
-use std::collections::HashMap;
+mod recorded;
+
 use std::num::NonZeroU8;
 use std::time::{Duration, Instant};
 
 use longconn::proto::verdict::{Cause, Judge, Probing, Sample, TcpState, Verdict};
 use proptest::prelude::*;
+use recorded::rows;
 
 const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -15,40 +17,9 @@ const fn ms(ms: u64) -> Duration {
 
 // ---- recorded samples -------------------------------------------------------------------------------------------
 
-/// A recording of tests/rust/record.py: time since the cut (or the start) in milliseconds, and the sample.
+/// Milliseconds since the cut (or the start), and the sample.
 fn recording(name: &str) -> Vec<(i64, Sample)> {
-    let path = format!("{}/tests/rust/recorded/{name}.csv", env!("CARGO_MANIFEST_DIR"));
-    let text = std::fs::read_to_string(path).unwrap();
-    let mut lines = text.lines().filter(|line| !line.starts_with('#'));
-    let names: Vec<&str> = lines.next().unwrap().split(',').collect();
-    lines
-        .map(|line| {
-            let row: HashMap<&str, &str> = names.iter().copied().zip(line.split(',')).collect();
-            let number = |name: &str| row[name].parse::<u64>().unwrap();
-            let small = |name: &str| u32::try_from(number(name)).unwrap();
-            let state = (0..=12).map(TcpState::from_kernel).find(|state| state.name() == row["state"]).unwrap();
-            let sample = Sample {
-                state,
-                unacked: small("unacked_segments"),
-                probes: small("probes"),
-                total_retrans: small("retransmitted_segments"),
-                timeouts: small("retransmits"),
-                unsent: small("unsent_bytes"),
-                bytes_acked: number("bytes_acked"),
-                bytes_received: number("bytes_received"),
-                segments_in: small("segments_in"),
-                data_segments_in: small("data_segments_in"),
-                out_of_order_in: small("out_of_order_segments"),
-                send_window: Some(small("send_window_bytes")),
-                receive_window: Some(small("receive_window_bytes")),
-                since_data_sent: ms(number("last_data_sent_ms")),
-                since_data_received: ms(number("last_data_received_ms")),
-                since_ack_received: ms(number("last_ack_received_ms")),
-                round_trip: Duration::from_micros(number("round_trip_us")),
-            };
-            (row["at_ms"].parse().unwrap(), sample)
-        })
-        .collect()
+    rows(name).into_iter().map(|row| (row.at_ms, row.sample())).collect()
 }
 
 fn probing(idle_seconds: u16, interval_seconds: u16, count: u8) -> Probing {
@@ -61,7 +32,8 @@ fn judge(name: &str, limit: Duration) -> Option<(i64, Verdict)> {
     let origin = Instant::now();
     let first = rows[0].0;
     let at = |ms: i64| origin + Duration::from_millis(u64::try_from(ms - first).unwrap());
-    let mut judge = Judge::new(limit).with_probing(Some(probing(1, 1, 127)));
+    let mut judge = Judge::new(limit);
+    judge.set_probing(Some(probing(1, 1, 127)));
     let mut due = origin;
     for (row_ms, sample) in rows {
         let now = at(row_ms);
@@ -235,7 +207,8 @@ fn an_idle_path_is_not_given_up_later_than_by_the_kernel() {
         since_data_received: ms(at),
         ..quiet()
     };
-    let mut judge = Judge::new(ms(16_000)).with_probing(Some(probing(2, 1, 3)));
+    let mut judge = Judge::new(ms(16_000));
+    judge.set_probing(Some(probing(2, 1, 3)));
     let mut at = 0;
     let told = loop {
         let now = origin + ms(at);

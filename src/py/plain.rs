@@ -1,0 +1,154 @@
+//! Plain peers for Python: what is to be said about them, and links to them.
+
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
+
+use super::connection::{LongConnection, state_name};
+use super::errors::{os_error, seconds};
+use super::events::tell;
+use super::pulse;
+use crate::engine::link::{Link, LinkError};
+use crate::engine::plain::PlainPeers;
+use crate::net::keepalive::Keepalive;
+use crate::proto::codec::{ByteOrder, Framing, HeartbeatBytes, LengthPrefix, LineEnd};
+use crate::proto::connection::State;
+use crate::proto::plain::{PIECE_BYTES, PlainConfig, PlainHeartbeat, PlainStats};
+
+/// "raw", "lines" or "length"; do lines end with CR LF; the prefix's size, is it little-endian, does it count itself.
+type FramingSettings = (String, bool, usize, bool, bool);
+/// Interval, what to send, what to swallow, is the peer expected to be heard, limit; seconds.
+type Beating = (f64, Vec<u8>, Vec<Vec<u8>>, bool, Option<f64>);
+/// Probes, idle, interval, count, user timeout; seconds.
+type Probes = (bool, f64, f64, u32, Option<f64>);
+/// Framing, largest message, heartbeat, keepalive, the guard's limit.
+pub(super) type Settings = (FramingSettings, usize, Option<Beating>, Option<Probes>, Option<f64>);
+
+pub(super) fn plain_peers(settings: Settings) -> PyResult<PlainPeers> {
+    let (framing, largest_message_bytes, beating, probes, guard_limit) = settings;
+    let heartbeat = beating.map(|(interval, send, swallow, is_expected, limit)| {
+        let (interval, limit) = (seconds(interval)?, limit.map(seconds).transpose()?);
+        PyResult::Ok(PlainHeartbeat { interval, bytes: HeartbeatBytes { send, swallow }, is_expected, limit })
+    });
+    let keepalive = probes.map(|(enabled, idle, interval, count, user_timeout)| {
+        // Timings that aren't used may not even fit.
+        let timing = |value| enabled.then(|| seconds(value)).transpose();
+        PyResult::Ok(Keepalive {
+            enabled: Some(enabled),
+            idle: timing(idle)?,
+            interval: timing(interval)?,
+            count: enabled.then_some(count),
+            user_timeout: user_timeout.map(seconds).transpose()?,
+        })
+    });
+    let config = PlainConfig {
+        framing: framing_of(&framing),
+        largest_message_bytes,
+        heartbeat: heartbeat.transpose()?,
+        ..PlainConfig::default()
+    };
+    config.validate().map_err(|error| PyValueError::new_err(error.to_string()))?;
+    Ok(PlainPeers {
+        config: Arc::new(config),
+        keepalive: keepalive.transpose()?,
+        guard_limit: guard_limit.map(seconds).transpose()?,
+    })
+}
+
+fn framing_of((kind, is_crlf, size, is_little, counts_itself): &FramingSettings) -> Framing {
+    match kind.as_str() {
+        "raw" => Framing::Raw,
+        "lines" => Framing::Lines(if *is_crlf { LineEnd::CrLf } else { LineEnd::Lf }),
+        _ => {
+            let byte_order = if *is_little { ByteOrder::Little } else { ByteOrder::Big };
+            Framing::LengthPrefixed(LengthPrefix { size: *size, byte_order, counts_itself: *counts_itself })
+        }
+    }
+}
+
+/// Makes a link of a connected TCP socket, which it takes over.
+#[pyfunction]
+#[pyo3(signature = (fd, *, settings, on_event))]
+pub(super) fn open_plain_link(
+    py: Python<'_>,
+    fd: RawFd,
+    settings: Settings,
+    on_event: Option<Py<PyAny>>,
+) -> PyResult<LongConnection> {
+    if fd < 0 {
+        return Err(PyValueError::new_err("no socket"));
+    }
+    // SAFETY: the caller has detached it from its socket object, so nobody else closes it.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let peers = plain_peers(settings)?;
+    let link = py.detach(|| Link::plain(socket, &peers)).map_err(|error| os_error(&error))?;
+    pulse::begin();
+    let connection = LongConnection::new(link.clone(), true, None);
+    if let Some(function) = on_event.map(Arc::new) {
+        let this = Arc::downgrade(&link);
+        py.detach(|| link.observe(Arc::new(move |occurrence| tell(&function, &this, occurrence))))
+            .map_err(|error| super::errors::link_error(py, error, &link, true))?;
+    }
+    Ok(connection)
+}
+
+/// Refuses what only a peer of our own protocol could answer.
+pub(super) fn check_framed(link: &Link, what: &str) -> PyResult<()> {
+    if link.framing().is_none() {
+        return Ok(());
+    }
+    Err(PyTypeError::new_err(format!(
+        "{what}: a plain peer, as of framing=..., doesn't speak longconn's protocol; both sides have to be longconn's"
+    )))
+}
+
+/// How much `recv` is to give: of a raw stream only.
+pub(super) fn receive_size(link: &Link, arguments: &Bound<'_, PyTuple>) -> PyResult<Option<usize>> {
+    let is_raw = link.framing() == Some(Framing::Raw);
+    match (arguments.len(), is_raw) {
+        (0, true) => Ok(Some(PIECE_BYTES)),
+        (0, false) => Ok(None),
+        (1, true) => match arguments.get_item(0)?.extract::<isize>().map(usize::try_from) {
+            Ok(Ok(size @ 1..)) => Ok(Some(size)),
+            Ok(_) => Err(PyValueError::new_err("recv(): how many bytes at the most, 1 or more")),
+            Err(error) => Err(error),
+        },
+        (_, true) => Err(PyTypeError::new_err("recv() takes one size, and timeout by its name")),
+        (_, false) => Err(PyTypeError::new_err(
+            "recv() takes no size: a LongConnection receives whole messages, as they were sent; recv(n) is for \
+             framing=\"raw\"",
+        )),
+    }
+}
+
+/// What the end of the stream looks like to `recv`: `b""` where that is no message.
+pub(super) fn is_told_as_empty(link: &Link, error: &LinkError) -> bool {
+    matches!(error, LinkError::StreamEnded) && matches!(link.framing(), Some(Framing::Raw | Framing::Lines(_)))
+}
+
+/// A `LinkStats`; what only our own protocol knows is None.
+pub(super) fn stats<'py>(py: Python<'py>, state: State, stats: &PlainStats) -> PyResult<Bound<'py, PyAny>> {
+    let links = py.import("longconn.links")?.getattr("LinkStats")?;
+    let fields = PyDict::new(py);
+    for name in links.getattr("_fields")?.try_iter()? {
+        fields.set_item(name?, py.None())?;
+    }
+    let number = |duration: Option<std::time::Duration>| duration.map(|duration| duration.as_secs_f64());
+    fields.set_item("state", state_name(state))?;
+    fields.set_item("silence_seconds", stats.silence.as_secs_f64())?;
+    fields.set_item("limit_seconds", number(stats.limit))?;
+    fields.set_item("send_interval_seconds", number(stats.send_interval))?;
+    fields.set_item("hear_interval_seconds", number(stats.hear_interval))?;
+    fields.set_item("beats_sent", stats.beats.sent)?;
+    fields.set_item("beats_heard", stats.beats.heard)?;
+    fields.set_item("beats_late", stats.beats.late)?;
+    fields.set_item("worst_lateness_seconds", stats.beats.worst_lateness.as_secs_f64())?;
+    fields.set_item("bytes_sent", stats.bytes_sent)?;
+    fields.set_item("bytes_heard", stats.bytes_heard)?;
+    fields.set_item("untaken_bytes", stats.unacked_bytes)?;
+    fields.set_item("inbox_bytes", stats.inbox_bytes)?;
+    links.call((), Some(&fields))
+}
