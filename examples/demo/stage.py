@@ -70,15 +70,25 @@ class Stage:
 
     def start(self, host: str, argv: Sequence[str], kind: Callable[[subprocess.Popen[bytes]], Any]) -> Any:
         """Starts Python with these arguments at a host; returns the `Program`, as `kind` makes it of the process."""
-        process = self.place.popen(
-            host,
-            [sys.executable, *argv],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for us: we end them
-            preexec_fn=_die_with_parent,
-        )
+        # A signal that ended us between its start and the note of it would leave it behind.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+
+        def begin() -> None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            _die_with_parent()
+
+        try:
+            process = self.place.popen(
+                host,
+                [sys.executable, *argv],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is for us: we end them
+                preexec_fn=begin,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         program = kind(process)
         for stream, pipe in (("lines", process.stdout), ("complaint", process.stderr)):
             self._selector.register(pipe, selectors.EVENT_READ, (program, stream))  # type: ignore[arg-type]
