@@ -263,6 +263,8 @@ class LongConnection:
     def close(self, code: int = 0, reason: str = "", *, timeout: float | timedelta | EllipsisType | None = ...) -> None:
         """Say goodbye once the peer's program took everything; closing again does nothing.
 
+        What this side hasn't received when its goodbye goes it never receives: the peer is told that it wasn't taken.
+
         Args:
             code: 0 is the normal end, 1 says that this side goes away or restarts; 4096 to 65535 are the program's own.
             reason: For people; at most 1024 bytes.
@@ -270,6 +272,7 @@ class LongConnection:
 
         Raises:
             TimeoutError: The peer had not taken everything in time; the connection is closed all the same.
+            PeerLost, PeerClosed: It ended before the peer's program took everything, and no other call has said so.
         """
 
     def shutdown(self, how: int, /) -> None:

@@ -298,6 +298,7 @@ class LongServer:
         backlog: Connections that the kernel keeps waiting for us, as of ``socket.listen``.
         reuse_port: Let several processes listen at this address (SO_REUSEPORT).
         on_event: Called with each connection and `Event`, on longconn's own thread; `events` is told the same.
+            Released when the server is closed.
 
     Raises:
         OSError: The address can't be had; ``errno`` is kept.
@@ -395,9 +396,10 @@ class LongServer:
         return self._server.messages(self._timeout if timeout is ... else timeout)
 
     def events(self) -> Iterator[tuple[LongConnection, Event]]:
-        """(connection, event) of all connections: who came, went silent, came back, ended; ends with the server.
+        """(connection, event) of all connections: who came, went silent, came back, ended.
 
-        10,000 wait for who doesn't ask; older ones are dropped and counted.
+        Ends when the server is closed and everyone has gone. Clients that don't finish their handshake are counted in
+        `stats` only. 10,000 wait for who doesn't ask; older ones are dropped and counted.
         """
         return self._server.events()
 

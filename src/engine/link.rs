@@ -134,6 +134,13 @@ pub enum What {
 /// Told of each occurrence under the link's lock: posts, and doesn't wait.
 pub type Observer = Arc<dyn Fn(&Occurrence) + Send + Sync>;
 
+/// A question under way.
+#[derive(Clone, Copy, Debug)]
+pub struct Ping {
+    number: u64,
+    at: Instant,
+}
+
 /// What both sides agreed on, once the link is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Agreement {
@@ -512,10 +519,10 @@ impl Link {
                 if let (Some(listener), Some(this)) = (&listener, self.this.upgrade()) {
                     listener.on_opened(&this);
                 }
-                self.record(inner, now, What::Opened, listener.as_deref())
+                self.record(inner, now, What::Opened)
             }
-            Event::Suspect { silence } => self.record(inner, now, What::Suspect { silence }, listener.as_deref()),
-            Event::Alive => self.record(inner, now, What::Alive, listener.as_deref()),
+            Event::Suspect { silence } => self.record(inner, now, What::Suspect { silence }),
+            Event::Alive => self.record(inner, now, What::Alive),
             Event::Pong { ping, round_trip } => {
                 inner.last_pong = Some((ping, round_trip));
                 Interest::PONG
@@ -525,21 +532,18 @@ impl Link {
                 let ending = Arc::new(*ending);
                 inner.ending = Some(ending.clone());
                 inner.waiters.wake_everyone();
-                if let (Some(listener), Some(this)) = (&listener, self.this.upgrade()) {
-                    listener.on_ended(&this);
-                }
-                self.record(inner, now, What::Ended(ending), listener.as_deref())
+                self.record(inner, now, What::Ended(ending))
             }
         }
     }
 
-    fn record(&self, inner: &mut Inner, at: Instant, what: What, listener: Option<&Listener>) -> Interest {
+    fn record(&self, inner: &mut Inner, at: Instant, what: What) -> Interest {
         let occurrence = Occurrence { at, what };
         self.log(&occurrence);
         if let Some(observer) = &inner.observer {
             observer(&occurrence);
         }
-        if let (Some(listener), Some(this)) = (listener, self.this.upgrade()) {
+        if let (Some(listener), Some(this)) = (self.listener.as_ref().and_then(Weak::upgrade), self.this.upgrade()) {
             listener.on_occurrence(&this, occurrence.clone());
         }
         if inner.occurrences.len() == MAX_OCCURRENCES {
@@ -648,6 +652,7 @@ impl Link {
         }
         self.number.store(-1, Ordering::Relaxed);
         self.engine.release(self.key);
+        inner.core.give_back_memory();
         inner.waiters.wake_everyone();
     }
 }
@@ -1200,15 +1205,15 @@ impl Link {
         Ok(())
     }
 
-    /// The same for who holds the interpreter.
-    pub fn try_confirm(&self, count: usize) -> Result<Attempt<()>, LinkError> {
+    /// The same for who holds the interpreter. False if it is too late: this side has closed the link, and told the peer
+    /// that its program didn't take them.
+    pub fn try_confirm(&self, count: usize) -> Result<Attempt<bool>, LinkError> {
         let Some(mut inner) = self.try_enter()? else { return Ok(Attempt::Later) };
-        self.take(&mut inner, clock::now(), count);
-        Ok(Attempt::Done(()))
+        Ok(Attempt::Done(self.take(&mut inner, clock::now(), count)))
     }
 
-    fn take(&self, inner: &mut Inner, now: Instant, count: usize) {
-        inner.core.take(now, count);
+    fn take(&self, inner: &mut Inner, now: Instant, count: usize) -> bool {
+        let is_taken = inner.core.take(now, count);
         inner.last_send = None;
         if inner.core.is_urgent() || !inner.share.is_empty() {
             self.turn(inner, now);
@@ -1216,43 +1221,60 @@ impl Link {
             self.set_alarm(inner, now);
             self.tell(inner, Interest::NOTHING);
         }
+        is_taken
     }
 
     /// Until the peer's application took everything that was accepted before this call.
     pub fn flush(&self, deadline: Option<Instant>) -> Result<(), LinkError> {
-        let mut end = None;
-        self.wait(Interest::TAKEN, deadline, |link, inner, now| {
-            let (accepted, taken) = inner.core.sent_offsets();
-            let is_first = end.is_none();
-            let end = *end.get_or_insert(accepted);
-            if taken >= end {
-                return Some(Ok(()));
-            }
-            if is_first {
-                inner.core.hurry(now);
-                link.turn(inner, now);
-            }
-            inner.over().map(Err)
+        let end = self.begin_flush()?;
+        self.wait_taken(end, deadline)
+    }
+
+    /// The offset that [`Link::wait_taken`] is to wait for; the peer is asked not to be slow with its acknowledgement.
+    pub fn begin_flush(&self) -> Result<u64, LinkError> {
+        let mut inner = self.enter()?;
+        let (accepted, taken) = inner.core.sent_offsets();
+        if taken < accepted {
+            let now = clock::now();
+            inner.core.hurry(now);
+            self.turn(&mut inner, now);
+        }
+        Ok(accepted)
+    }
+
+    /// Until the peer's application took everything up to this offset.
+    pub fn wait_taken(&self, end: u64, deadline: Option<Instant>) -> Result<(), LinkError> {
+        self.wait(Interest::TAKEN, deadline, |_, inner, _| {
+            let (_, taken) = inner.core.sent_offsets();
+            if taken >= end { Some(Ok(())) } else { inner.over().map(Err) }
         })
     }
 
     /// The round trip of a beat that the peer answers at once.
     pub fn ping(&self, deadline: Option<Instant>) -> Result<Duration, LinkError> {
-        let mut asked = None;
-        self.wait(Interest::PONG, deadline, |link, inner, now| {
-            if let Some(error) = inner.over() {
-                return Some(Err(error));
+        let ping = self.begin_ping()?;
+        self.wait_pong(ping, deadline)
+    }
+
+    /// Asks; for [`Link::wait_pong`].
+    pub fn begin_ping(&self) -> Result<Ping, LinkError> {
+        let mut inner = self.enter()?;
+        if let Some(error) = inner.over() {
+            return Err(error);
+        }
+        let at = clock::now();
+        let Some(number) = inner.core.ping(at) else { return Err(LinkError::NotOpen(inner.core.state())) };
+        self.turn(&mut inner, at);
+        Ok(Ping { number, at })
+    }
+
+    /// Until the peer has answered; the round trip.
+    pub fn wait_pong(&self, ping: Ping, deadline: Option<Instant>) -> Result<Duration, LinkError> {
+        self.wait(Interest::PONG, deadline, |_, inner, now| match inner.last_pong {
+            Some((answered, round_trip)) if answered >= ping.number => {
+                Some(Ok(round_trip.unwrap_or(now.saturating_duration_since(ping.at))))
             }
-            let Some((number, asked_at)) = asked else {
-                let Some(number) = inner.core.ping(now) else {
-                    return Some(Err(LinkError::NotOpen(inner.core.state())));
-                };
-                asked = Some((number, now));
-                link.turn(inner, now);
-                return None;
-            };
-            let (answered, round_trip) = inner.last_pong?;
-            (answered >= number).then(|| Ok(round_trip.unwrap_or(now.saturating_duration_since(asked_at))))
+            _ => inner.over().map(Err),
         })
     }
 
@@ -1263,6 +1285,15 @@ impl Link {
         inner.core.close(now, close, now + grace);
         self.turn(&mut inner, now);
         inner.waiters.wake_all(Interest::STATE | Interest::ROOM);
+        Ok(())
+    }
+
+    /// The program knows of the link no more. Its listener may, for long, so of a link that is over nothing is kept but
+    /// what can be told of it.
+    pub fn forget(&self) -> Result<(), LinkError> {
+        let mut inner = self.enter()?;
+        inner.core.forget_inbox();
+        inner.notification = None;
         Ok(())
     }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
-use crate::engine::link::{Attempt, Link, LinkError, Occurrence};
+use crate::engine::link::{Attempt, Link, LinkError, Occurrence, What};
 use crate::engine::reactor::{self, Engine};
 use crate::engine::waiting::{Interest, WaitError, Waiters};
 use crate::engine::{clock, fork};
@@ -155,6 +155,44 @@ impl Hall {
             guest.stage = Stage::Refused;
         }
     }
+
+    fn remove(&mut self, link: &Arc<Link>) -> Option<Stage> {
+        let Guest { stage, .. } = self.guests.remove(&link.key())?;
+        if stage != Stage::Open {
+            self.handshakes -= 1;
+            self.counts.failed += u64::from(stage != Stage::Refused);
+            self.to_decide.retain(|(other, _)| !Arc::ptr_eq(other, link));
+        }
+        if matches!(stage, Stage::Admitted | Stage::Open) {
+            self.admitted -= 1;
+            let address = link.peer_address().ip().to_canonical();
+            if let Some(count) = self.admitted_of.get_mut(&address) {
+                *count -= 1;
+                if *count == 0 {
+                    self.admitted_of.remove(&address);
+                }
+            }
+        }
+        Some(stage)
+    }
+
+    fn tell(&mut self, link: &Arc<Link>, occurrence: Occurrence) {
+        if let Some(observer) = &self.observer {
+            observer(link, &occurrence);
+        }
+        if self.occurrences.len() == MAX_OCCURRENCES {
+            self.occurrences.pop_front();
+            self.counts.occurrences_dropped += 1;
+        }
+        self.occurrences.push_back((link.clone(), occurrence));
+        self.waiters.wake_one(Interest::EVENT);
+    }
+
+    /// Nothing that was waited for will come any more.
+    fn is_over_for(&self, interest: Interest) -> bool {
+        let has_more = interest.meets(Interest::STATE) || (interest.meets(Interest::EVENT) && !self.guests.is_empty());
+        self.socket.is_none() && !has_more
+    }
 }
 
 /// What is said to who comes while we go.
@@ -256,7 +294,13 @@ impl Listener {
 
     fn receive(&self, socket: OwnedFd, now: Instant) -> io::Result<()> {
         let link = Link::server(socket, self.config.link.clone(), self.this.clone())?;
-        self.lock().guests.insert(link.key(), Guest { link: link.clone(), stage: Stage::Handshake });
+        let mut hall = self.lock();
+        if hall.socket.is_none() {
+            // Closed meanwhile; nobody would tell this one to go.
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        hall.guests.insert(link.key(), Guest { link: link.clone(), stage: Stage::Handshake });
+        drop(hall);
         link.begin(now).inspect_err(|_| {
             self.lock().guests.remove(&link.key());
         })
@@ -300,6 +344,12 @@ impl Listener {
             return Err(going_away());
         }
         let of_address = hall.admitted_of.get(&address).copied().unwrap_or(0);
+        if hall.to_accept.len() >= self.config.max_connections {
+            // A program that accepts nobody, or not soon enough, is not to run out of places for those who are here: who
+            // went unseen leaves, and its peer knows that nothing was taken.
+            let Hall { to_accept, guests, .. } = &mut *hall;
+            to_accept.retain(|link| guests.contains_key(&link.key()));
+        }
         // Those that are over already, and whose messages nobody has taken, count too, lest they be without number.
         let present = hall.admitted.max(hall.to_accept.len()).max(hall.with_messages.len());
         let refusal = if present >= self.config.max_connections {
@@ -331,40 +381,18 @@ impl Listener {
         }
     }
 
-    pub(super) fn on_ended(&self, link: &Arc<Link>) {
-        let mut hall = self.lock();
-        let Some(guest) = hall.guests.remove(&link.key()) else { return };
-        if guest.stage != Stage::Open {
-            hall.handshakes -= 1;
-            hall.counts.failed += u64::from(guest.stage != Stage::Refused);
-            hall.to_decide.retain(|(other, _)| !Arc::ptr_eq(other, link));
-        }
-        if matches!(guest.stage, Stage::Admitted | Stage::Open) {
-            hall.admitted -= 1;
-            let address = link.peer_address().ip().to_canonical();
-            if let Some(count) = hall.admitted_of.get_mut(&address) {
-                *count -= 1;
-                if *count == 0 {
-                    hall.admitted_of.remove(&address);
-                }
-            }
-        }
-        if hall.guests.is_empty() {
-            hall.waiters.wake_all(Interest::STATE);
-        }
-    }
-
+    /// Who never was open is counted, and not told of: a port scanner would drown the news of those who were.
     pub(super) fn on_occurrence(&self, link: &Arc<Link>, occurrence: Occurrence) {
         let mut hall = self.lock();
-        if let Some(observer) = &hall.observer {
-            observer(link, &occurrence);
+        let is_end = matches!(occurrence.what, What::Ended(_));
+        let stage = if is_end { hall.remove(link) } else { hall.guests.get(&link.key()).map(|guest| guest.stage) };
+        if stage == Some(Stage::Open) {
+            hall.tell(link, occurrence);
         }
-        if hall.occurrences.len() == MAX_OCCURRENCES {
-            hall.occurrences.pop_front();
-            hall.counts.occurrences_dropped += 1;
+        // Events end when the last has gone.
+        if is_end && hall.guests.is_empty() {
+            hall.waiters.wake_all(Interest::STATE | Interest::EVENT);
         }
-        hall.occurrences.push_back((link.clone(), occurrence));
-        hall.waiters.wake_one(Interest::EVENT);
     }
 
     pub(super) fn on_readable(&self, link: Arc<Link>) {
@@ -410,7 +438,7 @@ impl Listener {
             if let Some(result) = ready(&mut hall) {
                 return Ok(result);
             }
-            if hall.socket.is_none() && !interest.meets(Interest::STATE) {
+            if hall.is_over_for(interest) {
                 return Err(LinkError::Closed);
             }
             let place = hall.waiters.enter(interest)?;

@@ -124,7 +124,7 @@ pub struct Ending {
     pub by_peer: bool,
     /// Bytes of ours that the peer's application isn't known to have taken.
     pub untaken_bytes: u64,
-    /// Messages that arrived after we had closed, and that nobody will take.
+    /// Messages that nobody will take: they came after our CLOSE, or our program hadn't taken them before.
     pub messages_after_close: u64,
     /// What the peer did, where it broke a rule or the handshake failed.
     pub detail: Option<String>,

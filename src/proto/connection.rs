@@ -328,7 +328,7 @@ impl Connection {
             phase: Phase::Handshake,
             decoder: Decoder::new(first),
             heard_preamble: false,
-            session: Session::new(config.send_buffer_bytes, config.largest_message_bytes),
+            session: Session::new(config.largest_message_bytes),
             peer: None,
             supervision: None,
             handshake_deadline: now + config.handshake_timeout,
@@ -786,7 +786,7 @@ impl Connection {
         if !matches!(self.phase, Phase::Open) {
             return Err(SendError::NotOpen);
         }
-        self.session.send(message)
+        self.session.send(message, self.config.send_buffer_bytes)
     }
 
     /// The next whole message. It weighs on the window until it is taken.
@@ -794,12 +794,33 @@ impl Connection {
         self.session.read()
     }
 
-    /// The oldest `messages` of those that were read are with the program.
-    pub fn take(&mut self, now: Instant, messages: usize) {
+    /// The oldest `messages` of those that were read are with the program. False if it was too late for that: our CLOSE
+    /// had said that they aren't.
+    pub fn take(&mut self, now: Instant, messages: usize) -> bool {
+        let before = self.session.taken();
         let round_trip = self.supervision.as_ref().and_then(|supervision| supervision.heartbeat.round_trip().smoothed);
         self.session.take(now, messages, round_trip);
         if !self.tells_progress {
             self.last_progress = now;
+        }
+        if matches!(self.phase, Phase::Ended { parting: None, .. }) && !self.session.has_untaken() {
+            self.give_back_memory();
+        }
+        self.session.taken() > before
+    }
+
+    /// The link is over, and its driver has done what was to be done.
+    pub fn give_back_memory(&mut self) {
+        self.session.give_up();
+        self.decoder.release_memory();
+        (self.first, self.control) = (Vec::new(), Vec::new());
+    }
+
+    /// The program is done with the link: what it hasn't taken of a link that is over it never will.
+    pub fn forget_inbox(&mut self) {
+        if matches!(self.phase, Phase::PeerLeft { .. } | Phase::Ended { parting: None, .. }) {
+            self.session.discard_inbox();
+            self.session.give_up();
         }
     }
 
@@ -927,9 +948,23 @@ impl Connection {
     }
 
     fn announce(&mut self, mut ending: Ending) {
+        if ending.cause == Cause::Closed && !ending.by_peer {
+            self.discard_inbox();
+        }
         ending.untaken_bytes = self.session.outbox.untaken_bytes() as u64;
         ending.messages_after_close = self.messages_after_close;
         self.events.push_back(Event::Ended(Box::new(ending)));
+    }
+
+    /// Our CLOSE has told the peer what our program took, and that is final.
+    fn discard_inbox(&mut self) {
+        self.messages_after_close += self.session.discard_inbox();
+    }
+
+    /// How long we wait for the peer's FIN after our CLOSE. It has nothing else left to say, so silence is no life any
+    /// more, and its limit holds.
+    fn farewell(&self) -> Duration {
+        self.supervision.as_ref().map_or(LINGER, |supervision| supervision.limit().max(LINGER))
     }
 
     /// We were paused, and nothing that we sent since is known to have arrived.
@@ -1064,7 +1099,8 @@ impl Connection {
             Slot::Close => match mem::replace(&mut self.phase, Phase::Handshake) {
                 Phase::Leaving { close, deadline } => {
                     self.fin_wanted = true;
-                    self.phase = Phase::Left { close, deadline };
+                    self.phase = Phase::Left { close, deadline: deadline.min(now + self.farewell()) };
+                    self.discard_inbox();
                 }
                 Phase::Ended { action, .. } => self.phase = Phase::Ended { parting: None, action },
                 other => self.phase = other,

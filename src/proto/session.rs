@@ -81,12 +81,13 @@ pub struct Outbox {
     /// A frame's start at or before `credit`; from there is looked how far it goes.
     allowed: u64,
     messages: u64,
-    bound: usize,
     largest: u64,
+    /// Untaken bytes that were given up with the link.
+    abandoned: usize,
 }
 
 impl Outbox {
-    fn new(bound: usize) -> Self {
+    fn new() -> Self {
         Self {
             bytes: Vec::new(),
             head: 0,
@@ -96,8 +97,8 @@ impl Outbox {
             boundary: 0,
             allowed: 0,
             messages: 0,
-            bound,
             largest: 0,
+            abandoned: 0,
         }
     }
 
@@ -106,13 +107,13 @@ impl Outbox {
     }
 
     fn end(&self) -> u64 {
-        self.taken + (self.bytes.len() - self.head) as u64
+        self.taken + self.untaken_bytes() as u64
     }
 
     /// Bytes that the peer's application isn't known to have taken.
     #[must_use]
     pub fn untaken_bytes(&self) -> usize {
-        self.bytes.len() - self.head
+        self.bytes.len() - self.head + self.abandoned
     }
 
     #[must_use]
@@ -126,15 +127,15 @@ impl Outbox {
     }
 
     /// Appends one message, framed; the peer's largest message and our own bound hold.
-    fn push(&mut self, message: &[u8]) -> Result<(), SendError> {
+    fn push(&mut self, message: &[u8], bound: usize) -> Result<(), SendError> {
         let length = message.len() as u64;
         if length > self.largest {
             return Err(SendError::TooLarge { length, largest: self.largest });
         }
         let buffered = self.untaken_bytes();
         let wire = usize::try_from(wire_bytes(length)).unwrap_or(usize::MAX);
-        if buffered > 0 && buffered.saturating_add(wire) > self.bound {
-            return Err(SendError::Full { buffered, bound: self.bound });
+        if buffered > 0 && buffered.saturating_add(wire) > bound {
+            return Err(SendError::Full { buffered, bound });
         }
         self.make_room(wire);
         if message.len() <= MAX_PAYLOAD_BYTES {
@@ -214,6 +215,13 @@ impl Outbox {
 
     fn on_sent(&mut self, bytes: usize) {
         self.sent = (self.sent + bytes as u64).min(self.end());
+    }
+
+    /// Nothing is sent any more; how much it was is still known.
+    fn abandon(&mut self) {
+        self.abandoned = self.untaken_bytes();
+        self.bytes = Vec::new();
+        self.head = 0;
     }
 
     /// Takes an acknowledgement. True if something was newly taken.
@@ -379,6 +387,25 @@ impl Inbox {
         Some(&self.bytes[start..self.read_at])
     }
 
+    /// Nothing comes any more: keeps the whole messages that the program hasn't taken, and no room for others.
+    fn trim(&mut self) {
+        self.bytes.truncate(self.complete);
+        self.bytes.drain(..self.taken_at);
+        self.bytes.shrink_to_fit();
+        self.read_at -= self.taken_at;
+        self.complete -= self.taken_at;
+        self.taken_at = 0;
+    }
+
+    /// What the program hasn't taken it never will. How many messages it were.
+    fn discard(&mut self) -> u64 {
+        let count = self.messages + self.read.len() as u64;
+        self.messages = 0;
+        self.read = VecDeque::new();
+        (self.taken_at, self.read_at) = (self.complete, self.complete);
+        count
+    }
+
     /// The oldest of what was read is taken; at most `messages`.
     fn take(&mut self, messages: usize) {
         for length in self.read.drain(..messages.min(self.read.len())) {
@@ -430,11 +457,11 @@ pub struct Session {
 }
 
 impl Session {
-    /// `bound` is for what waits to be taken by the peer; `largest` for what it may send.
+    /// `largest` is for what the peer may send.
     #[must_use]
-    pub fn new(bound: usize, largest: u64) -> Self {
+    pub fn new(largest: u64) -> Self {
         Self {
-            outbox: Outbox::new(bound),
+            outbox: Outbox::new(),
             inbox: Inbox::new(largest),
             window: BASE_WINDOW_BYTES,
             credit: BASE_WINDOW_BYTES,
@@ -461,8 +488,9 @@ impl Session {
         self.outbox.largest = largest;
     }
 
-    pub fn send(&mut self, message: &[u8]) -> Result<(), SendError> {
-        self.outbox.push(message)
+    /// `bound` is for what waits to be taken by the peer.
+    pub fn send(&mut self, message: &[u8], bound: usize) -> Result<(), SendError> {
+        self.outbox.push(message, bound)
     }
 
     pub fn on_sent(&mut self, bytes: usize) {
@@ -535,6 +563,18 @@ impl Session {
         if self.outbox.bytes.is_empty() {
             self.outbox.bytes = Vec::new();
         }
+    }
+
+    /// The link is over, and nothing goes on from here: what the peer hasn't taken is given up, and memory is kept only
+    /// for what our program has yet to take.
+    pub fn give_up(&mut self) {
+        self.outbox.abandon();
+        self.inbox.trim();
+    }
+
+    /// Our program takes nothing more. How many messages it hadn't taken.
+    pub fn discard_inbox(&mut self) -> u64 {
+        self.inbox.discard()
     }
 
     /// Memory beyond the base window that this session would like from the process's budget.

@@ -1,13 +1,14 @@
 //! `LongConnection`: a link for Python. Converts, tries what doesn't wait, and detaches for the rest.
 
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyException, PyResourceWarning, PyStopIteration, PyTimeoutError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
+use pyo3::{PyTraverseError, PyVisit};
 
 use super::buffer::Buffer;
 use super::errors::{ended, link_error, seconds};
@@ -79,6 +80,8 @@ pub(super) struct LongConnection {
     is_owner: AtomicBool,
     /// The program has begun to close it.
     is_closed: AtomicBool,
+    /// A call has told the program of the end.
+    is_told: AtomicBool,
     /// What `authenticate` has made of the client.
     principal: Option<Py<PyAny>>,
 }
@@ -90,6 +93,7 @@ impl LongConnection {
             timeout: AtomicU64::new(f64::NAN.to_bits()),
             is_owner: AtomicBool::new(is_owner),
             is_closed: AtomicBool::new(false),
+            is_told: AtomicBool::new(false),
             principal,
         }
     }
@@ -103,6 +107,9 @@ impl LongConnection {
     }
 
     fn error(&self, py: Python<'_>, error: LinkError) -> PyErr {
+        if matches!(error, LinkError::Ended(_)) {
+            self.is_told.store(true, Ordering::Relaxed);
+        }
         link_error(py, error, &self.link, true)
     }
 
@@ -302,7 +309,10 @@ impl LongConnection {
 
     fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         self.receive(py, Timeout::LeftOut)?.map_err(|error| match &error {
-            LinkError::Ended(ending) if is_normal(ending) => PyStopIteration::new_err(()),
+            LinkError::Ended(ending) if is_normal(ending) => {
+                self.is_told.store(true, Ordering::Relaxed);
+                PyStopIteration::new_err(())
+            }
             _ => self.error(py, error),
         })
     }
@@ -310,13 +320,19 @@ impl LongConnection {
     /// Wait until the peer's program took everything that was sent.
     #[pyo3(signature = (*, timeout = Timeout::LeftOut))]
     fn flush(&self, py: Python<'_>, timeout: Timeout) -> PyResult<()> {
-        self.wait(py, self.deadline(timeout), Link::flush)
+        let deadline = self.deadline(timeout);
+        // Once for a whole call, however many signals interrupt it.
+        let end = self.ask(py, Link::begin_flush)?;
+        self.wait(py, deadline, |link, deadline| link.wait_taken(end, deadline))
     }
 
     /// The round trip of a beat that the peer answers at once.
     #[pyo3(signature = (*, timeout = Timeout::LeftOut))]
     fn ping(&self, py: Python<'_>, timeout: Timeout) -> PyResult<f64> {
-        Ok(self.wait(py, self.deadline(timeout), Link::ping)?.as_secs_f64())
+        let deadline = self.deadline(timeout);
+        // Once for a whole call, as in `flush`.
+        let ping = self.ask(py, Link::begin_ping)?;
+        Ok(self.wait(py, deadline, |link, deadline| link.wait_pong(ping, deadline))?.as_secs_f64())
     }
 
     // ---- settings, and what is known
@@ -470,9 +486,10 @@ impl LongConnection {
         let was_closed = self.is_closed.load(Ordering::Relaxed);
         self.say_goodbye(py, close, timeout.or(Some(self.settled().unwrap_or(PATIENCE))))?;
         match self.wait_closed(py)? {
-            Some(ending)
-                if !was_closed && ending.cause == Cause::Closed && !ending.by_peer && ending.untaken_bytes > 0 =>
-            {
+            Some(ending) if ending.untaken_bytes > 0 && !was_closed && !self.is_told.load(Ordering::Relaxed) => {
+                if ending.cause != Cause::Closed || ending.by_peer {
+                    return Err(self.error(py, LinkError::Ended(ending)));
+                }
                 Err(PyTimeoutError::new_err(format!(
                     "closed, but the peer's program had not taken {} bytes in time",
                     ending.untaken_bytes
@@ -519,6 +536,11 @@ impl LongConnection {
         }
     }
 
+    /// A principal may well know its connection.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.principal)
+    }
+
     fn __eq__(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.link, &other.link)
     }
@@ -552,12 +574,16 @@ pub(super) fn pair(address: std::net::SocketAddr) -> (String, u16) {
 /// As a socket that nobody has closed: it is said, and done.
 impl Drop for LongConnection {
     fn drop(&mut self) {
-        if !self.is_owner.load(Ordering::Relaxed) || self.is_closed.load(Ordering::Relaxed) {
+        if !self.is_owner.load(Ordering::Relaxed) {
             return;
         }
         Python::try_attach(|py| {
-            let is_over = py.detach(|| !matches!(self.link.ending(), Ok(None)));
-            if is_over {
+            let is_over = py.detach(|| {
+                let is_over = !matches!(self.link.ending(), Ok(None));
+                let _ = self.link.forget();
+                is_over
+            });
+            if is_over || self.is_closed.load(Ordering::Relaxed) {
                 return;
             }
             let pending = PyErr::take(py);
@@ -604,9 +630,9 @@ pub(super) fn open_link(
         .detach(|| Link::client(socket, config, introduction))
         .map_err(|error| super::errors::listener_error(py, error))?;
     pulse::begin();
-    if let Some(function) = on_event.map(Arc::new) {
-        let this = Arc::downgrade(&link);
-        py.detach(|| link.observe(Arc::new(move |occurrence| tell(&function, &this, occurrence))))
+    if on_event.is_some() {
+        let (callback, this) = (Mutex::new(on_event.map(Arc::new)), Arc::downgrade(&link));
+        py.detach(|| link.observe(Arc::new(move |occurrence| tell(&callback, &this, occurrence))))
             .map_err(|error| link_error(py, error, &link, false))?;
     }
     let give_up = || {

@@ -1,6 +1,6 @@
 //! What happened to links, one after the other.
 
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use pyo3::exceptions::PyStopIteration;
 use pyo3::prelude::*;
@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use super::callback::call;
 use super::connection::{LongConnection, state_name};
 use super::errors::{ended, link_error, listener_error};
-use super::server::{Door, Server, wait_for_listener};
+use super::server::{Door, Server, lock, wait_for_listener};
 use crate::engine::link::{Link, LinkError, Occurrence, What};
 use crate::engine::{clock, notices};
 use crate::proto::connection::State;
@@ -68,12 +68,18 @@ impl Events {
     }
 }
 
+/// The program's function, as long as there is something to tell it. It may lead back to who has it, so it goes with the
+/// last event; nobody could find that circle.
+pub(super) type Callback = Mutex<Option<Arc<Py<PyAny>>>>;
+
 /// Runs on the thread of the notices; what it raises has no caller to go to.
-pub(super) fn tell(function: &Arc<Py<PyAny>>, link: &Weak<Link>, occurrence: &Occurrence) {
-    let (function, occurrence) = (function.clone(), occurrence.clone());
-    let Some(link) = link.upgrade() else { return };
+pub(super) fn tell(callback: &Callback, link: &Weak<Link>, occurrence: &Occurrence) {
+    let mut callback = lock(callback);
+    let function = if matches!(occurrence.what, What::Ended(_)) { callback.take() } else { callback.clone() };
+    let (Some(function), Some(link)) = (function, link.upgrade()) else { return };
+    let occurrence = occurrence.clone();
     notices::call(Box::new(move || {
-        Python::try_attach(|py| {
+        Python::try_attach(move |py| {
             let called = event(py, &link, &occurrence).and_then(|event| call(function.bind(py), (event,)));
             if let Err(error) = called {
                 error.write_unraisable(py, Some(function.bind(py)));
@@ -83,11 +89,11 @@ pub(super) fn tell(function: &Arc<Py<PyAny>>, link: &Weak<Link>, occurrence: &Oc
 }
 
 /// The same for a server's, which is told whose event it is.
-pub(super) fn tell_of(server: &Weak<Door>, function: &Arc<Py<PyAny>>, link: &Arc<Link>, occurrence: &Occurrence) {
-    let (server, function) = (server.clone(), function.clone());
-    let (link, occurrence) = (link.clone(), occurrence.clone());
+pub(super) fn tell_of(server: &Weak<Door>, link: &Arc<Link>, occurrence: &Occurrence) {
+    let Some(function) = server.upgrade().and_then(|door| lock(&door.on_event).clone()) else { return };
+    let (server, link, occurrence) = (server.clone(), link.clone(), occurrence.clone());
     notices::call(Box::new(move || {
-        Python::try_attach(|py| {
+        Python::try_attach(move |py| {
             let Some(door) = server.upgrade() else { return };
             let called =
                 event(py, &link, &occurrence).and_then(|event| call(function.bind(py), (door.show(py, link)?, event)));

@@ -15,7 +15,7 @@ use super::buffer::Buffer;
 use super::callback::call;
 use super::connection::{LongConnection, Rhythm, close_frame, config, pair};
 use super::errors::{listener_error, os_error, seconds};
-use super::events::{Events, tell_of};
+use super::events::{Callback, Events, tell_of};
 use super::pulse;
 use super::timeout::Timeout;
 use crate::engine::link::{Attempt, Link, LinkError};
@@ -69,6 +69,8 @@ impl<T> Kept<T> {
 #[derive(Default)]
 pub(super) struct Door {
     authenticate: Mutex<Option<Py<PyAny>>>,
+    /// Told of each event until the server is closed.
+    pub(super) on_event: Callback,
     principals: Mutex<Kept<PyAny>>,
     mode: AtomicU8,
     /// Connections that were shown, unless they are accepted: the same object each time.
@@ -95,7 +97,7 @@ impl Door {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -155,12 +157,16 @@ impl Server {
                 waiting.push_back((link.clone(), PyBytes::new(py, message).unbind()));
             })?;
         }
-        let Some((link, message)) = batch.waiting.pop_front() else { return Ok(None) };
-        // Now it is the program's.
-        if !matches!(link.try_confirm(1), Ok(Attempt::Done(()))) {
-            batch.unconfirmed.push(link.clone());
+        while let Some((link, message)) = batch.waiting.pop_front() {
+            // Now it is the program's, unless that has closed the connection.
+            match link.try_confirm(1) {
+                Ok(Attempt::Done(true)) => {}
+                Ok(Attempt::Done(false)) => continue,
+                _ => batch.unconfirmed.push(link.clone()),
+            }
+            return Ok(Some((link, message)));
         }
-        Ok(Some((link, message)))
+        Ok(None)
     }
 
     /// Before it waits, everything that was handed out is told.
@@ -242,8 +248,11 @@ impl Server {
             Err(LinkError::Forked) => {}
             Err(error) => return Err(listener_error(py, error)),
         }
+        // They may lead back to the server, and nobody is left to be told of.
         let authenticate = lock(&self.door.authenticate).take();
         drop(authenticate);
+        let on_event = lock(&self.door.on_event).take();
+        drop(on_event);
         let shown = mem::take(&mut *lock(&self.door.shown));
         drop(shown);
         Ok(())
@@ -327,7 +336,9 @@ pub(super) fn listen(
         max_handshakes,
         asks,
     };
-    let door = Arc::new(Door { authenticate: Mutex::new(authenticate), ..Door::default() });
+    let is_told = on_event.is_some();
+    let on_event = Mutex::new(on_event.map(Arc::new));
+    let door = Arc::new(Door { authenticate: Mutex::new(authenticate), on_event, ..Door::default() });
     let keeper = door.clone();
     let listener = py
         .detach(|| {
@@ -339,9 +350,9 @@ pub(super) fn listen(
                     notices::call(Box::new(move || receive_client(&this, &keeper)));
                 }));
             }
-            if let Some(function) = on_event.map(Arc::new) {
+            if is_told {
                 let door = Arc::downgrade(&door);
-                listener.observe(Arc::new(move |link, occurrence| tell_of(&door, &function, link, occurrence)));
+                listener.observe(Arc::new(move |link, occurrence| tell_of(&door, link, occurrence)));
             }
             Ok(listener)
         })

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import datetime
+import gc
 import itertools
 import os
 import pickle
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -393,6 +395,23 @@ def test_events_tell_how_it_came_and_went(pair):
     assert list(client.events()) == []
 
 
+def test_who_is_called_back_goes_with_the_connection():
+    """A method of who has the connection: a circle that leads through the native side, where no collector looks."""
+
+    class Device:
+        def __init__(self, address: object) -> None:
+            self.connection = longconn.connect(address, timeout=PATIENCE, on_event=self.heard)
+
+        def heard(self, event: object) -> None: ...
+
+    with LongServer(("127.0.0.1", 0)) as server:
+        device = Device(server.address)
+        gone = weakref.ref(device)
+        device.connection.close()
+        del device
+        wait_until(lambda: gc.collect() is not None and gone() is None)
+
+
 def test_a_callback_is_told_the_same():
     told: list[longconn.Event] = []
     with LongServer(("127.0.0.1", 0)) as server:
@@ -470,6 +489,44 @@ def test_codes_that_are_the_protocols_own_are_refused(pair, code):
     with pytest.raises(ValueError, match="1024"):
         pair[0].close(0, "x" * 1025)
     assert pair[0].state == "open"
+
+
+def test_what_was_not_received_before_the_close_is_not_received_after_it(pair):
+    client, ours = pair
+    ours.send(b"unseen")
+    wait_until(lambda: client.stats().inbox_messages == 1)
+    client.close()
+    with pytest.raises(longconn.AlreadyClosed):
+        client.recv()
+    assert list(client) == []
+    with pytest.raises(longconn.PeerClosed):
+        ours.close()  # for "unseen" was not taken, as that side was told
+
+
+def test_a_close_says_that_the_peer_went_before_it_took_everything():
+    with scripted() as (client, peer):
+        client.send(b"never taken")
+        closer = threading.Timer(0.1, reset, [peer])
+        closer.start()
+        with pytest.raises(longconn.PeerReset):
+            client.close()
+        client.close()
+        closer.join()
+
+
+def test_a_close_says_nothing_of_an_end_that_a_call_has_told(pair):
+    client, ours = pair
+    client.send(b"never taken")
+    ours.close()
+    with pytest.raises(longconn.PeerClosed):
+        client.recv()
+    client.close()
+
+
+def test_a_peer_that_ignores_the_goodbye_does_not_keep_a_close_for_ever():
+    with scripted(heartbeat=QUICK) as (client, _):
+        client.close(timeout=None)
+    assert client.state == "closed"
 
 
 def test_use_after_close_says_so(pair):
@@ -906,6 +963,68 @@ def test_a_signal_that_is_handled_does_not_end_a_wait(pair):
     finally:
         signal.signal(signal.SIGALRM, before)
     assert handled == [signal.SIGALRM]
+
+
+@contextmanager
+def struck_often() -> Iterator[None]:
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_ping_comes_back_though_signals_come_faster():
+    with scripted() as (client, peer), peer.makefile("rb") as heard:
+
+        def answer_slowly() -> None:
+            heard.read(len(PREAMBLE))
+            while header := heard.read(4):
+                payload = heard.read(int.from_bytes(header[:3], "big"))
+                if header[3] == 7 and payload[0] & 1:
+                    time.sleep(0.2)
+                    peer.sendall(frame(7, struct.pack("!B3Q2I", 2, 1, *struct.unpack_from("!Q", payload, 1), 0, 0, 0)))
+                    return
+
+        peer.setblocking(True)
+        answerer = threading.Thread(target=answer_slowly)
+        answerer.start()
+        with struck_often():
+            assert client.ping() >= 0.2
+        answerer.join()
+        client.close(timeout=0)
+
+
+def test_a_flush_ends_though_others_go_on_sending_and_signals_come(pair):
+    client, ours = pair
+    stop = threading.Event()
+
+    def send_on() -> None:
+        while not stop.is_set():
+            client.send(b"more")
+            time.sleep(0.001)
+
+    def take_slowly() -> None:
+        # always something is under way that isn't taken
+        with suppress(longconn.PeerClosed):
+            while True:
+                ours.recv()
+                time.sleep(0.002)
+
+    threads = [threading.Thread(target=function) for function in (send_on, take_slowly)]
+    for thread in threads:
+        thread.start()
+    try:
+        with struck_often():
+            time.sleep(0.3)
+            client.flush()
+    finally:
+        stop.set()
+        threads[0].join()
+        client.close()
+        threads[1].join()
 
 
 def test_a_forked_child_can_not_use_it_and_can_connect_anew():
