@@ -215,6 +215,10 @@ class LongConnection:
         """What the server's ``authenticate`` returned for this client; None if that was True, and on the client."""
 
     @property
+    def opened_at(self) -> float | None:
+        """When its handshake was finished, as of ``time.time()``."""
+
+    @property
     def state(self) -> str:
         """``open``, ``suspect`` (silent for longer than usual), ``closing`` or ``closed``."""
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from datetime import timedelta
     from types import EllipsisType, TracebackType
 
+    from ._longconn import TcpInfo
+
 __all__ = ["Broadcast", "Event", "LinkStats", "LongServer", "ServerStats", "connect"]
 
 _LARGEST = 1 << 30
@@ -61,6 +63,8 @@ class LinkStats(NamedTuple):
     peer_application_age_seconds: float | None
     """How long the peer's program had made no progress, though messages waited for it, when it beat last."""
     peer_ages_told_seconds_ago: float | None
+    tcp_info: TcpInfo | None
+    """What the kernel knows of the connection; None once it is over."""
 
 
 class Event(NamedTuple):
@@ -107,6 +111,7 @@ class ServerStats(NamedTuple):
     out_of_resources: int
     """Times that no connection could be accepted, for want of descriptors or memory."""
     events_dropped: int
+    """Events that found 10,000 others waiting, for `LongServer.events` or for ``on_event``."""
 
 
 def _rhythm(heartbeat: Heartbeat | None) -> tuple[Any, ...]:
@@ -405,7 +410,7 @@ class LongServer:
 
     @property
     def connections(self) -> list[LongConnection]:
-        """Who is here."""
+        """Who is here: each with its ``client_id``, ``state`` and ``opened_at``."""
         return self._server.connections()
 
     def broadcast(self, data: Any) -> Broadcast:

@@ -34,7 +34,7 @@ use crate::engine::listener::{Listener, going_away};
 use crate::engine::reactor::{self, Engine};
 use crate::engine::waiting::{Interest, WaitError, Waiters};
 use crate::engine::{clock, fork, interpreter};
-use crate::net::sys::{self, Wakeup};
+use crate::net::sys::{self, RawTcpInfo, Wakeup};
 use crate::net::{tcp_info, tuning};
 use crate::proto::cause::{Cause, Ending};
 use crate::proto::close::{Close, CloseCode};
@@ -45,7 +45,6 @@ use crate::proto::evidence::KernelView;
 use crate::proto::handshake::Credentials;
 use crate::proto::heartbeat::Ages;
 use crate::proto::session::SendError;
-use crate::proto::verdict::Sample;
 
 /// What is read, or written, in one system call.
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -1380,9 +1379,14 @@ impl Link {
     }
 
     /// `None` once the link is over, or where the system can't tell.
-    pub fn tcp_info(&self) -> Result<Option<Sample>, LinkError> {
+    pub fn tcp_info(&self) -> Result<Option<RawTcpInfo>, LinkError> {
         let socket = self.enter()?.socket.clone();
-        Ok(socket.and_then(|socket| tcp_info::sample(socket.as_raw_fd()).ok()))
+        Ok(socket.and_then(|socket| sys::tcp_info(socket.as_raw_fd()).ok()).map(|(info, _)| info))
+    }
+
+    /// `None` before the link is open.
+    pub fn opened_at(&self) -> Result<Option<Instant>, LinkError> {
+        Ok(self.enter()?.core.opened_at())
     }
 
     pub fn status(&self) -> Result<Vec<u8>, LinkError> {

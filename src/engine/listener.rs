@@ -31,8 +31,8 @@ const ACCEPT_BATCH: usize = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Messages of one link before the next has its turn.
 const FAIR_SHARE: usize = 64;
-/// Occurrences that nobody has asked for yet; older ones are dropped and counted.
-const MAX_OCCURRENCES: usize = 10_000;
+/// Occurrences that nobody has asked for, or been told of, yet; others are dropped and counted.
+pub const MAX_OCCURRENCES: usize = 10_000;
 
 #[derive(Clone, Debug)]
 pub struct ListenerConfig {
@@ -98,8 +98,8 @@ pub struct Broadcast {
     pub failed: usize,
 }
 
-/// Told of each occurrence under locks: posts, and doesn't wait.
-pub type Observer = Arc<dyn Fn(&Arc<Link>, &Occurrence) + Send + Sync>;
+/// Told of each occurrence under locks: posts, and doesn't wait. False if it can't take more for now.
+pub type Observer = Arc<dyn Fn(&Arc<Link>, &Occurrence) -> bool + Send + Sync>;
 
 pub struct Listener {
     engine: Arc<Engine>,
@@ -142,6 +142,8 @@ struct Hall {
     with_messages: VecDeque<Arc<Link>>,
     /// Called for each client to decide about, under its link's lock: posts, and doesn't wait.
     herald: Option<Arc<dyn Fn() + Send + Sync>>,
+    /// How often it was called and [`Listener::answer_call`] wasn't.
+    calls: usize,
     /// Called for each occurrence, likewise.
     observer: Option<Observer>,
     occurrences: VecDeque<(Arc<Link>, Occurrence)>,
@@ -177,8 +179,8 @@ impl Hall {
     }
 
     fn tell(&mut self, link: &Arc<Link>, occurrence: Occurrence) {
-        if let Some(observer) = &self.observer {
-            observer(link, &occurrence);
+        if self.observer.as_ref().is_some_and(|observer| !observer(link, &occurrence)) {
+            self.counts.occurrences_dropped += 1;
         }
         if self.occurrences.len() == MAX_OCCURRENCES {
             self.occurrences.pop_front();
@@ -313,7 +315,10 @@ impl Listener {
             // Bounded by the handshakes under way.
             hall.to_decide.push_back((link.clone(), hello));
             hall.waiters.wake_one(Interest::HELLO);
-            let herald = hall.herald.clone();
+            // Of those who go undecided nobody is told, so the calls for them serve those who come next.
+            let is_called = hall.calls >= hall.to_decide.len();
+            let herald = hall.herald.clone().filter(|_| !is_called);
+            hall.calls += usize::from(herald.is_some());
             drop(hall);
             if let Some(herald) = herald {
                 herald();
@@ -474,6 +479,7 @@ impl Listener {
         hall.herald = Some(herald.clone());
         // Those that came before.
         let waiting = hall.to_decide.len();
+        hall.calls = waiting;
         drop(hall);
         (0..waiting).for_each(|_| herald());
     }
@@ -481,8 +487,18 @@ impl Listener {
     /// Has somebody told of what has occurred, as far as nobody has asked for it, and of what will.
     pub fn observe(&self, observer: Observer) {
         let mut hall = self.lock();
-        hall.occurrences.iter().for_each(|(link, occurrence)| observer(link, occurrence));
+        for (link, occurrence) in &hall.occurrences {
+            observer(link, occurrence);
+        }
         hall.observer = Some(observer);
+    }
+
+    /// The client to decide about for whom somebody was called, if it hasn't gone.
+    pub fn answer_call(&self) -> Option<Client> {
+        let mut hall = self.enter().ok()?;
+        hall.calls = hall.calls.saturating_sub(1);
+        let (link, hello) = hall.to_decide.pop_front()?;
+        Some(Client { link, listener: self.this.clone(), hello })
     }
 
     /// The next client to decide about, where [`ListenerConfig::asks`].

@@ -158,6 +158,21 @@ impl fmt::Display for Seconds {
     }
 }
 
+/// The peer's words, on one line of a log or a terminal: what would begin another or command it is escaped.
+struct Harmless<'a>(&'a str);
+
+impl fmt::Display for Harmless<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for character in self.0.chars() {
+            match character {
+                '\'' | '"' => write!(out, "{character}")?,
+                _ => write!(out, "{}", character.escape_debug())?,
+            }
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Display for Ending {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let silence = Seconds(self.silence);
@@ -199,7 +214,7 @@ impl fmt::Display for Ending {
                 None => write!(out, ": code {}", close.code.0)?,
             }
             if !close.reason.is_empty() {
-                write!(out, " ({})", close.reason)?;
+                write!(out, " ({})", Harmless(&close.reason))?;
             }
         }
         match &self.detail {

@@ -1221,6 +1221,12 @@ impl Connection {
         self.session.has_message()
     }
 
+    /// When the handshake was over; `None` before.
+    #[must_use]
+    pub fn opened_at(&self) -> Option<Instant> {
+        self.supervision.as_ref().map(|supervision| supervision.heartbeat.start())
+    }
+
     /// Bytes and messages that the peer's application isn't known to have taken.
     #[must_use]
     pub fn untaken(&self) -> (usize, u64) {

@@ -260,6 +260,12 @@ impl Heartbeat {
         self.interval
     }
 
+    /// When it began.
+    #[must_use]
+    pub fn start(&self) -> Instant {
+        self.start
+    }
+
     #[must_use]
     pub fn round_trip(&self) -> RoundTrip {
         self.round_trip

@@ -12,8 +12,9 @@ use pyo3::{PyTraverseError, PyVisit};
 
 use super::buffer::Buffer;
 use super::errors::{ended, link_error, seconds};
-use super::events::{Events, tell};
+use super::events::{Events, tell, time_of};
 use super::pulse;
+use super::tcp_info::TcpInfo;
 use super::timeout::Timeout;
 use crate::engine::link::{Attempt, Link, LinkError};
 use crate::proto::cause::{Cause, Ending};
@@ -226,7 +227,7 @@ impl Deadline {
     }
 }
 
-pub(super) fn close_frame(code: u32, reason: &str) -> PyResult<Close> {
+pub(super) fn close_frame(code: i64, reason: &str) -> PyResult<Close> {
     let code = match u16::try_from(code) {
         Ok(code @ (0 | 1)) => code,
         Ok(code) if code >= FIRST_APPLICATION_CODE => code,
@@ -291,15 +292,13 @@ impl LongConnection {
 
     /// Receive the messages that are there, at least one.
     #[pyo3(signature = (max_messages, *, timeout = Timeout::LeftOut))]
-    fn recv_many<'py>(&self, py: Python<'py>, max_messages: usize, timeout: Timeout) -> PyResult<Bound<'py, PyList>> {
-        if max_messages == 0 {
-            return Err(PyValueError::new_err("max_messages=0: 1 or more"));
-        }
+    fn recv_many<'py>(&self, py: Python<'py>, max_messages: isize, timeout: Timeout) -> PyResult<Bound<'py, PyList>> {
+        let Some(most) = usize::try_from(max_messages).ok().filter(|most| *most > 0) else {
+            return Err(PyValueError::new_err(format!("max_messages={max_messages}: 1 or more")));
+        };
         let mut messages = Vec::new();
-        self.take(py, timeout, |link| {
-            link.try_recv_many(max_messages, |message| messages.push(PyBytes::new(py, message)))
-        })?
-        .map_err(|error| self.error(py, error))?;
+        self.take(py, timeout, |link| link.try_recv_many(most, |message| messages.push(PyBytes::new(py, message))))?
+            .map_err(|error| self.error(py, error))?;
         PyList::new(py, messages)
     }
 
@@ -383,6 +382,12 @@ impl LongConnection {
         self.principal.as_ref().map(|principal| principal.clone_ref(py))
     }
 
+    /// When its handshake was finished, as of `time.time()`.
+    #[getter]
+    fn opened_at(&self, py: Python<'_>) -> PyResult<Option<f64>> {
+        self.ask(py, Link::opened_at)?.map(|at| time_of(py, at)).transpose()
+    }
+
     /// How it is now.
     #[getter]
     fn state(&self, py: Python<'_>) -> PyResult<&'static str> {
@@ -399,8 +404,10 @@ impl LongConnection {
     /// Wait for a state.
     #[pyo3(signature = (state, *, timeout = Timeout::LeftOut))]
     fn wait_for(&self, py: Python<'_>, state: &str, timeout: Timeout) -> PyResult<()> {
-        let Some((wanted, _)) = STATES.iter().find(|(_, name)| *name == state) else {
-            let names = STATES.map(|(_, name)| name).join(", ");
+        // A connection is given out when it is open, so connecting is past.
+        let to_come = STATES.iter().filter(|(each, _)| *each != State::Connecting);
+        let Some((wanted, _)) = to_come.clone().find(|(_, name)| *name == state) else {
+            let names = to_come.map(|(_, name)| *name).collect::<Vec<_>>().join(", ");
             return Err(PyValueError::new_err(format!("state={state:?}: one of {names}")));
         };
         self.wait(py, self.deadline(timeout), |link, deadline| link.wait_state(*wanted, deadline))
@@ -439,9 +446,10 @@ impl LongConnection {
 
     /// What is measured and counted.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let (state, stats, ages, peer_ages_at) = self.ask(py, |link| {
+        let (state, stats, ages, peer_ages_at, tcp_info) = self.ask(py, |link| {
             let ages = link.peer_ages()?;
-            Ok((link.state()?, link.stats()?, ages.map(|(_, ages)| ages), ages.map(|(at, _)| at)))
+            let (ages, told_at) = (ages.map(|(_, ages)| ages), ages.map(|(at, _)| at));
+            Ok((link.state()?, link.stats()?, ages, told_at, link.tcp_info()?))
         })?;
         let Some(stats) = stats else { return Err(PyValueError::new_err("the connection was never open")) };
         let number = |duration: Option<Duration>| duration.map(|duration| duration.as_secs_f64());
@@ -469,6 +477,7 @@ impl LongConnection {
         fields.set_item("peer_application_age_seconds", number(ages.and_then(|ages| ages.application)))?;
         let told = peer_ages_at.map(|at| crate::engine::clock::now().saturating_duration_since(at));
         fields.set_item("peer_ages_told_seconds_ago", number(told))?;
+        fields.set_item("tcp_info", tcp_info.map(|info| Py::new(py, TcpInfo::new(&info))).transpose()?)?;
         py.import("longconn.links")?.getattr("LinkStats")?.call((), Some(&fields))
     }
 
@@ -481,7 +490,7 @@ impl LongConnection {
 
     /// Say goodbye, and wait until the peer took everything.
     #[pyo3(signature = (code = 0, reason = "", *, timeout = Timeout::LeftOut))]
-    fn close(&self, py: Python<'_>, code: u32, reason: &str, timeout: Timeout) -> PyResult<()> {
+    fn close(&self, py: Python<'_>, code: i64, reason: &str, timeout: Timeout) -> PyResult<()> {
         let close = close_frame(code, reason)?;
         let was_closed = self.is_closed.load(Ordering::Relaxed);
         self.say_goodbye(py, close, timeout.or(Some(self.settled().unwrap_or(PATIENCE))))?;

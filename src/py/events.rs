@@ -1,6 +1,8 @@
 //! What happened to links, one after the other.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Instant;
 
 use pyo3::exceptions::PyStopIteration;
 use pyo3::prelude::*;
@@ -10,6 +12,7 @@ use super::connection::{LongConnection, state_name};
 use super::errors::{ended, link_error, listener_error};
 use super::server::{Door, Server, lock, wait_for_listener};
 use crate::engine::link::{Link, LinkError, Occurrence, What};
+use crate::engine::listener::MAX_OCCURRENCES;
 use crate::engine::{clock, notices};
 use crate::proto::connection::State;
 
@@ -88,11 +91,16 @@ pub(super) fn tell(callback: &Callback, link: &Weak<Link>, occurrence: &Occurren
     }));
 }
 
-/// The same for a server's, which is told whose event it is.
-pub(super) fn tell_of(server: &Weak<Door>, link: &Arc<Link>, occurrence: &Occurrence) {
-    let Some(function) = server.upgrade().and_then(|door| lock(&door.on_event).clone()) else { return };
-    let (server, link, occurrence) = (server.clone(), link.clone(), occurrence.clone());
+/// The same for a server's, which is told whose event it is. False if too many wait already.
+pub(super) fn tell_of(server: &Weak<Door>, waiting: &Arc<AtomicUsize>, link: &Arc<Link>, what: &Occurrence) -> bool {
+    let Some(function) = server.upgrade().and_then(|door| lock(&door.on_event).clone()) else { return true };
+    if waiting.load(Ordering::Relaxed) >= MAX_OCCURRENCES {
+        return false;
+    }
+    waiting.fetch_add(1, Ordering::Relaxed);
+    let (server, waiting, link, occurrence) = (server.clone(), waiting.clone(), link.clone(), what.clone());
     notices::call(Box::new(move || {
+        waiting.fetch_sub(1, Ordering::Relaxed);
         Python::try_attach(move |py| {
             let Some(door) = server.upgrade() else { return };
             let called =
@@ -102,11 +110,17 @@ pub(super) fn tell_of(server: &Weak<Door>, link: &Arc<Link>, occurrence: &Occurr
             }
         });
     }));
+    true
+}
+
+/// As of Python's `time.time()`.
+pub(super) fn time_of(py: Python<'_>, at: Instant) -> PyResult<f64> {
+    let ago = clock::now().saturating_duration_since(at).as_secs_f64();
+    Ok(py.import("time")?.call_method0("time")?.extract::<f64>()? - ago)
 }
 
 fn event<'py>(py: Python<'py>, link: &Arc<Link>, occurrence: &Occurrence) -> PyResult<Bound<'py, PyAny>> {
-    let ago = clock::now().saturating_duration_since(occurrence.at).as_secs_f64();
-    let time = py.import("time")?.call_method0("time")?.extract::<f64>()? - ago;
+    let time = time_of(py, occurrence.at)?;
     let (state, error) = match &occurrence.what {
         What::Opened | What::Alive => (State::Open, None),
         What::Suspect { .. } => (State::Suspect, None),

@@ -20,7 +20,7 @@ use super::pulse;
 use super::timeout::Timeout;
 use crate::engine::link::{Attempt, Link, LinkError};
 use crate::engine::listener::{Client, Listener, ListenerConfig};
-use crate::engine::{clock, notices};
+use crate::engine::notices;
 use crate::proto::close::{Close, CloseCode};
 
 /// Messages fetched in one go; of each link the engine gives its fair share.
@@ -237,7 +237,7 @@ impl Server {
         Ok(fields)
     }
 
-    fn close(&self, py: Python<'_>, drain: f64, code: u32, reason: &str) -> PyResult<()> {
+    fn close(&self, py: Python<'_>, drain: f64, code: i64, reason: &str) -> PyResult<()> {
         let (close, drain) = (close_frame(code, reason)?, seconds(drain)?);
         match py.detach(|| self.listener.close(&close, drain)) {
             Ok(()) => {
@@ -351,8 +351,8 @@ pub(super) fn listen(
                 }));
             }
             if is_told {
-                let door = Arc::downgrade(&door);
-                listener.observe(Arc::new(move |link, occurrence| tell_of(&door, link, occurrence)));
+                let (door, waiting) = (Arc::downgrade(&door), Arc::default());
+                listener.observe(Arc::new(move |link, occurrence| tell_of(&door, &waiting, link, occurrence)));
             }
             Ok(listener)
         })
@@ -365,7 +365,7 @@ pub(super) fn listen(
 fn receive_client(listener: &Weak<Listener>, door: &Door) {
     let Some(listener) = listener.upgrade() else { return };
     // It may have gone meanwhile.
-    let Ok(client) = listener.next_client(Some(clock::now())) else { return };
+    let Some(client) = listener.answer_call() else { return };
     // None: the interpreter is going, and the client with it.
     let decision = Python::try_attach(|py| ask(py, &client, door));
     // It may have gone away while the program thought about it.

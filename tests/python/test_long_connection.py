@@ -171,11 +171,26 @@ def test_recv_takes_no_size(pair):
         pair[0].recv(1024)
 
 
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda client: client.recv_many(-1), "max_messages=-1"),
+        (lambda client: client.close(-1), "code=-1"),
+        (lambda client: client.close(1 << 40), "code=1099511627776"),
+        (lambda client: client.wait_for("connecting"), "one of open, suspect, closing, closed"),
+        (lambda client: client.wait_for("shut"), "one of open"),
+    ],
+)
+def test_a_value_that_can_not_be_is_shown(pair, call, text):
+    client, _ = pair
+    with pytest.raises(ValueError, match=text):
+        call(client)
+    assert client.state == "open"
+
+
 def test_a_batch_of_none_is_refused(pair):
     with pytest.raises(ValueError, match="max_messages"):
         pair[0].recv_many(0)
-    with pytest.raises(OverflowError):
-        pair[0].recv_many(-1)
 
 
 def test_flush_waits_until_the_peers_program_took_everything(pair):
@@ -321,6 +336,19 @@ def test_a_status_is_told_with_the_beats(pair):
     with pytest.raises(TypeError):
         client.status = "text"
     assert client.status == b"charging"
+
+
+def test_both_sides_know_since_when(pair):
+    for connection in pair:
+        assert 0 <= time.time() - connection.opened_at < PATIENCE
+
+
+def test_the_kernels_figures_are_among_them(pair):
+    client, _ = pair
+    info = client.stats().tcp_info
+    assert (info.state, info.bytes_received > 0) == ("ESTABLISHED", True)
+    client.close()
+    assert client.stats().tcp_info is None
 
 
 def test_the_figures_have_units_and_are_true(pair):
@@ -689,6 +717,17 @@ def test_the_peers_goodbye_has_its_code():
         with pytest.raises(longconn.PeerClosed) as raised:
             client.recv()
         assert (raised.value.code, raised.value.reason) == (7000, "bye")
+
+
+def test_the_peers_words_begin_no_line_of_a_log_and_command_no_terminal():
+    with scripted() as (connection, peer):
+        reason = "it's über\nroot: all is well\x1b[2J\u202e"
+        words = reason.encode()
+        peer.sendall(frame(8, struct.pack("!HBQIHH", 5000, 1, 0, 0, 0, len(words)) + words))
+        with pytest.raises(longconn.PeerClosed, match="it's über") as raised:
+            connection.recv()
+    assert raised.value.reason == reason
+    assert str(raised.value).isprintable()
 
 
 def test_a_peer_that_did_not_hear_us_gave_us_up():

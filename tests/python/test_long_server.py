@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 import longconn
 import pytest
 from longconn import Cause, Heartbeat, LongServer
-from peers import PATIENCE, SLACK, let_go, memory_bytes, open_descriptors, reset, wait_until
+from peers import PATIENCE, SLACK, let_go, memory_bytes, open_descriptors, python_says, reset, wait_until
 
 
 @contextmanager
@@ -453,6 +453,73 @@ def test_what_is_over_keeps_neither_memory_nor_descriptors():
         del client, ours
         assert memory_bytes() - before < megabytes * 1_000_000 / 4
         assert len(open_descriptors() - descriptors) < 5
+
+
+def test_without_descriptors_those_who_are_here_go_on_and_others_come_later():
+    said = python_says(
+        """
+import os, resource, socket, time
+import longconn
+
+def wait_until(condition):
+    while not condition():
+        time.sleep(0.01)
+
+with longconn.LongServer(("127.0.0.1", 0)) as server, longconn.connect(server.address) as client:
+    ours = server.accept(timeout=20)
+    client.send(b"here")
+    ours.recv(timeout=20)  # it has all that it needs to wait
+    late = [socket.socket() for _ in range(3)]
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    top = max(map(int, os.listdir("/proc/self/fd"))) + 1
+    spare = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (top, limits[1]))
+    try:
+        while True:
+            spare.append(os.dup(0))
+    except OSError:
+        pass
+    for each in late:
+        each.connect(server.address)
+    wait_until(lambda: server.stats().out_of_resources >= 2)
+    print("accepted", server.stats().accepted)
+    client.send(b"still")
+    print(ours.recv(timeout=20))
+    try:
+        longconn.connect(server.address)
+    except OSError as error:
+        print(error.errno)
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    wait_until(lambda: server.stats().accepted >= 4)
+    for each in late:
+        each.close()
+    with longconn.connect(server.address, timeout=20) as another:
+        another.send(b"again")
+        with server.accept(timeout=20) as fresh:
+            print(fresh.recv(timeout=20))
+    ours.close()
+"""
+    )
+    assert said == "accepted 1\nb'still'\n24\nb'again'\n"
+
+
+def test_a_callback_that_does_not_come_back_is_no_reason_to_grow():
+    """It is told of 10,000 events when it does, and how many it missed is counted."""
+    held, told = threading.Event(), []
+
+    def hear(connection: longconn.LongConnection, event: longconn.Event) -> None:
+        held.wait()
+        told.append(event.state)
+
+    with serving(on_event=hear) as server:
+        for _ in range(5_101):
+            longconn.connect(server.address, timeout=PATIENCE).close()
+        wait_until(lambda: server.stats().opened == 5_101 and server.stats().open == 0)
+        dropped = server.stats().events_dropped
+        held.set()
+        wait_until(lambda: len(told) == 10_001)
+    # those that nobody asks events() for are dropped too
+    assert dropped == 2 * 202 - 1
 
 
 def test_those_who_left_unseen_take_nobodys_place():
