@@ -1004,7 +1004,7 @@ impl Link {
         inner.is_receiving = true;
         inner.core.set_waiting(now, true);
         drop(inner);
-        ROOM.with_borrow_mut(|room| {
+        let (mut inner, now, result) = ROOM.with_borrow_mut(|room| {
             let capacity = room.len();
             let got = sys::receive_waiting(socket.as_fd(), room);
             let mut inner = self.lock();
@@ -1019,14 +1019,16 @@ impl Link {
             let is_late = matches!(&got, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
                 && deadline.is_some_and(|deadline| now >= deadline);
             inner.digest(now, got, capacity);
-            self.turn(&mut inner, now);
             let result = match (is_interrupted, is_late) {
                 (true, _) => Err(WaitError::Interrupted),
                 (false, true) => Err(WaitError::TimedOut),
                 (false, false) => Ok(()),
             };
-            (inner, result)
-        })
+            (inner, now, result)
+        });
+        // Behind the room: when nothing can be written, the turn reads what is left.
+        self.turn(&mut inner, now);
+        (inner, result)
     }
 
     /// One sleep, with the lock given up meanwhile. Who finds nobody polling the socket does.

@@ -687,6 +687,23 @@ def test_an_end_of_stream_without_a_goodbye_is_an_ended_process():
         assert not isinstance(raised.value, longconn.PeerReset)
 
 
+def test_a_peer_that_asks_and_resets_at_once_is_no_more_than_lost():
+    """The answer can't be written by who has just received the question."""
+    ask = frame(7, struct.pack("!B3Q2I", 1, 1, 0, 0, 0, 0))
+    for _ in range(20):
+        with scripted() as (connection, peer):
+
+            def go(peer: socket.socket = peer) -> None:
+                peer.sendall(ask)
+                reset(peer)
+
+            goer = threading.Timer(0.01, go)
+            goer.start()
+            with pytest.raises(longconn.PeerReset):
+                connection.recv()
+            goer.join()
+
+
 def test_a_reset_is_told_as_such():
     with scripted() as (client, peer):
         reset(peer)
