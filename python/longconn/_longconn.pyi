@@ -238,7 +238,7 @@ class LongConnection:
     def events(self) -> Events:
         """An iterator of `Event`: each change of state, as it comes; ends with the connection.
 
-        64 wait for who doesn't ask; older ones are dropped.
+        Several iterators share them: each event goes to one. 64 wait for who doesn't ask; older ones are dropped.
         """
 
     @property

@@ -404,7 +404,8 @@ class LongServer:
         """(connection, event) of all connections: who came, went silent, came back, ended.
 
         Ends when the server is closed and everyone has gone. Clients that don't finish their handshake are counted in
-        `stats` only. 10,000 wait for who doesn't ask; older ones are dropped and counted.
+        `stats` only. Several iterators share the events: each goes to one. 10,000 wait for who doesn't ask; older ones
+        are dropped and counted.
         """
         return self._server.events()
 

@@ -492,10 +492,9 @@ impl LongConnection {
     #[pyo3(signature = (code = 0, reason = "", *, timeout = Timeout::LeftOut))]
     fn close(&self, py: Python<'_>, code: i64, reason: &str, timeout: Timeout) -> PyResult<()> {
         let close = close_frame(code, reason)?;
-        let was_closed = self.is_closed.load(Ordering::Relaxed);
         self.say_goodbye(py, close, timeout.or(Some(self.settled().unwrap_or(PATIENCE))))?;
         match self.wait_closed(py)? {
-            Some(ending) if ending.untaken_bytes > 0 && !was_closed && !self.is_told.load(Ordering::Relaxed) => {
+            Some(ending) if !self.is_told.swap(true, Ordering::Relaxed) && ending.untaken_bytes > 0 => {
                 if ending.cause != Cause::Closed || ending.by_peer {
                     return Err(self.error(py, LinkError::Ended(ending)));
                 }

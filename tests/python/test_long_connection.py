@@ -609,6 +609,15 @@ def test_shutdown_is_a_goodbye_that_does_not_wait(pair):
     client.wait_for("closed")
 
 
+def test_a_close_after_a_shutdown_says_what_was_not_taken(pair):
+    client, _ = pair
+    client.send(b"never taken")
+    client.shutdown(socket.SHUT_WR)
+    with pytest.raises(TimeoutError, match="not taken"):
+        client.close(timeout=0.05)
+    client.close()
+
+
 def test_receiving_can_not_be_shut_down(pair):
     with pytest.raises(ValueError, match="SHUT_RD"):
         pair[0].shutdown(socket.SHUT_RD)
