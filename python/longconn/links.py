@@ -483,6 +483,10 @@ class LongServer:
         if not getattr(self, "_closed", True):
             import warnings
 
+            try:
+                self._server.counts()
+            except LongConnError:
+                return  # it is another process's to close
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=1, source=self)
             self._server.abandon()
 

@@ -580,6 +580,27 @@ def test_one_that_nobody_closes_is_closed_with_a_warning():
         servers.clear()
 
 
+def test_a_forked_child_need_not_close_its_parents():
+    said = python_says(
+        """
+import os
+import longconn
+server = longconn.LongServer(("127.0.0.1", 0))
+client = longconn.connect(server.address, timeout=20)
+child = os.fork()
+if not child:
+    del server, client
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+with server.accept(timeout=20) as ours:
+    client.close()
+server.close()
+print("ends")
+"""
+    )
+    assert said == "ends\n"
+
+
 def test_an_address_that_is_taken_is_the_systems_error():
     with serving() as server:
         with pytest.raises(OSError, match="binding") as raised:
