@@ -240,7 +240,7 @@ class LongConnection:
 
     @property
     def opened_at(self) -> float | None:
-        """When its handshake was finished, as of ``time.time()``."""
+        """When its handshake was finished, or a plain peer was connected, as of ``time.time()``."""
 
     @property
     def state(self) -> str:
