@@ -239,6 +239,10 @@ class LongConnection:
         """What the server's ``authenticate`` returned for this client; None if that was True, and on the client."""
 
     @property
+    def opened_at(self) -> float | None:
+        """When its handshake was finished, or a plain peer was connected, as of ``time.time()``."""
+
+    @property
     def state(self) -> str:
         """``open``, ``suspect`` (silent for longer than usual), ``closing`` or ``closed``."""
 
@@ -258,7 +262,7 @@ class LongConnection:
     def events(self) -> Events:
         """An iterator of `Event`: each change of state, as it comes; ends with the connection.
 
-        64 wait for who doesn't ask; older ones are dropped.
+        Several iterators share them: each event goes to one. 64 wait for who doesn't ask; older ones are dropped.
         """
 
     @property
@@ -287,6 +291,8 @@ class LongConnection:
     def close(self, code: int = 0, reason: str = "", *, timeout: float | timedelta | EllipsisType | None = ...) -> None:
         """Say goodbye once the peer's program took everything; closing again does nothing.
 
+        What this side hasn't received when its goodbye goes it never receives: the peer is told that it wasn't taken.
+
         Args:
             code: 0 is the normal end, 1 says that this side goes away or restarts; 4096 to 65535 are the program's own.
                 A plain peer can't be told.
@@ -295,6 +301,7 @@ class LongConnection:
 
         Raises:
             TimeoutError: The peer had not taken everything in time; the connection is closed all the same.
+            PeerLost, PeerClosed: It ended before the peer's program took everything, and no other call has said so.
         """
 
     def shutdown(self, how: int, /) -> None:

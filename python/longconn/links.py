@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from .framing import Framing, PlainHeartbeat
 
+    from ._longconn import TcpInfo
+
 __all__ = ["Broadcast", "Event", "LinkStats", "LongServer", "ServerStats", "connect"]
 
 _LARGEST = 1 << 30
@@ -65,6 +67,8 @@ class LinkStats(NamedTuple):
     peer_application_age_seconds: float | None
     """How long the peer's program had made no progress, though messages waited for it, when it beat last."""
     peer_ages_told_seconds_ago: float | None
+    tcp_info: TcpInfo | None
+    """What the kernel knows of the connection; None once it is over."""
 
 
 class Event(NamedTuple):
@@ -111,6 +115,7 @@ class ServerStats(NamedTuple):
     out_of_resources: int
     """Times that no connection could be accepted, for want of descriptors or memory."""
     events_dropped: int
+    """Events that found 10,000 others waiting, for `LongServer.events` or for ``on_event``."""
 
 
 def _rhythm(heartbeat: object) -> tuple[Any, ...]:
@@ -323,6 +328,7 @@ class LongServer:
         backlog: Connections that the kernel keeps waiting for us, as of ``socket.listen``.
         reuse_port: Let several processes listen at this address (SO_REUSEPORT).
         on_event: Called with each connection and `Event`, on longconn's own thread; `events` is told the same.
+            Released when the server is closed.
 
     Raises:
         OSError: The address can't be had; ``errno`` is kept.
@@ -429,15 +435,17 @@ class LongServer:
         return self._server.messages(self._timeout if timeout is ... else timeout)
 
     def events(self) -> Iterator[tuple[LongConnection, Event]]:
-        """(connection, event) of all connections: who came, went silent, came back, ended; ends with the server.
+        """(connection, event) of all connections: who came, went silent, came back, ended.
 
-        10,000 wait for who doesn't ask; older ones are dropped and counted.
+        Ends when the server is closed and everyone has gone. Clients that don't finish their handshake are counted in
+        `stats` only. Several iterators share the events: each goes to one. 10,000 wait for who doesn't ask; older ones
+        are dropped and counted.
         """
         return self._server.events()
 
     @property
     def connections(self) -> list[LongConnection]:
-        """Who is here."""
+        """Who is here: each with its ``client_id``, ``state`` and ``opened_at``."""
         return self._server.connections()
 
     def broadcast(self, data: Any) -> Broadcast:
@@ -475,6 +483,10 @@ class LongServer:
         if not getattr(self, "_closed", True):
             import warnings
 
+            try:
+                self._server.counts()
+            except LongConnError:
+                return  # it is another process's to close
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=1, source=self)
             self._server.abandon()
 

@@ -36,7 +36,7 @@ use crate::engine::plain::{PathWatch, PlainPeers};
 use crate::engine::reactor::{self, Engine};
 use crate::engine::waiting::{Interest, WaitError, Waiters};
 use crate::engine::{clock, fork, interpreter};
-use crate::net::sys::{self, Wakeup};
+use crate::net::sys::{self, RawTcpInfo, Wakeup};
 use crate::net::{tcp_info, tuning};
 use crate::proto::cause::{Cause, Ending};
 use crate::proto::close::{Close, CloseCode};
@@ -50,7 +50,6 @@ use crate::proto::heartbeat::Ages;
 use crate::proto::moment::Moment;
 use crate::proto::plain::{EndOfStream, Plain, PlainStats};
 use crate::proto::session::SendError;
-use crate::proto::verdict::Sample;
 
 /// What is read, or written, in one system call.
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -161,6 +160,13 @@ pub enum What {
 
 /// Told of each occurrence under the link's lock: posts, and doesn't wait.
 pub type Observer = Arc<dyn Fn(&Occurrence) + Send + Sync>;
+
+/// A question under way.
+#[derive(Clone, Copy, Debug)]
+pub struct Ping {
+    number: u64,
+    at: Instant,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reader {
@@ -634,7 +640,7 @@ impl Link {
                     inner.core.close(now, close, now);
                     return Interest::NOTHING;
                 }
-                self.record(inner, now, What::Opened, listener.as_deref())
+                self.record(inner, now, What::Opened)
             }
             Event::Hello(hello) => {
                 inner.client_id = hello.client_id.as_str().into();
@@ -655,10 +661,10 @@ impl Link {
                 if let (Some(listener), Some(this)) = (&listener, self.this.upgrade()) {
                     listener.on_opened(&this);
                 }
-                self.record(inner, now, What::Opened, listener.as_deref())
+                self.record(inner, now, What::Opened)
             }
-            Event::Suspect { silence } => self.record(inner, now, What::Suspect { silence }, listener.as_deref()),
-            Event::Alive => self.record(inner, now, What::Alive, listener.as_deref()),
+            Event::Suspect { silence } => self.record(inner, now, What::Suspect { silence }),
+            Event::Alive => self.record(inner, now, What::Alive),
             Event::Pong { ping, round_trip } => {
                 inner.extras().last_pong = Some((ping, round_trip));
                 Interest::PONG
@@ -668,21 +674,18 @@ impl Link {
                 let ending = Arc::new(*ending);
                 inner.ending = Some(ending.clone());
                 inner.waiters.wake_everyone();
-                if let (Some(listener), Some(this)) = (&listener, self.this.upgrade()) {
-                    listener.on_ended(&this);
-                }
-                self.record(inner, now, What::Ended(ending), listener.as_deref())
+                self.record(inner, now, What::Ended(ending))
             }
         }
     }
 
-    fn record(&self, inner: &mut Inner, at: Instant, what: What, listener: Option<&Listener>) -> Interest {
+    fn record(&self, inner: &mut Inner, at: Instant, what: What) -> Interest {
         let occurrence = Occurrence { at, what };
         self.log(&occurrence);
         if let Some(observer) = inner.extras.as_ref().and_then(|extras| extras.observer.as_ref()) {
             observer(&occurrence);
         }
-        if let (Some(listener), Some(this)) = (listener, self.this.upgrade()) {
+        if let (Some(listener), Some(this)) = (self.listener.as_ref().and_then(Weak::upgrade), self.this.upgrade()) {
             listener.on_occurrence(&this, occurrence.clone());
         }
         inner.keep(occurrence);
@@ -791,6 +794,7 @@ impl Link {
         }
         self.number.store(-1, Ordering::Relaxed);
         self.engine.release(self.key);
+        inner.core.give_back_memory();
         inner.waiters.wake_everyone();
     }
 }
@@ -919,6 +923,11 @@ impl Inner {
     }
 
     fn on_error(&mut self, now: Instant, error: &io::Error) {
+        // One of our own kind has said itself what it took.
+        let view = self.kernel_view();
+        if let (Core::Plain(plain), Some(view)) = (&mut self.core, view) {
+            plain.note_arrived(view);
+        }
         if self.is_convicted(now) {
             return;
         }
@@ -1250,10 +1259,13 @@ impl Link {
         }
         inner.begin_receiving();
         drop(inner);
-        ROOM.with_borrow_mut(|room| self.receive_in(&socket, room, deadline))
+        let (mut inner, now, result) = ROOM.with_borrow_mut(|room| self.receive_in(&socket, room, deadline));
+        self.settle_received(&mut inner, now);
+        (inner, now, result)
     }
 
-    /// What [`Inner::begin_receiving`] has begun.
+    /// What [`Inner::begin_receiving`] has begun. Nothing follows from it before [`Link::settle_received`], which is to be
+    /// called when `room` is nobody's any more: when nothing can be written, a turn reads what is left.
     fn receive_in(
         &self,
         socket: &OwnedFd,
@@ -1274,16 +1286,19 @@ impl Link {
         let is_late = matches!(&got, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
             && deadline.is_some_and(|deadline| now >= deadline);
         inner.digest(now, got, capacity);
-        // Who takes the message at once ends with a turn, or with what is left of one.
-        if !(inner.core.has_message() && inner.core.is_quiet() && inner.waiters.is_empty()) {
-            self.turn(&mut inner, now);
-        }
         let result = match (is_interrupted, is_late) {
             (true, _) => Err(WaitError::Interrupted),
             (false, true) => Err(WaitError::TimedOut),
             (false, false) => Ok(()),
         };
         (inner, now, result)
+    }
+
+    /// Who takes the message at once ends with a turn, or with what is left of one.
+    fn settle_received(&self, inner: &mut Inner, now: Instant) {
+        if !(inner.core.has_message() && inner.core.is_quiet() && inner.waiters.is_empty()) {
+            self.turn(inner, now);
+        }
     }
 
     /// One sleep, with the lock given up meanwhile. Who finds nobody polling the socket does.
@@ -1532,15 +1547,15 @@ impl Link {
         Ok(())
     }
 
-    /// The same for who holds the interpreter.
-    pub fn try_confirm(&self, count: usize) -> Result<Attempt<()>, LinkError> {
+    /// The same for who holds the interpreter. False if it is too late: this side has closed the link, and told the peer
+    /// that its program didn't take them.
+    pub fn try_confirm(&self, count: usize) -> Result<Attempt<bool>, LinkError> {
         let Some(mut inner) = self.try_enter()? else { return Ok(Attempt::Later) };
-        self.take(&mut inner, clock::now(), count);
-        Ok(Attempt::Done(()))
+        Ok(Attempt::Done(self.take(&mut inner, clock::now(), count)))
     }
 
-    fn take(&self, inner: &mut Inner, now: Instant, count: usize) {
-        inner.core.take(now, count);
+    fn take(&self, inner: &mut Inner, now: Instant, count: usize) -> bool {
+        let is_taken = inner.core.take(now, count);
         inner.last_send = None;
         if inner.is_held_back && inner.core.wants_input() {
             inner.is_held_back = false;
@@ -1552,47 +1567,63 @@ impl Link {
             self.set_alarm(inner);
             self.tell(inner, Interest::NOTHING);
         }
+        is_taken
     }
 
     /// Until the peer's application took everything that was accepted before this call; of a plain peer, until its kernel
     /// did.
     pub fn flush(&self, deadline: Option<Instant>) -> Result<(), LinkError> {
-        let mut end = None;
-        self.wait(Interest::TAKEN, deadline, |link, inner, now| {
-            let (accepted, taken) = inner.core.sent_offsets();
-            let is_first = end.is_none();
-            let end = *end.get_or_insert(accepted);
-            if taken >= end {
-                return Some(Ok(()));
-            }
-            if is_first {
-                inner.core.hurry(now);
-                link.turn(inner, now);
-                if inner.core.sent_offsets().1 >= end {
-                    return Some(Ok(()));
-                }
-            }
-            inner.over().map(Err)
+        let end = self.begin_flush()?;
+        self.wait_taken(end, deadline)
+    }
+
+    /// The offset that [`Link::wait_taken`] is to wait for; the peer is asked not to be slow with its acknowledgement.
+    pub fn begin_flush(&self) -> Result<u64, LinkError> {
+        let mut inner = self.enter()?;
+        let (accepted, taken) = inner.core.sent_offsets();
+        if taken < accepted {
+            let now = clock::now();
+            inner.core.hurry(now);
+            self.turn(&mut inner, now);
+        }
+        Ok(accepted)
+    }
+
+    /// Until the peer's application took everything up to this offset.
+    pub fn wait_taken(&self, end: u64, deadline: Option<Instant>) -> Result<(), LinkError> {
+        self.wait(Interest::TAKEN, deadline, |_, inner, _| {
+            let (_, taken) = inner.core.sent_offsets();
+            if taken >= end { Some(Ok(())) } else { inner.over().map(Err) }
         })
     }
 
     /// The round trip of a beat that the peer answers at once.
     pub fn ping(&self, deadline: Option<Instant>) -> Result<Duration, LinkError> {
-        let mut asked = None;
-        self.wait(Interest::PONG, deadline, |link, inner, now| {
-            if let Some(error) = inner.over() {
-                return Some(Err(error));
+        let ping = self.begin_ping()?;
+        self.wait_pong(ping, deadline)
+    }
+
+    /// Asks; for [`Link::wait_pong`].
+    pub fn begin_ping(&self) -> Result<Ping, LinkError> {
+        let mut inner = self.enter()?;
+        if let Some(error) = inner.over() {
+            return Err(error);
+        }
+        let at = clock::now();
+        let Some(number) = inner.core.ping(at) else { return Err(LinkError::NotOpen(inner.core.state())) };
+        self.turn(&mut inner, at);
+        Ok(Ping { number, at })
+    }
+
+    /// Until the peer has answered; the round trip.
+    pub fn wait_pong(&self, ping: Ping, deadline: Option<Instant>) -> Result<Duration, LinkError> {
+        self.wait(Interest::PONG, deadline, |_, inner, now| {
+            match inner.extras.as_ref().and_then(|extras| extras.last_pong) {
+                Some((answered, round_trip)) if answered >= ping.number => {
+                    Some(Ok(round_trip.unwrap_or(now.saturating_duration_since(ping.at))))
+                }
+                _ => inner.over().map(Err),
             }
-            let Some((number, asked_at)) = asked else {
-                let Some(number) = inner.core.ping(now) else {
-                    return Some(Err(LinkError::NotOpen(inner.core.state())));
-                };
-                asked = Some((number, now));
-                link.turn(inner, now);
-                return None;
-            };
-            let (answered, round_trip) = inner.extras.as_ref()?.last_pong?;
-            (answered >= number).then(|| Ok(round_trip.unwrap_or(now.saturating_duration_since(asked_at))))
         })
     }
 
@@ -1612,6 +1643,17 @@ impl Link {
         inner.over().map_or(Ok(()), Err)?;
         inner.core.shut_down_sending();
         self.turn(&mut inner, clock::now());
+        Ok(())
+    }
+
+    /// The program knows of the link no more. Its listener may, for long, so of a link that is over nothing is kept but
+    /// what can be told of it.
+    pub fn forget(&self) -> Result<(), LinkError> {
+        let mut inner = self.enter()?;
+        inner.core.forget_inbox();
+        if let Some(extras) = &mut inner.extras {
+            extras.notification = None;
+        }
         Ok(())
     }
 
@@ -1639,6 +1681,7 @@ impl Receiving<'_> {
         let Self { link, socket } = self;
         let mut read = [MaybeUninit::uninit(); MUCH_BYTES];
         let (mut inner, now, received) = link.receive_in(&socket, &mut read, None);
+        link.settle_received(&mut inner, now);
         let result = match received {
             Ok(()) => link.take_into(&mut inner, now, room).unwrap_or(Ok(Attempt::Later)),
             Err(error) => Err(error.into()),
@@ -1771,9 +1814,9 @@ impl Link {
     }
 
     /// `None` once the link is over, or where the system can't tell.
-    pub fn tcp_info(&self) -> Result<Option<Sample>, LinkError> {
+    pub fn tcp_info(&self) -> Result<Option<RawTcpInfo>, LinkError> {
         let socket = self.enter()?.socket.clone();
-        Ok(socket.and_then(|socket| tcp_info::sample(socket.as_raw_fd()).ok()))
+        Ok(socket.and_then(|socket| sys::tcp_info(socket.as_raw_fd()).ok()).map(|(info, _)| info))
     }
 
     pub fn status(&self) -> Result<Vec<u8>, LinkError> {

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 use socket2::Socket;
 
-use crate::engine::link::{Attempt, Link, LinkError, Occurrence};
+use crate::engine::link::{Attempt, Link, LinkError, Occurrence, What};
 use crate::engine::plain::PlainPeers;
 use crate::engine::reactor::{self, Engine};
 use crate::engine::waiting::{Interest, WaitError, Waiters};
@@ -33,8 +33,8 @@ const ACCEPT_BATCH: usize = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Messages of one link before the next has its turn.
 const FAIR_SHARE: usize = 64;
-/// Occurrences that nobody has asked for yet; older ones are dropped and counted.
-const MAX_OCCURRENCES: usize = 10_000;
+/// Occurrences that nobody has asked for, or been told of, yet; others are dropped and counted.
+pub const MAX_OCCURRENCES: usize = 10_000;
 
 #[derive(Clone, Debug)]
 pub struct ListenerConfig {
@@ -103,8 +103,8 @@ pub struct Broadcast {
     pub failed: usize,
 }
 
-/// Told of each occurrence under locks: posts, and doesn't wait.
-pub type Observer = Arc<dyn Fn(&Arc<Link>, &Occurrence) + Send + Sync>;
+/// Told of each occurrence under locks: posts, and doesn't wait. False if it can't take more for now.
+pub type Observer = Arc<dyn Fn(&Arc<Link>, &Occurrence) -> bool + Send + Sync>;
 
 pub struct Listener {
     engine: Arc<Engine>,
@@ -148,6 +148,8 @@ struct Hall {
     with_messages: VecDeque<Arc<Link>>,
     /// Called for each client to decide about, under its link's lock: posts, and doesn't wait.
     herald: Option<Arc<dyn Fn() + Send + Sync>>,
+    /// How often it was called and [`Listener::answer_call`] wasn't.
+    calls: usize,
     /// Called for each occurrence, likewise.
     observer: Option<Observer>,
     occurrences: VecDeque<(Arc<Link>, Occurrence)>,
@@ -161,7 +163,14 @@ impl Hall {
         self.guests.get_mut(link.guest_number()).filter(|guest| Arc::ptr_eq(&guest.link, link))
     }
 
-    fn remove(&mut self, link: &Arc<Link>) -> Option<Guest> {
+    /// A program that accepts nobody, or not soon enough, is not to run out of places for those who are here: who went unseen
+    /// leaves. Its peer knows that nothing was taken; a plain one has gone by a reset, or can't be reached.
+    fn forget_who_left_unseen(&mut self) {
+        let Self { to_accept, guests, .. } = self;
+        to_accept.retain(|link| guests.get(link.guest_number()).is_some_and(|guest| Arc::ptr_eq(&guest.link, link)));
+    }
+
+    fn strike_out(&mut self, link: &Arc<Link>) -> Option<Guest> {
         self.guest(link)?;
         Some(self.guests.remove(link.guest_number()))
     }
@@ -170,6 +179,44 @@ impl Hall {
         if let Some(guest) = self.guest(link) {
             guest.stage = Stage::Refused;
         }
+    }
+
+    fn remove(&mut self, link: &Arc<Link>) -> Option<Stage> {
+        let Guest { stage, .. } = self.strike_out(link)?;
+        if stage != Stage::Open {
+            self.handshakes -= 1;
+            self.counts.failed += u64::from(stage != Stage::Refused);
+            self.to_decide.retain(|(other, _)| !Arc::ptr_eq(other, link));
+        }
+        if matches!(stage, Stage::Admitted | Stage::Open) {
+            self.admitted -= 1;
+            let address = link.peer_address().ip().to_canonical();
+            if let Some(count) = self.admitted_of.get_mut(&address) {
+                *count -= 1;
+                if *count == 0 {
+                    self.admitted_of.remove(&address);
+                }
+            }
+        }
+        Some(stage)
+    }
+
+    fn tell(&mut self, link: &Arc<Link>, occurrence: Occurrence) {
+        if self.observer.as_ref().is_some_and(|observer| !observer(link, &occurrence)) {
+            self.counts.occurrences_dropped += 1;
+        }
+        if self.occurrences.len() == MAX_OCCURRENCES {
+            self.occurrences.pop_front();
+            self.counts.occurrences_dropped += 1;
+        }
+        self.occurrences.push_back((link.clone(), occurrence));
+        self.waiters.wake_one(Interest::EVENT);
+    }
+
+    /// Nothing that was waited for will come any more.
+    fn is_over_for(&self, interest: Interest) -> bool {
+        let has_more = interest.meets(Interest::STATE) || (interest.meets(Interest::EVENT) && !self.guests.is_empty());
+        self.socket.is_none() && !has_more
     }
 }
 
@@ -276,10 +323,14 @@ impl Listener {
             Some(peers) => Link::plain_of(socket, peers, now, Some(self.this.clone()))?,
         };
         let mut hall = self.lock();
+        if hall.socket.is_none() {
+            // Closed meanwhile; nobody would tell this one to go.
+            return Err(io::ErrorKind::NotConnected.into());
+        }
         link.set_guest_number(hall.guests.insert(Guest { link: link.clone(), stage: Stage::Handshake }));
         drop(hall);
         link.begin(now).inspect_err(|_| {
-            self.lock().remove(&link);
+            self.lock().strike_out(&link);
         })
     }
 
@@ -290,7 +341,10 @@ impl Listener {
             // Bounded by the handshakes under way.
             hall.to_decide.push_back((link.clone(), hello));
             hall.waiters.wake_one(Interest::HELLO);
-            let herald = hall.herald.clone();
+            // Of those who go undecided nobody is told, so the calls for them serve those who come next.
+            let is_called = hall.calls >= hall.to_decide.len();
+            let herald = hall.herald.clone().filter(|_| !is_called);
+            hall.calls += usize::from(herald.is_some());
             drop(hall);
             if let Some(herald) = herald {
                 herald();
@@ -321,6 +375,9 @@ impl Listener {
             return Err(going_away());
         }
         let of_address = hall.admitted_of.get(&address).copied().unwrap_or(0);
+        if hall.to_accept.len() >= self.config.max_connections {
+            hall.forget_who_left_unseen();
+        }
         // Those that are over already, and whose messages nobody has taken, count too, lest they be without number.
         let present = hall.admitted.max(hall.to_accept.len()).max(hall.with_messages.len());
         let refusal = if present >= self.config.max_connections {
@@ -359,40 +416,18 @@ impl Listener {
         }
     }
 
-    pub(super) fn on_ended(&self, link: &Arc<Link>) {
-        let mut hall = self.lock();
-        let Some(guest) = hall.remove(link) else { return };
-        if guest.stage != Stage::Open {
-            hall.handshakes -= 1;
-            hall.counts.failed += u64::from(guest.stage != Stage::Refused);
-            hall.to_decide.retain(|(other, _)| !Arc::ptr_eq(other, link));
-        }
-        if matches!(guest.stage, Stage::Admitted | Stage::Open) {
-            hall.admitted -= 1;
-            let address = link.peer_address().ip().to_canonical();
-            if let Some(count) = hall.admitted_of.get_mut(&address) {
-                *count -= 1;
-                if *count == 0 {
-                    hall.admitted_of.remove(&address);
-                }
-            }
-        }
-        if hall.guests.is_empty() {
-            hall.waiters.wake_all(Interest::STATE);
-        }
-    }
-
+    /// Who never was open is counted, and not told of: a port scanner would drown the news of those who were.
     pub(super) fn on_occurrence(&self, link: &Arc<Link>, occurrence: Occurrence) {
         let mut hall = self.lock();
-        if let Some(observer) = &hall.observer {
-            observer(link, &occurrence);
+        let is_end = matches!(occurrence.what, What::Ended(_));
+        let stage = if is_end { hall.remove(link) } else { hall.guest(link).map(|guest| guest.stage) };
+        if stage == Some(Stage::Open) {
+            hall.tell(link, occurrence);
         }
-        if hall.occurrences.len() == MAX_OCCURRENCES {
-            hall.occurrences.pop_front();
-            hall.counts.occurrences_dropped += 1;
+        // Events end when the last has gone.
+        if is_end && hall.guests.is_empty() {
+            hall.waiters.wake_all(Interest::STATE | Interest::EVENT);
         }
-        hall.occurrences.push_back((link.clone(), occurrence));
-        hall.waiters.wake_one(Interest::EVENT);
     }
 
     pub(super) fn on_readable(&self, link: Arc<Link>) {
@@ -438,7 +473,7 @@ impl Listener {
             if let Some(result) = ready(&mut hall) {
                 return Ok(result);
             }
-            if hall.socket.is_none() && !interest.meets(Interest::STATE) {
+            if hall.is_over_for(interest) {
                 return Err(LinkError::Closed);
             }
             let place = hall.waiters.enter(interest)?;
@@ -474,6 +509,7 @@ impl Listener {
         hall.herald = Some(herald.clone());
         // Those that came before.
         let waiting = hall.to_decide.len();
+        hall.calls = waiting;
         drop(hall);
         (0..waiting).for_each(|_| herald());
     }
@@ -481,8 +517,18 @@ impl Listener {
     /// Has somebody told of what has occurred, as far as nobody has asked for it, and of what will.
     pub fn observe(&self, observer: Observer) {
         let mut hall = self.lock();
-        hall.occurrences.iter().for_each(|(link, occurrence)| observer(link, occurrence));
+        for (link, occurrence) in &hall.occurrences {
+            observer(link, occurrence);
+        }
         hall.observer = Some(observer);
+    }
+
+    /// The client to decide about for whom somebody was called, if it hasn't gone.
+    pub fn answer_call(&self) -> Option<Client> {
+        let mut hall = self.enter().ok()?;
+        hall.calls = hall.calls.saturating_sub(1);
+        let (link, hello) = hall.to_decide.pop_front()?;
+        Some(Client { link, listener: self.this.clone(), hello })
     }
 
     /// The next client to decide about, where [`ListenerConfig::asks`].

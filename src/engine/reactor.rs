@@ -326,8 +326,10 @@ fn lock() -> MutexGuard<'static, Running> {
 /// The engine, which starts if it must.
 pub fn engine() -> io::Result<Arc<Engine>> {
     let mut running = lock();
-    if let Some(engine) = &running.engine {
-        return Ok(engine.clone());
+    if let Some(engine) = running.engine.clone() {
+        // It has a thread already, unless there was no memory for one after a fork.
+        running.start()?;
+        return Ok(engine);
     }
     let reactor = Reactor::new()?;
     let engine = reactor.engine.clone();

@@ -124,7 +124,7 @@ pub struct Ending {
     pub by_peer: bool,
     /// Bytes of ours that the peer's application isn't known to have taken.
     pub untaken_bytes: u64,
-    /// Messages that arrived after we had closed, and that nobody will take.
+    /// Messages that nobody will take: they came after our CLOSE, or our program hadn't taken them before.
     pub messages_after_close: u64,
     /// What the peer did, where it broke a rule or the handshake failed.
     pub detail: Option<String>,
@@ -155,6 +155,21 @@ struct Seconds(Duration);
 impl fmt::Display for Seconds {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{:.2} s", self.0.as_secs_f64())
+    }
+}
+
+/// The peer's words, on one line of a log or a terminal: what would begin another or command it is escaped.
+struct Harmless<'a>(&'a str);
+
+impl fmt::Display for Harmless<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for character in self.0.chars() {
+            match character {
+                '\'' | '"' => write!(out, "{character}")?,
+                _ => write!(out, "{}", character.escape_debug())?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -201,7 +216,7 @@ impl fmt::Display for Ending {
                 None => write!(out, ": code {}", close.code.0)?,
             }
             if !close.reason.is_empty() {
-                write!(out, " ({})", close.reason)?;
+                write!(out, " ({})", Harmless(&close.reason))?;
             }
         }
         match &self.detail {

@@ -239,10 +239,24 @@ impl Codec {
     /// Gives an empty buffer back.
     pub fn release_memory(&mut self) {
         if self.buffered_bytes() == 0 {
-            self.buffer = Vec::new();
-            self.head = 0;
-            self.searched = 0;
+            self.discard();
         }
+    }
+
+    /// Nothing more comes in: no room is kept for it.
+    pub fn trim(&mut self) {
+        self.buffer.drain(..self.head);
+        self.buffer.shrink_to_fit();
+        self.searched = self.searched.saturating_sub(self.head);
+        self.head = 0;
+    }
+
+    /// What waits to be read never will be.
+    pub fn discard(&mut self) {
+        self.buffer = Vec::new();
+        self.head = 0;
+        self.searched = 0;
+        self.found = None;
     }
 
     fn pass(&mut self, end: usize) {

@@ -869,12 +869,33 @@ impl Connection {
         self.session.read()
     }
 
-    /// The oldest `messages` of those that were read are with the program.
-    pub fn take(&mut self, now: Instant, messages: usize) {
+    /// The oldest `messages` of those that were read are with the program. False if it was too late for that: our CLOSE
+    /// had said that they aren't.
+    pub fn take(&mut self, now: Instant, messages: usize) -> bool {
+        let before = self.session.taken();
         let round_trip = self.supervision.as_ref().and_then(|supervision| supervision.heartbeat.round_trip().smoothed);
         self.session.take(now, messages, round_trip);
         if !self.tells_progress {
             self.last_progress = now.into();
+        }
+        if matches!(self.phase, Phase::Ended { parting: None, .. }) && !self.session.has_untaken() {
+            self.give_back_memory();
+        }
+        self.session.taken() > before
+    }
+
+    /// The link is over, and its driver has done what was to be done.
+    pub fn give_back_memory(&mut self) {
+        self.session.give_up();
+        self.decoder.release_memory();
+        (self.first, self.control) = (None, None);
+    }
+
+    /// The program is done with the link: what it hasn't taken of a link that is over it never will.
+    pub fn forget_inbox(&mut self) {
+        if matches!(self.phase, Phase::PeerLeft { .. } | Phase::Ended { parting: None, .. }) {
+            self.session.discard_inbox();
+            self.session.give_up();
         }
     }
 
@@ -1003,9 +1024,24 @@ impl Connection {
     }
 
     fn announce(&mut self, mut ending: Ending) {
+        if ending.cause == Cause::Closed && !ending.by_peer {
+            self.discard_inbox();
+        }
         ending.untaken_bytes = self.session.outbox.untaken_bytes() as u64;
         ending.messages_after_close = self.messages_after_close.into();
         self.tell(Event::Ended(Box::new(ending)));
+    }
+
+    /// Our CLOSE has told the peer what our program took, and that is final.
+    fn discard_inbox(&mut self) {
+        let count = u32::try_from(self.session.discard_inbox()).unwrap_or(u32::MAX);
+        self.messages_after_close = self.messages_after_close.saturating_add(count);
+    }
+
+    /// How long we wait for the peer's FIN after our CLOSE. It has nothing else left to say, so silence is no life any
+    /// more, and its limit holds.
+    fn farewell(&self) -> Duration {
+        self.supervision.as_ref().map_or(LINGER, |supervision| supervision.limit().max(LINGER))
     }
 
     /// We were paused, and nothing that we sent since is known to have arrived.
@@ -1141,7 +1177,8 @@ impl Connection {
             Slot::Close => match mem::replace(&mut self.phase, Phase::Handshake) {
                 Phase::Leaving { close, deadline } => {
                     self.fin_wanted = true;
-                    self.phase = Phase::Left { close, deadline };
+                    self.phase = Phase::Left { close, deadline: deadline.min(Moment::from(now) + self.farewell()) };
+                    self.discard_inbox();
                 }
                 Phase::Ended { action, .. } => self.phase = Phase::Ended { parting: None, action },
                 other => self.phase = other,

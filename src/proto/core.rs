@@ -112,10 +112,27 @@ impl Core {
         }
     }
 
-    pub fn take(&mut self, now: Instant, messages: usize) {
+    /// False if it was too late: the program has closed the link, and what it hadn't taken before it never takes.
+    pub fn take(&mut self, now: Instant, messages: usize) -> bool {
         match self {
             Self::Framed(connection) => connection.take(now, messages),
             Self::Plain(plain) => plain.take(now),
+        }
+    }
+
+    /// The link is over, and its driver has done what was to be done.
+    pub fn give_back_memory(&mut self) {
+        match self {
+            Self::Framed(connection) => connection.give_back_memory(),
+            Self::Plain(plain) => plain.give_back_memory(),
+        }
+    }
+
+    /// The program is done with the link: what it hasn't taken of a link that is over it never will.
+    pub fn forget_inbox(&mut self) {
+        match self {
+            Self::Framed(connection) => connection.forget_inbox(),
+            Self::Plain(plain) => plain.forget_inbox(),
         }
     }
 

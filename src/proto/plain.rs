@@ -355,7 +355,8 @@ impl Plain {
                 let _ = silence.evidence.observe(now, view);
             }
         }
-        if self.watch.is_some() && self.acked == self.accepted {
+        // Who waits for what was sent before waits for no more, though others go on sending.
+        if self.watch.is_some() && (has_progress || self.acked == self.accepted) {
             self.events.push_back(Event::Taken);
         }
         // Our end of stream is a segment in flight as any other.
@@ -375,6 +376,11 @@ impl Plain {
             _ if mem::take(&mut self.is_verdict_due) => self.supervise(now),
             _ => {}
         }
+    }
+
+    /// The connection has failed, which is told next: this is how far our stream had come.
+    pub fn note_arrived(&mut self, view: KernelView) {
+        self.acked = self.acked.max(view.bytes_acked.min(self.written));
     }
 
     /// We, or the whole machine, were paused until now: the driver's clocks say so.
@@ -564,13 +570,40 @@ impl Plain {
         Some(self.codec.bytes(range))
     }
 
-    /// What was read is with the program.
-    pub fn take(&mut self, now: Instant) {
+    /// What was read is with the program. False if that has closed the link before.
+    pub fn take(&mut self, now: Instant) -> bool {
         if self.was_held_back && !self.is_held_back() {
             self.was_held_back = false;
             // Until now nobody listened.
             self.hear(now);
         }
+        if self.is_over() && !self.has_message {
+            self.give_back_memory();
+        }
+        !self.is_closed
+    }
+
+    /// The link is over, and its driver has done what was to be done: nothing is sent any more, and memory is kept only for
+    /// what our program has yet to take.
+    pub fn give_back_memory(&mut self) {
+        (self.outgoing, self.outgoing_head) = (Vec::new(), 0);
+        if self.has_message {
+            self.codec.trim();
+        } else {
+            self.codec.discard();
+        }
+    }
+
+    /// The program is done with the link: what it hasn't taken of a link that is over it never will.
+    pub fn forget_inbox(&mut self) {
+        if self.is_over() {
+            self.discard_inbox();
+        }
+    }
+
+    fn discard_inbox(&mut self) {
+        self.has_message = false;
+        self.codec.discard();
     }
 
     /// The end of the peer's stream, once everything before it was read; it is given out once.
@@ -605,9 +638,11 @@ impl Plain {
         }
     }
 
-    /// Sends what was accepted before, and our end of stream, until the deadline.
+    /// Sends what was accepted before, and our end of stream, until the deadline. What the program hasn't taken it never
+    /// will.
     pub fn close(&mut self, deadline: Instant) {
         self.is_closed = true;
+        self.discard_inbox();
         match &mut self.phase {
             Phase::Open => {
                 self.phase = Phase::Closing { deadline };

@@ -185,6 +185,13 @@ impl Outbox {
         Ok(progress)
     }
 
+    fn abandon(&mut self) {
+        self.release_memory();
+        if let Some(flight) = &mut self.flight {
+            flight.abandon();
+        }
+    }
+
     fn release_memory(&mut self) {
         if self.untaken_bytes() == 0 {
             self.flight = None;
@@ -275,6 +282,13 @@ impl Flight {
             self.allowed = next;
         }
         &self.bytes[self.at(self.sent)..self.at(self.allowed)]
+    }
+
+    /// Nothing is sent any more; how much it was is still known.
+    fn abandon(&mut self) {
+        let end = self.end();
+        (self.start, self.sent, self.boundary, self.allowed) = (end, end, end, end);
+        self.bytes = Vec::new();
     }
 
     /// Forgets what the peer's application took since `before`, which ends with a message.
@@ -385,6 +399,19 @@ impl Inbox {
         }
     }
 
+    fn trim(&mut self) {
+        if !self.has_untaken() {
+            self.stock = None;
+        }
+        if let Some(stock) = &mut self.stock {
+            stock.trim();
+        }
+    }
+
+    fn discard(&mut self) -> u64 {
+        self.stock.as_mut().map_or(0, |stock| stock.discard())
+    }
+
     fn release_memory(&mut self) {
         if self.buffered_bytes() == 0 {
             self.stock = None;
@@ -448,6 +475,28 @@ impl Stock {
         self.read_at = message.end;
         self.messages -= 1;
         Some(&self.bytes[message])
+    }
+
+    /// Nothing comes any more: keeps the whole messages that the program hasn't taken, and no room for others.
+    fn trim(&mut self) {
+        self.bytes.truncate(self.complete);
+        self.bytes.drain(..self.taken_at);
+        self.bytes.shrink_to_fit();
+        self.read_at -= self.taken_at;
+        self.complete -= self.taken_at;
+        (self.taken_at, self.missing) = (0, 0);
+    }
+
+    /// What the program hasn't taken it never will. How many messages it were.
+    fn discard(&mut self) -> u64 {
+        let mut count = self.messages;
+        while let Some(message) = self.message_at(self.taken_at).filter(|message| message.end <= self.read_at) {
+            self.taken_at = message.end;
+            count += 1;
+        }
+        self.messages = 0;
+        (self.taken_at, self.read_at) = (self.complete, self.complete);
+        count
     }
 
     /// How far the offset went by it.
@@ -609,6 +658,18 @@ impl Session {
         }
         self.inbox.release_memory();
         self.outbox.release_memory();
+    }
+
+    /// The link is over, and nothing goes on from here: what the peer hasn't taken is given up, and memory is kept only
+    /// for what our program has yet to take.
+    pub fn give_up(&mut self) {
+        self.outbox.abandon();
+        self.inbox.trim();
+    }
+
+    /// Our program takes nothing more. How many messages it hadn't taken.
+    pub fn discard_inbox(&mut self) -> u64 {
+        self.inbox.discard()
     }
 
     /// Memory beyond the base window that this session would like from the process's budget.

@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 use pyo3::exceptions::{PyException, PyResourceWarning, PyStopIteration, PyTimeoutError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
+use pyo3::{PyTraverseError, PyVisit};
 
 use super::buffer::Buffer;
 use super::errors::{ended, link_error, seconds};
-use super::events::{Events, tell};
+use super::events::{Events, observe, time_of};
 use super::plain::{check_framed, is_told_as_empty, receive_size};
 use super::pulse;
+use super::tcp_info::TcpInfo;
 use super::timeout::Timeout;
 use crate::engine::link::{Attempt, Link, LinkError};
 use crate::proto::cause::{Cause, Ending};
@@ -83,6 +85,8 @@ pub(super) struct LongConnection {
     is_owner: AtomicBool,
     /// The program has begun to close it.
     is_closed: AtomicBool,
+    /// A call has told the program of the end.
+    is_told: AtomicBool,
     /// What `authenticate` has made of the client.
     principal: Option<Py<PyAny>>,
 }
@@ -94,6 +98,7 @@ impl LongConnection {
             timeout: AtomicU64::new(f64::NAN.to_bits()),
             is_owner: AtomicBool::new(is_owner),
             is_closed: AtomicBool::new(false),
+            is_told: AtomicBool::new(false),
             principal,
         }
     }
@@ -128,6 +133,9 @@ impl LongConnection {
     }
 
     fn error(&self, py: Python<'_>, error: LinkError) -> PyErr {
+        if matches!(error, LinkError::Ended(_)) {
+            self.is_told.store(true, Ordering::Relaxed);
+        }
         link_error(py, error, &self.link, true)
     }
 
@@ -275,7 +283,7 @@ impl Deadline {
     }
 }
 
-pub(super) fn close_frame(code: u32, reason: &str) -> PyResult<Close> {
+pub(super) fn close_frame(code: i64, reason: &str) -> PyResult<Close> {
     let code = match u16::try_from(code) {
         Ok(code @ (0 | 1)) => code,
         Ok(code) if code >= FIRST_APPLICATION_CODE => code,
@@ -341,14 +349,14 @@ impl LongConnection {
 
     /// Receive the messages that are there, at least one.
     #[pyo3(signature = (max_messages, *, timeout = Timeout::LeftOut))]
-    fn recv_many<'py>(&self, py: Python<'py>, max_messages: usize, timeout: Timeout) -> PyResult<Bound<'py, PyList>> {
-        if max_messages == 0 {
-            return Err(PyValueError::new_err("max_messages=0: 1 or more"));
-        }
+    fn recv_many<'py>(&self, py: Python<'py>, max_messages: isize, timeout: Timeout) -> PyResult<Bound<'py, PyList>> {
+        let Some(most) = usize::try_from(max_messages).ok().filter(|most| *most > 0) else {
+            return Err(PyValueError::new_err(format!("max_messages={max_messages}: 1 or more")));
+        };
         let mut messages = Vec::new();
-        match self.take(py, timeout, |link| {
-            link.try_recv_many(max_messages, |message| messages.push(PyBytes::new(py, message)))
-        })? {
+        match self
+            .take(py, timeout, |link| link.try_recv_many(most, |message| messages.push(PyBytes::new(py, message))))?
+        {
             Err(error) if is_told_as_empty(&self.link, &error) => {}
             received => drop(received.map_err(|error| self.error(py, error))?),
         }
@@ -362,7 +370,10 @@ impl LongConnection {
     fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         self.receive(py, Timeout::LeftOut)?.map_err(|error| match &error {
             LinkError::StreamEnded => PyStopIteration::new_err(()),
-            LinkError::Ended(ending) if is_normal(ending) => PyStopIteration::new_err(()),
+            LinkError::Ended(ending) if is_normal(ending) => {
+                self.is_told.store(true, Ordering::Relaxed);
+                PyStopIteration::new_err(())
+            }
             _ => self.error(py, error),
         })
     }
@@ -370,14 +381,20 @@ impl LongConnection {
     /// Wait until the peer's program took everything that was sent.
     #[pyo3(signature = (*, timeout = Timeout::LeftOut))]
     fn flush(&self, py: Python<'_>, timeout: Timeout) -> PyResult<()> {
-        self.wait(py, self.deadline(timeout), Link::flush)
+        let deadline = self.deadline(timeout);
+        // Once for a whole call, however many signals interrupt it.
+        let end = self.ask(py, Link::begin_flush)?;
+        self.wait(py, deadline, |link, deadline| link.wait_taken(end, deadline))
     }
 
     /// The round trip of a beat that the peer answers at once.
     #[pyo3(signature = (*, timeout = Timeout::LeftOut))]
     fn ping(&self, py: Python<'_>, timeout: Timeout) -> PyResult<f64> {
         check_framed(&self.link, "ping()")?;
-        Ok(self.wait(py, self.deadline(timeout), Link::ping)?.as_secs_f64())
+        let deadline = self.deadline(timeout);
+        // Once for a whole call, as in `flush`.
+        let ping = self.ask(py, Link::begin_ping)?;
+        Ok(self.wait(py, deadline, |link, deadline| link.wait_pong(ping, deadline))?.as_secs_f64())
     }
 
     // ---- settings, and what is known
@@ -428,6 +445,12 @@ impl LongConnection {
         self.principal.as_ref().map(|principal| principal.clone_ref(py))
     }
 
+    /// When its handshake was finished, as of `time.time()`.
+    #[getter]
+    fn opened_at(&self, py: Python<'_>) -> PyResult<Option<f64>> {
+        self.ask(py, Link::opened_at)?.map(|at| time_of(py, at)).transpose()
+    }
+
     /// How it is now.
     #[getter]
     fn state(&self, py: Python<'_>) -> PyResult<&'static str> {
@@ -444,8 +467,10 @@ impl LongConnection {
     /// Wait for a state.
     #[pyo3(signature = (state, *, timeout = Timeout::LeftOut))]
     fn wait_for(&self, py: Python<'_>, state: &str, timeout: Timeout) -> PyResult<()> {
-        let Some((wanted, _)) = STATES.iter().find(|(_, name)| *name == state) else {
-            let names = STATES.map(|(_, name)| name).join(", ");
+        // A connection is given out when it is open, so connecting is past.
+        let to_come = STATES.iter().filter(|(each, _)| *each != State::Connecting);
+        let Some((wanted, _)) = to_come.clone().find(|(_, name)| *name == state) else {
+            let names = to_come.map(|(_, name)| *name).collect::<Vec<_>>().join(", ");
             return Err(PyValueError::new_err(format!("state={state:?}: one of {names}")));
         };
         self.wait(py, self.deadline(timeout), |link, deadline| link.wait_state(*wanted, deadline))
@@ -489,13 +514,15 @@ impl LongConnection {
     /// What is measured and counted.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         if self.link.framing().is_some() {
-            let (state, stats) = self.ask(py, |link| Ok((link.state()?, link.plain_stats()?)))?;
+            let (state, stats, tcp_info) =
+                self.ask(py, |link| Ok((link.state()?, link.plain_stats()?, link.tcp_info()?)))?;
             let Some(stats) = stats else { return Err(PyValueError::new_err("the connection was never open")) };
-            return super::plain::stats(py, state, &stats);
+            return super::plain::stats(py, state, &stats, tcp_info.as_ref());
         }
-        let (state, stats, ages, peer_ages_at) = self.ask(py, |link| {
+        let (state, stats, ages, peer_ages_at, tcp_info) = self.ask(py, |link| {
             let ages = link.peer_ages()?;
-            Ok((link.state()?, link.stats()?, ages.map(|(_, ages)| ages), ages.map(|(at, _)| at)))
+            let (ages, told_at) = (ages.map(|(_, ages)| ages), ages.map(|(at, _)| at));
+            Ok((link.state()?, link.stats()?, ages, told_at, link.tcp_info()?))
         })?;
         let Some(stats) = stats else { return Err(PyValueError::new_err("the connection was never open")) };
         let number = |duration: Option<Duration>| duration.map(|duration| duration.as_secs_f64());
@@ -523,6 +550,7 @@ impl LongConnection {
         fields.set_item("peer_application_age_seconds", number(ages.and_then(|ages| ages.application)))?;
         let told = peer_ages_at.map(|at| crate::engine::clock::now().saturating_duration_since(at));
         fields.set_item("peer_ages_told_seconds_ago", number(told))?;
+        fields.set_item("tcp_info", tcp_info.map(|info| Py::new(py, TcpInfo::new(&info))).transpose()?)?;
         py.import("longconn.links")?.getattr("LinkStats")?.call((), Some(&fields))
     }
 
@@ -535,17 +563,17 @@ impl LongConnection {
 
     /// Say goodbye, and wait until the peer took everything.
     #[pyo3(signature = (code = 0, reason = "", *, timeout = Timeout::LeftOut))]
-    fn close(&self, py: Python<'_>, code: u32, reason: &str, timeout: Timeout) -> PyResult<()> {
+    fn close(&self, py: Python<'_>, code: i64, reason: &str, timeout: Timeout) -> PyResult<()> {
         let close = close_frame(code, reason)?;
         if code != 0 || !reason.is_empty() {
             check_framed(&self.link, "close() with a code or a reason")?;
         }
-        let was_closed = self.is_closed.load(Ordering::Relaxed);
         self.say_goodbye(py, close, timeout.or(Some(self.settled().unwrap_or(PATIENCE))))?;
         match self.wait_closed(py)? {
-            Some(ending)
-                if !was_closed && ending.cause == Cause::Closed && !ending.by_peer && ending.untaken_bytes > 0 =>
-            {
+            Some(ending) if !self.is_told.swap(true, Ordering::Relaxed) && ending.untaken_bytes > 0 => {
+                if ending.cause != Cause::Closed || ending.by_peer {
+                    return Err(self.error(py, LinkError::Ended(ending)));
+                }
                 let whose = if self.link.framing().is_none() { "program had not taken" } else { "kernel had not got" };
                 Err(PyTimeoutError::new_err(format!(
                     "closed, but the peer's {whose} {} bytes in time",
@@ -595,6 +623,11 @@ impl LongConnection {
         }
     }
 
+    /// A principal may well know its connection.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.principal)
+    }
+
     fn __eq__(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.link, &other.link)
     }
@@ -628,12 +661,16 @@ pub(super) fn pair(address: std::net::SocketAddr) -> (String, u16) {
 /// As a socket that nobody has closed: it is said, and done.
 impl Drop for LongConnection {
     fn drop(&mut self) {
-        if !self.is_owner.load(Ordering::Relaxed) || self.is_closed.load(Ordering::Relaxed) {
+        if !self.is_owner.load(Ordering::Relaxed) {
             return;
         }
         Python::try_attach(|py| {
-            let is_over = py.detach(|| !matches!(self.link.ending(), Ok(None)));
-            if is_over {
+            let is_over = py.detach(|| {
+                let is_over = !matches!(self.link.ending(), Ok(None));
+                let _ = self.link.forget();
+                is_over
+            });
+            if is_over || self.is_closed.load(Ordering::Relaxed) {
                 return;
             }
             let pending = PyErr::take(py);
@@ -680,11 +717,7 @@ pub(super) fn open_link(
         .detach(|| Link::client(socket, config, introduction))
         .map_err(|error| super::errors::listener_error(py, error))?;
     pulse::begin();
-    if let Some(function) = on_event.map(Arc::new) {
-        let this = Arc::downgrade(&link);
-        py.detach(|| link.observe(Arc::new(move |occurrence| tell(&function, &this, occurrence))))
-            .map_err(|error| link_error(py, error, &link, false))?;
-    }
+    observe(py, &link, on_event).map_err(|error| link_error(py, error, &link, false))?;
     let give_up = || {
         let _ = py.detach(|| link.close(Close::new(CloseCode::NORMAL, ""), Duration::ZERO));
     };

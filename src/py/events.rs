@@ -1,6 +1,8 @@
 //! What happened to links, one after the other.
 
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Instant;
 
 use pyo3::exceptions::PyStopIteration;
 use pyo3::prelude::*;
@@ -8,8 +10,9 @@ use pyo3::prelude::*;
 use super::callback::call;
 use super::connection::{LongConnection, state_name};
 use super::errors::{ended, link_error, listener_error};
-use super::server::{Door, Server, wait_for_listener};
+use super::server::{Door, Server, lock, wait_for_listener};
 use crate::engine::link::{Link, LinkError, Occurrence, What};
+use crate::engine::listener::MAX_OCCURRENCES;
 use crate::engine::{clock, notices};
 use crate::proto::connection::State;
 
@@ -68,12 +71,27 @@ impl Events {
     }
 }
 
+/// The program's function, as long as there is something to tell it. It may lead back to who has it, so it goes with the
+/// last event; nobody could find that circle.
+pub(super) type Callback = Mutex<Option<Arc<Py<PyAny>>>>;
+
+/// Has the program's function told of what happens to a link.
+pub(super) fn observe(py: Python<'_>, link: &Arc<Link>, on_event: Option<Py<PyAny>>) -> Result<(), LinkError> {
+    if on_event.is_none() {
+        return Ok(());
+    }
+    let (callback, this) = (Mutex::new(on_event.map(Arc::new)), Arc::downgrade(link));
+    py.detach(|| link.observe(Arc::new(move |occurrence| tell(&callback, &this, occurrence))))
+}
+
 /// Runs on the thread of the notices; what it raises has no caller to go to.
-pub(super) fn tell(function: &Arc<Py<PyAny>>, link: &Weak<Link>, occurrence: &Occurrence) {
-    let (function, occurrence) = (function.clone(), occurrence.clone());
-    let Some(link) = link.upgrade() else { return };
+fn tell(callback: &Callback, link: &Weak<Link>, occurrence: &Occurrence) {
+    let mut callback = lock(callback);
+    let function = if matches!(occurrence.what, What::Ended(_)) { callback.take() } else { callback.clone() };
+    let (Some(function), Some(link)) = (function, link.upgrade()) else { return };
+    let occurrence = occurrence.clone();
     notices::call(Box::new(move || {
-        Python::try_attach(|py| {
+        Python::try_attach(move |py| {
             let called = event(py, &link, &occurrence).and_then(|event| call(function.bind(py), (event,)));
             if let Err(error) = called {
                 error.write_unraisable(py, Some(function.bind(py)));
@@ -82,12 +100,17 @@ pub(super) fn tell(function: &Arc<Py<PyAny>>, link: &Weak<Link>, occurrence: &Oc
     }));
 }
 
-/// The same for a server's, which is told whose event it is.
-pub(super) fn tell_of(server: &Weak<Door>, function: &Arc<Py<PyAny>>, link: &Arc<Link>, occurrence: &Occurrence) {
-    let (server, function) = (server.clone(), function.clone());
-    let (link, occurrence) = (link.clone(), occurrence.clone());
+/// The same for a server's, which is told whose event it is. False if too many wait already.
+pub(super) fn tell_of(server: &Weak<Door>, waiting: &Arc<AtomicUsize>, link: &Arc<Link>, what: &Occurrence) -> bool {
+    let Some(function) = server.upgrade().and_then(|door| lock(&door.on_event).clone()) else { return true };
+    if waiting.load(Ordering::Relaxed) >= MAX_OCCURRENCES {
+        return false;
+    }
+    waiting.fetch_add(1, Ordering::Relaxed);
+    let (server, waiting, link, occurrence) = (server.clone(), waiting.clone(), link.clone(), what.clone());
     notices::call(Box::new(move || {
-        Python::try_attach(|py| {
+        waiting.fetch_sub(1, Ordering::Relaxed);
+        Python::try_attach(move |py| {
             let Some(door) = server.upgrade() else { return };
             let called =
                 event(py, &link, &occurrence).and_then(|event| call(function.bind(py), (door.show(py, link)?, event)));
@@ -96,11 +119,17 @@ pub(super) fn tell_of(server: &Weak<Door>, function: &Arc<Py<PyAny>>, link: &Arc
             }
         });
     }));
+    true
+}
+
+/// As of Python's `time.time()`.
+pub(super) fn time_of(py: Python<'_>, at: Instant) -> PyResult<f64> {
+    let ago = clock::now().saturating_duration_since(at).as_secs_f64();
+    Ok(py.import("time")?.call_method0("time")?.extract::<f64>()? - ago)
 }
 
 fn event<'py>(py: Python<'py>, link: &Arc<Link>, occurrence: &Occurrence) -> PyResult<Bound<'py, PyAny>> {
-    let ago = clock::now().saturating_duration_since(occurrence.at).as_secs_f64();
-    let time = py.import("time")?.call_method0("time")?.extract::<f64>()? - ago;
+    let time = time_of(py, occurrence.at)?;
     let (state, error) = match &occurrence.what {
         What::Opened | What::Alive => (State::Open, None),
         What::Suspect { .. } => (State::Suspect, None),

@@ -9,11 +9,13 @@ use pyo3::types::{PyDict, PyTuple};
 
 use super::connection::{LongConnection, state_name};
 use super::errors::{os_error, seconds};
-use super::events::tell;
+use super::events::observe;
 use super::pulse;
+use super::tcp_info::TcpInfo;
 use crate::engine::link::{Link, LinkError};
 use crate::engine::plain::PlainPeers;
 use crate::net::keepalive::Keepalive;
+use crate::net::sys::RawTcpInfo;
 use crate::proto::codec::{ByteOrder, Framing, HeartbeatBytes, LengthPrefix, LineEnd};
 use crate::proto::connection::State;
 use crate::proto::plain::{PIECE_BYTES, PlainConfig, PlainHeartbeat, PlainStats};
@@ -87,11 +89,7 @@ pub(super) fn open_plain_link(
     let link = py.detach(|| Link::plain(socket, &peers)).map_err(|error| os_error(&error))?;
     pulse::begin();
     let connection = LongConnection::new(link.clone(), true, None);
-    if let Some(function) = on_event.map(Arc::new) {
-        let this = Arc::downgrade(&link);
-        py.detach(|| link.observe(Arc::new(move |occurrence| tell(&function, &this, occurrence))))
-            .map_err(|error| super::errors::link_error(py, error, &link, true))?;
-    }
+    observe(py, &link, on_event).map_err(|error| super::errors::link_error(py, error, &link, true))?;
     Ok(connection)
 }
 
@@ -130,7 +128,12 @@ pub(super) fn is_told_as_empty(link: &Link, error: &LinkError) -> bool {
 }
 
 /// A `LinkStats`; what only our own protocol knows is None.
-pub(super) fn stats<'py>(py: Python<'py>, state: State, stats: &PlainStats) -> PyResult<Bound<'py, PyAny>> {
+pub(super) fn stats<'py>(
+    py: Python<'py>,
+    state: State,
+    stats: &PlainStats,
+    tcp_info: Option<&RawTcpInfo>,
+) -> PyResult<Bound<'py, PyAny>> {
     let links = py.import("longconn.links")?.getattr("LinkStats")?;
     let fields = PyDict::new(py);
     for name in links.getattr("_fields")?.try_iter()? {
@@ -150,5 +153,6 @@ pub(super) fn stats<'py>(py: Python<'py>, state: State, stats: &PlainStats) -> P
     fields.set_item("bytes_heard", stats.bytes_heard)?;
     fields.set_item("untaken_bytes", stats.unacked_bytes)?;
     fields.set_item("inbox_bytes", stats.inbox_bytes)?;
+    fields.set_item("tcp_info", tcp_info.map(|info| Py::new(py, TcpInfo::new(info))).transpose()?)?;
     links.call((), Some(&fields))
 }

@@ -15,13 +15,13 @@ use super::buffer::Buffer;
 use super::callback::call;
 use super::connection::{LongConnection, Rhythm, close_frame, config, pair};
 use super::errors::{listener_error, os_error, seconds};
-use super::events::{Events, tell_of};
+use super::events::{Callback, Events, tell_of};
 use super::plain::{Settings, plain_peers};
 use super::pulse;
 use super::timeout::Timeout;
 use crate::engine::link::{Attempt, Link, LinkError};
 use crate::engine::listener::{Client, Listener, ListenerConfig};
-use crate::engine::{clock, notices};
+use crate::engine::notices;
 use crate::proto::close::{Close, CloseCode};
 
 /// Messages fetched in one go; of each link the engine gives its fair share.
@@ -70,6 +70,8 @@ impl<T> Kept<T> {
 #[derive(Default)]
 pub(super) struct Door {
     authenticate: Mutex<Option<Py<PyAny>>>,
+    /// Told of each event until the server is closed.
+    pub(super) on_event: Callback,
     principals: Mutex<Kept<PyAny>>,
     mode: AtomicU8,
     /// Connections that were shown, unless they are accepted: the same object each time.
@@ -96,7 +98,7 @@ impl Door {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -156,12 +158,16 @@ impl Server {
                 waiting.push_back((link.clone(), PyBytes::new(py, message).unbind()));
             })?;
         }
-        let Some((link, message)) = batch.waiting.pop_front() else { return Ok(None) };
-        // Now it is the program's.
-        if !matches!(link.try_confirm(1), Ok(Attempt::Done(()))) {
-            batch.unconfirmed.push(link.clone());
+        while let Some((link, message)) = batch.waiting.pop_front() {
+            // Now it is the program's, unless that has closed the connection.
+            match link.try_confirm(1) {
+                Ok(Attempt::Done(true)) => {}
+                Ok(Attempt::Done(false)) => continue,
+                _ => batch.unconfirmed.push(link.clone()),
+            }
+            return Ok(Some((link, message)));
         }
-        Ok(Some((link, message)))
+        Ok(None)
     }
 
     /// Before it waits, everything that was handed out is told.
@@ -232,7 +238,7 @@ impl Server {
         Ok(fields)
     }
 
-    fn close(&self, py: Python<'_>, drain: f64, code: u32, reason: &str) -> PyResult<()> {
+    fn close(&self, py: Python<'_>, drain: f64, code: i64, reason: &str) -> PyResult<()> {
         let (close, drain) = (close_frame(code, reason)?, seconds(drain)?);
         match py.detach(|| self.listener.close(&close, drain)) {
             Ok(()) => {
@@ -243,8 +249,11 @@ impl Server {
             Err(LinkError::Forked) => {}
             Err(error) => return Err(listener_error(py, error)),
         }
+        // They may lead back to the server, and nobody is left to be told of.
         let authenticate = lock(&self.door.authenticate).take();
         drop(authenticate);
+        let on_event = lock(&self.door.on_event).take();
+        drop(on_event);
         let shown = mem::take(&mut *lock(&self.door.shown));
         drop(shown);
         Ok(())
@@ -331,7 +340,9 @@ pub(super) fn listen(
         max_handshakes,
         asks,
     };
-    let door = Arc::new(Door { authenticate: Mutex::new(authenticate), ..Door::default() });
+    let is_told = on_event.is_some();
+    let on_event = Mutex::new(on_event.map(Arc::new));
+    let door = Arc::new(Door { authenticate: Mutex::new(authenticate), on_event, ..Door::default() });
     let keeper = door.clone();
     let listener = py
         .detach(|| {
@@ -343,9 +354,9 @@ pub(super) fn listen(
                     notices::call(Box::new(move || receive_client(&this, &keeper)));
                 }));
             }
-            if let Some(function) = on_event.map(Arc::new) {
-                let door = Arc::downgrade(&door);
-                listener.observe(Arc::new(move |link, occurrence| tell_of(&door, &function, link, occurrence)));
+            if is_told {
+                let (door, waiting) = (Arc::downgrade(&door), Arc::default());
+                listener.observe(Arc::new(move |link, occurrence| tell_of(&door, &waiting, link, occurrence)));
             }
             Ok(listener)
         })
@@ -358,7 +369,7 @@ pub(super) fn listen(
 fn receive_client(listener: &Weak<Listener>, door: &Door) {
     let Some(listener) = listener.upgrade() else { return };
     // It may have gone meanwhile.
-    let Ok(client) = listener.next_client(Some(clock::now())) else { return };
+    let Some(client) = listener.answer_call() else { return };
     // None: the interpreter is going, and the client with it.
     let decision = Python::try_attach(|py| ask(py, &client, door));
     // It may have gone away while the program thought about it.

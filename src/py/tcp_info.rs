@@ -17,7 +17,7 @@ macro_rules! tcp_info {
         pub(super) struct TcpInfo { $($(#[$doc])* pub(super) $name: $type,)* }
 
         impl TcpInfo {
-            fn new(info: &sys::RawTcpInfo) -> Self {
+            pub(super) fn new(info: &sys::RawTcpInfo) -> Self {
                 Self { $($name: $value(info),)* }
             }
 

@@ -83,7 +83,7 @@ def connections(count: int, cls: type[socket.socket] = STDLIB) -> Iterator[list[
 
 def let_go(connection: longconn.LongConnection) -> None:
     """Close it, whatever its peer has not taken."""
-    with suppress(TimeoutError):
+    with suppress(TimeoutError, longconn.PeerLost, longconn.PeerClosed):
         connection.close(timeout=0)
 
 
@@ -152,6 +152,11 @@ def watch_of(sock: KeepaliveSocket) -> Any:
 def open_descriptors() -> set[int]:
     found = {int(name) for name in os.listdir("/proc/self/fd")}
     return {fd for fd in found if os.path.exists(f"/proc/self/fd/{fd}")}  # without listdir's own
+
+
+def memory_bytes() -> int:
+    """What this process has in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def native_threads() -> list[str]:

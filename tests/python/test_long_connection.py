@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import datetime
+import gc
 import itertools
 import os
 import pickle
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -265,11 +267,26 @@ def test_a_reset_is_heard_though_nobody_reads_after_a_conversation():
         assert client.lost is Cause.RESET
 
 
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda client: client.recv_many(-1), "max_messages=-1"),
+        (lambda client: client.close(-1), "code=-1"),
+        (lambda client: client.close(1 << 40), "code=1099511627776"),
+        (lambda client: client.wait_for("connecting"), "one of open, suspect, closing, closed"),
+        (lambda client: client.wait_for("shut"), "one of open"),
+    ],
+)
+def test_a_value_that_can_not_be_is_shown(pair, call, text):
+    client, _ = pair
+    with pytest.raises(ValueError, match=text):
+        call(client)
+    assert client.state == "open"
+
+
 def test_a_batch_of_none_is_refused(pair):
     with pytest.raises(ValueError, match="max_messages"):
         pair[0].recv_many(0)
-    with pytest.raises(OverflowError):
-        pair[0].recv_many(-1)
 
 
 def test_flush_waits_until_the_peers_program_took_everything(pair):
@@ -417,6 +434,19 @@ def test_a_status_is_told_with_the_beats(pair):
     assert client.status == b"charging"
 
 
+def test_both_sides_know_since_when(pair):
+    for connection in pair:
+        assert 0 <= time.time() - connection.opened_at < PATIENCE
+
+
+def test_the_kernels_figures_are_among_them(pair):
+    client, _ = pair
+    info = client.stats().tcp_info
+    assert (info.state, info.bytes_received > 0) == ("ESTABLISHED", True)
+    client.close()
+    assert client.stats().tcp_info is None
+
+
 def test_the_figures_have_units_and_are_true(pair):
     client, ours = pair
     client.send(b"x" * 100)
@@ -487,6 +517,23 @@ def test_events_tell_how_it_came_and_went(pair):
     assert isinstance(closed.error, longconn.PeerClosed)
     assert before - PATIENCE < opened.time <= closed.time <= time.time()
     assert list(client.events()) == []
+
+
+def test_who_is_called_back_goes_with_the_connection():
+    """A method of who has the connection: a circle that leads through the native side, where no collector looks."""
+
+    class Device:
+        def __init__(self, address: object) -> None:
+            self.connection = longconn.connect(address, timeout=PATIENCE, on_event=self.heard)
+
+        def heard(self, event: object) -> None: ...
+
+    with LongServer(("127.0.0.1", 0)) as server:
+        device = Device(server.address)
+        gone = weakref.ref(device)
+        device.connection.close()
+        del device
+        wait_until(lambda: gc.collect() is not None and gone() is None)
 
 
 def test_a_callback_is_told_the_same():
@@ -568,6 +615,44 @@ def test_codes_that_are_the_protocols_own_are_refused(pair, code):
     assert pair[0].state == "open"
 
 
+def test_what_was_not_received_before_the_close_is_not_received_after_it(pair):
+    client, ours = pair
+    ours.send(b"unseen")
+    wait_until(lambda: client.stats().inbox_messages == 1)
+    client.close()
+    with pytest.raises(longconn.AlreadyClosed):
+        client.recv()
+    assert list(client) == []
+    with pytest.raises(longconn.PeerClosed):
+        ours.close()  # for "unseen" was not taken, as that side was told
+
+
+def test_a_close_says_that_the_peer_went_before_it_took_everything():
+    with scripted() as (client, peer):
+        client.send(b"never taken")
+        closer = threading.Timer(0.1, reset, [peer])
+        closer.start()
+        with pytest.raises(longconn.PeerReset):
+            client.close()
+        client.close()
+        closer.join()
+
+
+def test_a_close_says_nothing_of_an_end_that_a_call_has_told(pair):
+    client, ours = pair
+    client.send(b"never taken")
+    ours.close()
+    with pytest.raises(longconn.PeerClosed):
+        client.recv()
+    client.close()
+
+
+def test_a_peer_that_ignores_the_goodbye_does_not_keep_a_close_for_ever():
+    with scripted(heartbeat=QUICK) as (client, _):
+        client.close(timeout=None)
+    assert client.state == "closed"
+
+
 def test_use_after_close_says_so(pair):
     client, _ = pair
     client.close()
@@ -618,6 +703,15 @@ def test_shutdown_is_a_goodbye_that_does_not_wait(pair):
         client.send(b"more")
     assert list(ours) == [b"last words"]
     client.wait_for("closed")
+
+
+def test_a_close_after_a_shutdown_says_what_was_not_taken(pair):
+    client, _ = pair
+    client.send(b"never taken")
+    client.shutdown(socket.SHUT_WR)
+    with pytest.raises(TimeoutError, match="not taken"):
+        client.close(timeout=0.05)
+    client.close()
 
 
 def test_receiving_can_not_be_shut_down(pair):
@@ -698,6 +792,23 @@ def test_an_end_of_stream_without_a_goodbye_is_an_ended_process():
         assert not isinstance(raised.value, longconn.PeerReset)
 
 
+def test_a_peer_that_asks_and_resets_at_once_is_no_more_than_lost():
+    """The answer can't be written by who has just received the question."""
+    ask = frame(7, struct.pack("!B3Q2I", 1, 1, 0, 0, 0, 0))
+    for _ in range(20):
+        with scripted() as (connection, peer):
+
+            def go(peer: socket.socket = peer) -> None:
+                peer.sendall(ask)
+                reset(peer)
+
+            goer = threading.Timer(0.01, go)
+            goer.start()
+            with pytest.raises(longconn.PeerReset):
+                connection.recv()
+            goer.join()
+
+
 def test_a_reset_is_told_as_such():
     with scripted() as (client, peer):
         reset(peer)
@@ -728,6 +839,17 @@ def test_the_peers_goodbye_has_its_code():
         with pytest.raises(longconn.PeerClosed) as raised:
             client.recv()
         assert (raised.value.code, raised.value.reason) == (7000, "bye")
+
+
+def test_the_peers_words_begin_no_line_of_a_log_and_command_no_terminal():
+    with scripted() as (connection, peer):
+        reason = "it's über\nroot: all is well\x1b[2J\u202e"
+        words = reason.encode()
+        peer.sendall(frame(8, struct.pack("!HBQIHH", 5000, 1, 0, 0, 0, len(words)) + words))
+        with pytest.raises(longconn.PeerClosed, match="it's über") as raised:
+            connection.recv()
+    assert raised.value.reason == reason
+    assert str(raised.value).isprintable()
 
 
 def test_a_peer_that_did_not_hear_us_gave_us_up():
@@ -1003,6 +1125,68 @@ def test_a_signal_that_is_handled_does_not_end_a_wait(pair):
     finally:
         signal.signal(signal.SIGALRM, before)
     assert handled == [signal.SIGALRM]
+
+
+@contextmanager
+def struck_often() -> Iterator[None]:
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_ping_comes_back_though_signals_come_faster():
+    with scripted() as (client, peer), peer.makefile("rb") as heard:
+
+        def answer_slowly() -> None:
+            heard.read(len(PREAMBLE))
+            while header := heard.read(4):
+                payload = heard.read(int.from_bytes(header[:3], "big"))
+                if header[3] == 7 and payload[0] & 1:
+                    time.sleep(0.2)
+                    peer.sendall(frame(7, struct.pack("!B3Q2I", 2, 1, *struct.unpack_from("!Q", payload, 1), 0, 0, 0)))
+                    return
+
+        peer.setblocking(True)
+        answerer = threading.Thread(target=answer_slowly)
+        answerer.start()
+        with struck_often():
+            assert client.ping() >= 0.2
+        answerer.join()
+        client.close(timeout=0)
+
+
+def test_a_flush_ends_though_others_go_on_sending_and_signals_come(pair):
+    client, ours = pair
+    stop = threading.Event()
+
+    def send_on() -> None:
+        while not stop.is_set():
+            client.send(b"more")
+            time.sleep(0.001)
+
+    def take_slowly() -> None:
+        # always something is under way that isn't taken
+        with suppress(longconn.PeerClosed):
+            while True:
+                ours.recv()
+                time.sleep(0.002)
+
+    threads = [threading.Thread(target=function) for function in (send_on, take_slowly)]
+    for thread in threads:
+        thread.start()
+    try:
+        with struck_often():
+            time.sleep(0.3)
+            client.flush()
+    finally:
+        stop.set()
+        threads[0].join()
+        client.close()
+        threads[1].join()
 
 
 def test_a_forked_child_can_not_use_it_and_can_connect_anew():

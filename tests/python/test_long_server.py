@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import socket
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
 import longconn
 import pytest
 from longconn import Cause, Heartbeat, LongServer
-from peers import PATIENCE, SLACK, let_go, reset, wait_until
+from peers import PATIENCE, SLACK, let_go, memory_bytes, open_descriptors, python_says, reset, wait_until
 
 
 @contextmanager
@@ -209,6 +211,70 @@ def test_events_tell_who_came_and_why_they_went():
         assert list(events) == []
 
 
+def test_events_end_when_everyone_has_gone_and_not_before():
+    with serving() as server, clients(server, 2) as ours:
+        server.broadcast(b"taken late")
+        told: list[str] = []
+        listener = threading.Thread(target=lambda: told.extend(event.state for _, event in server.events()))
+        listener.start()
+        closer = threading.Thread(target=server.close)
+        closer.start()
+        for client in ours:
+            client.recv()
+        closer.join(PATIENCE)
+        listener.join(PATIENCE)
+        assert not listener.is_alive()
+        assert told == ["open"] * 2 + ["closed"] * 2
+
+
+def test_who_never_was_here_is_counted_and_not_told_of():
+    with serving() as server:
+        with socket.create_connection(server.address) as stranger:
+            stranger.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            wait_until(lambda: server.stats().failed_handshakes == 1)
+        server.close()
+        assert list(server.events()) == []
+
+
+def test_who_is_called_back_goes_with_the_server():
+    """Methods of who has the server: circles that lead through the native side, where no collector looks."""
+
+    class Gateway:
+        def __init__(self) -> None:
+            self.server = LongServer(("127.0.0.1", 0), on_event=self.heard, authenticate=self.admit)
+
+        def heard(self, connection: object, event: object) -> None: ...
+
+        def admit(self, client_id: str, token: bytes, address: object) -> bool:
+            return True
+
+    gateway = Gateway()
+    gone = weakref.ref(gateway)
+    let_go(longconn.connect(gateway.server.address, timeout=PATIENCE))
+    gateway.server.close()
+    del gateway
+    wait_until(lambda: gc.collect() is not None and gone() is None)
+
+
+def test_a_principal_that_knows_its_connection_goes_with_it():
+    class Visitor:
+        connection: longconn.LongConnection
+
+    with serving(authenticate=lambda *_: Visitor()) as server:
+        gone = []
+        for _ in range(100):
+            client = longconn.connect(server.address, timeout=PATIENCE)
+            ours = server.accept()
+            ours.principal.connection = ours
+            gone.append(weakref.ref(ours.principal))
+            client.close()
+            ours.close()
+        del client, ours
+        gc.collect()
+        # those of the last are kept a little longer
+        assert gone[0]() is None
+
+
 def test_a_callback_is_told_the_same():
     told: list[tuple[str, str]] = []
     with serving(on_event=lambda connection, event: told.append((connection.client_id, event.state))) as server:
@@ -369,6 +435,119 @@ def test_a_client_that_falls_silent_is_an_event():
             assert isinstance(event.error, longconn.PeerLost)
 
 
+def test_what_is_over_keeps_neither_memory_nor_descriptors():
+    """The news of it, for which nobody asks, is kept; not what the client never took, nor what the program didn't."""
+    megabytes = 200
+    with serving() as server:
+        before, descriptors = memory_bytes(), open_descriptors()
+        for _ in range(megabytes):
+            client = longconn.connect(server.address, timeout=PATIENCE)
+            with suppress(longconn.PeerClosed):
+                with server.accept() as ours:
+                    ours.fileno()
+                    ours.send(b"x" * 800_000)
+                    client.send(b"x" * 200_000)
+                    wait_until(lambda ours=ours: ours.stats().inbox_messages == 1)
+                    let_go(client)
+                    wait_until(lambda ours=ours: ours.state == "closed")
+        del client, ours
+        assert memory_bytes() - before < megabytes * 1_000_000 / 4
+        assert len(open_descriptors() - descriptors) < 5
+
+
+def test_without_descriptors_those_who_are_here_go_on_and_others_come_later():
+    said = python_says(
+        """
+import os, resource, socket, time
+import longconn
+
+def wait_until(condition):
+    while not condition():
+        time.sleep(0.01)
+
+with longconn.LongServer(("127.0.0.1", 0)) as server, longconn.connect(server.address) as client:
+    ours = server.accept(timeout=20)
+    client.send(b"here")
+    ours.recv(timeout=20)  # it has all that it needs to wait
+    late = [socket.socket() for _ in range(3)]
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    top = max(map(int, os.listdir("/proc/self/fd"))) + 1
+    spare = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (top, limits[1]))
+    try:
+        while True:
+            spare.append(os.dup(0))
+    except OSError:
+        pass
+    for each in late:
+        each.connect(server.address)
+    wait_until(lambda: server.stats().out_of_resources >= 2)
+    print("accepted", server.stats().accepted)
+    client.send(b"still")
+    print(ours.recv(timeout=20))
+    try:
+        longconn.connect(server.address)
+    except OSError as error:
+        print(error.errno)
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    wait_until(lambda: server.stats().accepted >= 4)
+    for each in late:
+        each.close()
+    with longconn.connect(server.address, timeout=20) as another:
+        another.send(b"again")
+        with server.accept(timeout=20) as fresh:
+            print(fresh.recv(timeout=20))
+    ours.close()
+"""
+    )
+    assert said == "accepted 1\nb'still'\n24\nb'again'\n"
+
+
+def test_a_callback_that_does_not_come_back_is_no_reason_to_grow():
+    """It is told of 10,000 events when it does, and how many it missed is counted."""
+    held, told = threading.Event(), []
+
+    def hear(connection: longconn.LongConnection, event: longconn.Event) -> None:
+        held.wait()
+        told.append(event.state)
+
+    with serving(on_event=hear) as server:
+        for _ in range(5_101):
+            longconn.connect(server.address, timeout=PATIENCE).close()
+        wait_until(lambda: server.stats().opened == 5_101 and server.stats().open == 0)
+        dropped = server.stats().events_dropped
+        held.set()
+        wait_until(lambda: len(told) == 10_001)
+    # those that nobody asks events() for are dropped too
+    assert dropped == 2 * 202 - 1
+
+
+def test_those_who_left_unseen_take_nobodys_place():
+    """A program that only broadcasts never accepts."""
+    with serving(max_connections=3) as server:
+        for number in range(1, 8):
+            longconn.connect(server.address, timeout=PATIENCE).close()
+            wait_until(lambda number=number: server.stats().opened == number and server.stats().open == 0)
+        with clients(server, 3):
+            assert server.broadcast(b"news").sent == 3
+
+
+def test_a_loop_hands_out_nothing_of_a_connection_that_the_program_has_closed():
+    with serving() as server:
+        messages = server.messages()
+        with longconn.connect(server.address, timeout=PATIENCE) as client:
+            for number in range(10):
+                client.send(b"%d" % number)
+            wait_until(lambda: len(server.connections) == 1 and server.connections[0].stats().inbox_messages == 10)
+            connection, message = next(messages)
+            assert message == b"0"
+            connection.close()
+            with pytest.raises(TimeoutError):
+                next(server.messages(timeout=0.05))
+            with pytest.raises(longconn.PeerClosed):
+                client.recv()
+
+
 # ---- the end
 
 
@@ -399,6 +578,27 @@ def test_one_that_nobody_closes_is_closed_with_a_warning():
     servers = [LongServer(("127.0.0.1", 0))]
     with pytest.warns(ResourceWarning, match="unclosed"):
         servers.clear()
+
+
+def test_a_forked_child_need_not_close_its_parents():
+    said = python_says(
+        """
+import os
+import longconn
+server = longconn.LongServer(("127.0.0.1", 0))
+client = longconn.connect(server.address, timeout=20)
+child = os.fork()
+if not child:
+    del server, client
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+with server.accept(timeout=20) as ours:
+    client.close()
+server.close()
+print("ends")
+"""
+    )
+    assert said == "ends\n"
 
 
 def test_an_address_that_is_taken_is_the_systems_error():

@@ -2,6 +2,7 @@ r"""Plain peers: stdlib sockets that know nothing of longconn, over raw bytes, l
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import select
@@ -9,6 +10,7 @@ import signal
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -22,6 +24,7 @@ from peers import (
     cut_off,
     let_go,
     listening,
+    memory_bytes,
     open_descriptors,
     python_says,
     reset,
@@ -164,6 +167,17 @@ def test_a_size_is_for_raw_streams_only():
             ours.recv(1, 2)
     with connected("lines") as (ours, _), pytest.raises(TypeError, match='recv\\(n\\) is for framing="raw"'):
         ours.recv(10)
+
+
+def test_it_is_known_since_when_and_what_the_kernel_knows():
+    with connected() as (ours, peer):
+        assert 0 <= time.time() - ours.opened_at < PATIENCE
+        ours.send(b"x" * 1000)
+        ours.flush()
+        assert ours.stats().tcp_info.bytes_acked >= 1000
+        reset(peer)
+        wait_until(lambda: ours.state == "closed")
+        assert ours.stats().tcp_info is None
 
 
 def test_what_only_our_own_protocol_has_is_refused_by_name():
@@ -367,6 +381,54 @@ def test_what_the_peer_still_sends_does_not_spoil_a_close():
         peer.sendall(b"nor this")
         ours.close()
         assert receive_all(peer) == b"goodbye"
+
+
+def test_close_tells_that_the_peer_went_before_it_got_everything_unless_that_was_told():
+    with connected() as (ours, peer):
+        ours.send(b"arrives")
+        assert receive(peer, 7) == b"arrives"
+        cut_off(peer)
+        ours.send(b"doesn't")
+        reset(peer)
+        wait_until(lambda: ours.state == "closed")
+        with pytest.raises(longconn.PeerLost) as caught:
+            ours.close()
+        assert caught.value.cause is Cause.RESET
+        ours.close()
+
+
+def test_close_is_content_with_what_had_arrived_before_the_peer_went():
+    with connected() as (ours, peer):
+        ours.send(b"arrives")
+        assert receive(peer, 7) == b"arrives"
+        reset(peer)
+        wait_until(lambda: ours.state == "closed")
+        ours.close()
+
+
+def test_closed_means_closed():
+    with connected("lines") as (ours, peer):
+        peer.sendall(b"one\ntwo\n")
+        wait_until(lambda: ours.stats().inbox_bytes == 8)
+        assert ours.recv() == b"one\n"
+        ours.close()
+        with pytest.raises(longconn.AlreadyClosed):
+            ours.recv()
+
+
+def test_who_is_called_back_goes_with_the_connection():
+    class Device:
+        def __init__(self, address: Any) -> None:
+            self.connection = longconn.connect(address, framing="raw", on_event=self.heard)
+
+        def heard(self, event: object) -> None: ...
+
+    with listening() as listener:
+        device = Device(listener.getsockname())
+        gone = weakref.ref(device)
+        let_go(device.connection)
+        del device
+        wait_until(lambda: gc.collect() is not None and gone() is None)
 
 
 # ---- a program that doesn't receive
@@ -746,6 +808,41 @@ def test_a_server_broadcasts_to_plain_clients_and_tells_who_comes_and_goes():
         assert by_cause == ["closed", "closed", "reset"]
         for connection in accepted:
             let_go(connection)
+
+
+def test_what_is_over_keeps_neither_memory_nor_descriptors():
+    """The news of it, for which nobody asks, is kept; not what the client never got, nor what the program didn't."""
+    megabytes = 200
+    with serving() as server:
+        before, descriptors = memory_bytes(), open_descriptors()
+        for _ in range(megabytes):
+            with dial(server) as peer, server.accept() as ours:
+                ours.fileno()
+                ours.send(b"x" * 8_000_000)
+                peer.sendall(b"x" * 200_000)
+                wait_until(lambda ours=ours: ours.stats().inbox_bytes == 200_000)
+                reset(peer)
+                wait_until(lambda ours=ours: ours.state == "closed")
+                with suppress(longconn.PeerLost):
+                    ours.recv(1)
+                    ours.flush()
+        del ours
+        assert memory_bytes() - before < megabytes * 1_000_000 / 4
+        assert len(open_descriptors() - descriptors) < 5
+
+
+def test_a_loop_hands_out_nothing_of_a_connection_that_the_program_has_closed():
+    with serving("lines") as server:
+        messages = server.messages()
+        with dial(server) as peer:
+            peer.sendall(b"".join(b"%d\n" % number for number in range(10)))
+            wait_until(lambda: len(server.connections) == 1 and server.connections[0].stats().inbox_bytes == 20)
+            connection, message = next(messages)
+            assert message == b"0\n"
+            connection.close()
+            with pytest.raises(TimeoutError):
+                next(server.messages(timeout=0.05))
+            assert receive_all(peer) == b""
 
 
 def test_plain_clients_beyond_the_limits_are_refused():

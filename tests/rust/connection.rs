@@ -1021,6 +1021,51 @@ fn both_may_close_at_once() {
 }
 
 #[test]
+fn what_the_program_had_not_taken_when_its_close_went_it_never_takes() {
+    let mut pair = open();
+    pair.sides[1].takes = false;
+    pair.send(0, b"read, and not taken");
+    pair.send(0, b"not read");
+    pair.run(ms(100));
+    assert!(pair.sides[1].connection.read().is_some());
+    pair.close(1, ms(2000));
+    let now = pair.now;
+    let closer = &mut pair.sides[1].connection;
+    assert!(!closer.has_message() && closer.read().is_none());
+    assert!(!closer.take(now, 1), "the peer was told that it isn't");
+    pair.run(ms(1000));
+    assert_eq!(pair.sides[0].ending().unwrap().untaken_bytes, 4 + 19 + 4 + 8);
+    assert_eq!(pair.sides[1].ending().unwrap().messages_after_close, 2);
+}
+
+#[test]
+fn who_said_close_waits_for_the_end_of_stream_no_longer_than_for_a_sign_of_life() {
+    let mut pair = open();
+    pair.sides[1].is_frozen = true;
+    let start = pair.now;
+    pair.close(0, Duration::from_secs(3600));
+    pair.run(ms(60_000));
+    is_normal(&pair, 0, false);
+    assert!(pair.sides[0].ended_at().unwrap() - start <= ms(2600));
+}
+
+#[test]
+fn a_link_that_is_over_remembers_how_much_was_not_taken() {
+    let mut pair = open();
+    pair.sides[1].takes = false;
+    pair.send(0, &[3; 10_000]);
+    pair.run(ms(100));
+    pair.cut();
+    pair.run(ms(10_000));
+    let (accepted, taken) = pair.sides[0].connection.sent_offsets();
+    pair.sides[0].connection.give_back_memory();
+    assert_eq!(pair.sides[0].connection.sent_offsets(), (accepted, taken));
+    assert_eq!(pair.sides[0].connection.untaken(), (10_004, 1));
+    pair.sides[1].connection.give_back_memory();
+    assert_eq!(pair.sides[1].connection.read().unwrap(), [3; 10_000]);
+}
+
+#[test]
 fn a_close_is_no_handshake_with_the_dead() {
     let mut pair = open();
     pair.send(0, b"never taken");

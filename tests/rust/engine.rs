@@ -827,6 +827,37 @@ fn the_program_decides_who_may_come() {
 }
 
 #[test]
+fn those_who_go_undecided_leave_no_calls_behind() {
+    let listener = listen(ListenerConfig { asks: true, ..ListenerConfig::default() });
+    let calls = Arc::new(AtomicU32::new(0));
+    let counter = calls.clone();
+    listener.tell_of_clients(Arc::new(move || {
+        counter.fetch_add(1, Ordering::SeqCst);
+    }));
+    for failed in 1..=20 {
+        drop(dial(listener.address(), Config::default()).close(Close::new(CloseCode::NORMAL, ""), ms(0)));
+        wait_for(|| listener.counts().unwrap().failed == failed);
+    }
+    // The calls of those who have gone are answered for who is here.
+    let before = calls.load(Ordering::SeqCst);
+    assert!(before <= 2, "{before} calls");
+    let client = dial(listener.address(), Config::default());
+    wait_for(|| listener.counts().unwrap().handshakes == 1);
+    let mut asked = None;
+    wait_for(|| {
+        asked = asked.take().or_else(|| (calls.load(Ordering::SeqCst) > 0).then(|| listener.answer_call()).flatten());
+        asked.is_some()
+    });
+    asked.unwrap().accept().unwrap();
+    client.wait_open(soon()).unwrap();
+    let after = calls.load(Ordering::SeqCst);
+    let next = dial(listener.address(), Config::default());
+    wait_for(|| calls.load(Ordering::SeqCst) == after.max(before) + 1);
+    listener.answer_call().unwrap().accept().unwrap();
+    next.wait_open(soon()).unwrap();
+}
+
+#[test]
 fn too_many_connections_are_refused_with_the_reason() {
     let listener = listen(ListenerConfig { max_connections: 2, ..ListenerConfig::default() });
     let first = dial(listener.address(), Config::default());
@@ -870,12 +901,18 @@ fn connections_that_nobody_accepts_are_bounded_though_they_are_over() {
         leave(dial(listener.address(), Config::default()));
         wait_for(|| listener.counts().unwrap().opened == opened && listener.counts().unwrap().open == 0);
     }
+    // Those who are here have the places of those who went unseen.
+    let here: Vec<_> = (0..3).map(|_| dial(listener.address(), Config::default())).collect();
+    for link in &here {
+        link.wait_open(soon()).unwrap();
+    }
     let refused = dial(listener.address(), Config::default());
     let Err(LinkError::Ended(ending)) = refused.wait_open(soon()) else { panic!("it opened") };
     assert_eq!(ending.close.as_ref().unwrap().code, CloseCode::TOO_MANY);
-    let over = listener.accept(soon()).unwrap();
-    assert!(matches!(receive(&over), Err(LinkError::Ended(_))));
-    leave(dial(listener.address(), Config::default()));
+    for _ in &here {
+        assert_eq!(listener.accept(soon()).unwrap().state().unwrap(), State::Open);
+    }
+    assert!(matches!(listener.accept(Some(clock::now())), Err(LinkError::TimedOut)));
 }
 
 // ---- many -----------------------------------------------------------------------------------------------------

@@ -497,6 +497,25 @@ fn who_waits_for_acknowledgements_looks_often_and_then_seldom() {
 }
 
 #[test]
+fn who_waits_for_acknowledgements_waits_for_those_of_what_was_sent_before() {
+    let mut world = World::framed(Framing::Raw);
+    world.kernel = Kernel::Narrow(10_000);
+    world.plain.send(&[b'x'; 1000]).unwrap();
+    let (end, _) = world.plain.sent_offsets();
+    world.plain.hurry();
+    world.turn();
+    for _ in 0..20 {
+        // others go on sending
+        world.plain.send(&[b'y'; 1000]).unwrap();
+        world.run(ms(20));
+        world.turn();
+        assert!(world.plain.sent_offsets().1 < world.plain.sent_offsets().0);
+    }
+    let told = world.events.iter().filter(|(_, event)| *event == Event::Taken).count();
+    assert!(told > 0 && world.plain.sent_offsets().1 >= end);
+}
+
+#[test]
 fn closing_sends_everything_then_the_end_and_waits_for_the_peers_kernel() {
     let mut world = World::framed(Framing::Raw);
     world.kernel = Kernel::Narrow(1_000_000);
@@ -538,6 +557,43 @@ fn a_close_whose_time_is_up_resets_what_would_look_whole() {
     world.run(ms(1000));
     assert_eq!(world.action, Some(Action::Close));
     assert_eq!(world.ending().unwrap().1.untaken_bytes, 150);
+}
+
+#[test]
+fn what_the_program_had_not_taken_when_it_closed_it_never_takes() {
+    let mut world = World::framed(LINES);
+    world.hear(b"one\ntwo\nthree\nhalf");
+    assert_eq!(world.plain.read(PIECE_BYTES).unwrap(), b"one\n");
+    assert!(world.plain.take(world.now));
+    assert_eq!(world.plain.read(PIECE_BYTES).unwrap(), b"two\n");
+    world.plain.close(world.now + ms(1000));
+    assert!(!world.plain.take(world.now), "it has closed before");
+    assert!(!world.plain.has_message() && world.read().is_none());
+    world.turn();
+    assert_eq!(world.ending().unwrap().1.cause, Cause::Closed);
+    assert_eq!(world.plain.stats(world.now).inbox_bytes, 0);
+}
+
+#[test]
+fn a_link_that_is_over_remembers_how_much_did_not_arrive_and_gives_out_what_did() {
+    let mut world = World::framed(LINES);
+    world.kernel = Kernel::Cut;
+    world.buffer = 100;
+    world.plain.send(&[b'x'; 1000]).unwrap();
+    world.turn();
+    world.hear(b"one\ntwo\nhalf");
+    assert_eq!(world.plain.read(PIECE_BYTES).unwrap(), b"one\n");
+    // Of what our kernel has, some had arrived since anybody looked.
+    world.acked = 60;
+    let view = world.view();
+    world.plain.note_arrived(view);
+    world.plain.handle_reset(world.now);
+    world.turn();
+    assert_eq!(world.ending().unwrap().1.untaken_bytes, 1001 - 60);
+    world.plain.give_back_memory();
+    assert_eq!(world.plain.stats(world.now).unacked_bytes, 1001 - 60);
+    assert_eq!(world.read().unwrap(), b"two\n");
+    assert_eq!((world.read(), world.plain.stats(world.now).inbox_bytes), (None, 0));
 }
 
 #[test]
