@@ -481,10 +481,12 @@ class LongServer:
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):
-            import warnings
-
             try:
+                import warnings
+
                 self._server.counts()
+            except ImportError:
+                return  # so late in the interpreter's exit nobody is warned any more
             except LongConnError:
                 return  # it is another process's to close
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=1, source=self)

@@ -537,6 +537,10 @@ EXITS: dict[str, str] = {
         connection = longconn.connect(server.address, on_event=told)
         begun.wait()
     """,
+    "a LongServer that lives longer than the modules": """
+        import builtins
+        builtins.kept = longconn.LongServer(("127.0.0.1", 0))
+    """,
     "sockets used by what runs at exit": """
         import atexit
         def use():
