@@ -913,6 +913,16 @@ impl Inner {
         }
     }
 
+    /// Where the end of the stream was read, reading tells of nothing that comes behind it.
+    fn hear_reset_behind_end(&mut self, now: Instant) {
+        if self.core.state() != State::Closed
+            && let Some(socket) = &self.socket
+            && let Ok(Some(error)) = SockRef::from(socket).take_error()
+        {
+            self.on_error(now, &error);
+        }
+    }
+
     /// The guard has cut the connection, or the kernel has while the guard was about to.
     fn is_convicted(&mut self, now: Instant) -> bool {
         let Some(conviction) = self.extras.as_ref().and_then(|extras| extras.path_watch.as_ref()?.conviction()) else {
@@ -1062,6 +1072,7 @@ impl Link {
         if errand.has(Errand::BROKEN) && self.framing.is_some() {
             // However much the program has to take yet: the end is told now.
             inner.read_to_the_end(now);
+            inner.hear_reset_behind_end(now);
         } else if (is_for_engine && inner.reader == Reader::Engine) || errand.has(Errand::BROKEN) {
             self.read_for_engine(inner, now, errand.has(Errand::TO_THE_END) || inner.is_unread);
         }
@@ -1575,6 +1586,11 @@ impl Link {
     pub fn flush(&self, deadline: Option<Instant>) -> Result<(), LinkError> {
         let end = self.begin_flush()?;
         self.wait_taken(end, deadline)
+    }
+
+    /// The offset behind all that was accepted.
+    pub fn sent_offset(&self) -> Result<u64, LinkError> {
+        Ok(self.enter()?.core.sent_offsets().0)
     }
 
     /// The offset that [`Link::wait_taken`] is to wait for; the peer is asked not to be slow with its acknowledgement.

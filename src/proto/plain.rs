@@ -167,6 +167,8 @@ pub struct Plain {
     outgoing_head: usize,
     /// Offsets in our stream: up to where it was accepted, handed to the kernel, acknowledged.
     accepted: u64,
+    /// The end of the program's own last message in it; behind that are only heartbeats.
+    said: u64,
     written: u64,
     acked: u64,
     was_full: bool,
@@ -221,6 +223,7 @@ impl Plain {
             outgoing: Vec::new(),
             outgoing_head: 0,
             accepted: 0,
+            said: 0,
             written: 0,
             acked: 0,
             was_full: false,
@@ -521,7 +524,7 @@ impl Plain {
     fn end(&mut self, mut ending: Ending, action: Action) {
         self.phase = Phase::Ended { action: Some(action) };
         self.look_wanted = false;
-        ending.untaken_bytes = self.accepted - self.acked;
+        ending.untaken_bytes = self.untaken_bytes();
         self.events.push_back(Event::Ended(Box::new(ending)));
     }
 
@@ -557,6 +560,7 @@ impl Plain {
             error => error.into(),
         })?;
         self.accepted += (self.outgoing.len() - before) as u64;
+        self.said = self.accepted;
         Ok(())
     }
 
@@ -848,15 +852,19 @@ impl Plain {
         self.outgoing.len() - self.outgoing_head
     }
 
-    /// Where in our stream what was accepted ends, and what was acknowledged.
     #[must_use]
     pub fn bytes_sent(&self) -> u64 {
         self.written
     }
 
+    fn untaken_bytes(&self) -> u64 {
+        self.said.saturating_sub(self.acked)
+    }
+
+    /// Where in our stream the program's messages end, and what was acknowledged.
     #[must_use]
     pub fn sent_offsets(&self) -> (u64, u64) {
-        (self.accepted, self.acked)
+        (self.said, self.acked)
     }
 
     #[must_use]
@@ -873,7 +881,7 @@ impl Plain {
             limit: silence.map(Silence::limit),
             bytes_sent: self.written,
             bytes_heard: self.bytes_heard,
-            unacked_bytes: self.accepted - self.acked,
+            unacked_bytes: self.untaken_bytes(),
             inbox_bytes: self.codec.buffered_bytes(),
         }
     }

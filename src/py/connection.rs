@@ -87,6 +87,8 @@ pub(super) struct LongConnection {
     is_closed: AtomicBool,
     /// A call has told the program of the end.
     is_told: AtomicBool,
+    /// The same of the end of a plain peer's stream: what was sent before is the program's concern no more.
+    end_told_at: AtomicU64,
     /// What `authenticate` has made of the client.
     principal: Option<Py<PyAny>>,
 }
@@ -99,6 +101,7 @@ impl LongConnection {
             is_owner: AtomicBool::new(is_owner),
             is_closed: AtomicBool::new(false),
             is_told: AtomicBool::new(false),
+            end_told_at: AtomicU64::new(0),
             principal,
         }
     }
@@ -119,8 +122,17 @@ impl LongConnection {
         received: Result<Bound<'py, PyBytes>, LinkError>,
     ) -> PyResult<Bound<'py, PyBytes>> {
         match received {
-            Err(error) if is_told_as_empty(&self.link, &error) => Ok(PyBytes::new(py, b"")),
+            Err(error) if is_told_as_empty(&self.link, &error) => {
+                self.tell_end(py);
+                Ok(PyBytes::new(py, b""))
+            }
             received => received.map_err(|error| self.error(py, error)),
+        }
+    }
+
+    fn tell_end(&self, py: Python<'_>) {
+        if let Ok(offset) = self.ask(py, Link::sent_offset) {
+            self.end_told_at.store(offset, Ordering::Relaxed);
         }
     }
 
@@ -357,7 +369,7 @@ impl LongConnection {
         match self
             .take(py, timeout, |link| link.try_recv_many(most, |message| messages.push(PyBytes::new(py, message))))?
         {
-            Err(error) if is_told_as_empty(&self.link, &error) => {}
+            Err(error) if is_told_as_empty(&self.link, &error) => self.tell_end(py),
             received => drop(received.map_err(|error| self.error(py, error))?),
         }
         PyList::new(py, messages)
@@ -369,7 +381,10 @@ impl LongConnection {
 
     fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         self.receive(py, Timeout::LeftOut)?.map_err(|error| match &error {
-            LinkError::StreamEnded => PyStopIteration::new_err(()),
+            LinkError::StreamEnded => {
+                self.tell_end(py);
+                PyStopIteration::new_err(())
+            }
             LinkError::Ended(ending) if is_normal(ending) => {
                 self.is_told.store(true, Ordering::Relaxed);
                 PyStopIteration::new_err(())
@@ -572,6 +587,10 @@ impl LongConnection {
         match self.wait_closed(py)? {
             Some(ending) if !self.is_told.swap(true, Ordering::Relaxed) && ending.untaken_bytes > 0 => {
                 if ending.cause != Cause::Closed || ending.by_peer {
+                    let end_told_at = self.end_told_at.load(Ordering::Relaxed);
+                    if end_told_at > 0 && self.ask(py, Link::sent_offset)? <= end_told_at {
+                        return Ok(());
+                    }
                     return Err(self.error(py, LinkError::Ended(ending)));
                 }
                 let whose = if self.link.framing().is_none() { "program had not taken" } else { "kernel had not got" };

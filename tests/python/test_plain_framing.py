@@ -318,6 +318,34 @@ def test_who_sends_to_a_peer_that_has_closed_learns_that_it_ended():
         assert ours.recv(100) == b""
 
 
+def test_who_was_told_of_the_end_is_not_told_again_by_close():
+    with connected("lines") as (ours, peer):
+        peer.close()
+        ours.send(b"READ")  # answered by a reset
+        assert ours.recv() == b""
+        ours.wait_for("closed")
+        ours.close()
+
+
+def test_close_tells_of_what_was_sent_after_the_end_and_lost():
+    with connected("lines") as (ours, peer):
+        peer.close()
+        assert ours.recv() == b""
+        ours.send(b"QUIT")
+        ours.wait_for("closed")
+        with pytest.raises(longconn.PeerLost):
+            ours.close()
+        ours.close()
+
+
+def test_a_heartbeat_that_met_a_reset_is_no_loss_of_the_programs():
+    with connected("lines", heartbeat=PlainHeartbeat(interval=0.05, send=b"PING")) as (ours, peer):
+        peer.close()
+        assert ours.recv() == b""
+        ours.wait_for("closed")
+        ours.close()
+
+
 # ---- closing and flushing
 
 
