@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from types import EllipsisType, TracebackType
     from typing import Literal
 
-    from .framing import Framing, PlainHeartbeat
-
     from ._longconn import TcpInfo
+    from .framing import Framing, PlainHeartbeat
 
 __all__ = ["Broadcast", "Event", "LinkStats", "LongServer", "ServerStats", "connect"]
 
