@@ -29,6 +29,8 @@ enum Kernel {
     Answers,
     /// The cable is pulled.
     Cut,
+    /// Has reset the connection, and ours has thrown away what was in flight; nobody has told us yet.
+    Reset,
     /// So many bytes a second get through.
     Narrow(u64),
 }
@@ -86,7 +88,7 @@ impl World {
         let (all, before) = (self.written.len() as u64, self.acked);
         match self.kernel {
             Kernel::Answers => self.acked = all,
-            Kernel::Cut => {}
+            Kernel::Cut | Kernel::Reset => {}
             Kernel::Narrow(rate) => {
                 let through = (self.now - self.acked_at).as_millis() as u64 * rate / 1000;
                 self.acked = (self.acked + through).min(all);
@@ -100,7 +102,8 @@ impl World {
 
     fn view(&self) -> KernelView {
         let all = self.written.len() as u64;
-        let is_all_acked = self.acked == all && !(self.fin_sent && self.kernel == Kernel::Cut);
+        let is_all_acked =
+            self.kernel == Kernel::Reset || self.acked == all && !(self.fin_sent && self.kernel == Kernel::Cut);
         KernelView {
             written: all,
             bytes_acked: self.acked,
@@ -557,6 +560,23 @@ fn a_close_whose_time_is_up_resets_what_would_look_whole() {
     world.run(ms(1000));
     assert_eq!(world.action, Some(Action::Close));
     assert_eq!(world.ending().unwrap().1.untaken_bytes, 150);
+}
+
+#[test]
+fn a_close_of_what_was_reset_meanwhile_is_no_orderly_end() {
+    for (has_ended, cause) in [(false, Cause::Reset), (true, Cause::Ended)] {
+        let mut world = World::framed(Framing::Raw);
+        world.kernel = Kernel::Reset;
+        if has_ended {
+            world.hear_end();
+        }
+        world.plain.send(b"lost").unwrap();
+        world.plain.close(world.now + ms(10_000));
+        world.turn();
+        world.run(ms(100));
+        let (_, ending) = world.ending().unwrap();
+        assert_eq!((ending.cause, ending.untaken_bytes), (cause, 4));
+    }
 }
 
 #[test]
