@@ -1073,6 +1073,7 @@ impl Link {
             self.on_alarm(inner, now);
         }
         self.turn(inner, now);
+        self.leave_unsent(inner, now);
     }
 
     /// Edge-triggered: until there is nothing more, or others are to have their turn. Less than what there was room for is
@@ -1134,6 +1135,13 @@ impl Link {
             Ok(()) => (inner.reader, inner.is_watched) = (Reader::Engine, true),
             // Without memory for it now; again in a moment.
             Err(_) => inner.last_read = now.into(),
+        }
+    }
+
+    /// A caller goes away, and what it has sent waits for the peer's acknowledgements: who is to read them if not the engine?
+    fn leave_unsent(&self, inner: &mut Inner, now: Instant) {
+        if inner.reader == Reader::Callers && !inner.is_polled && inner.core.has_unsent() {
+            self.give_role_to_engine(inner, now);
         }
     }
 
@@ -1240,6 +1248,7 @@ impl Link {
             inner.last_read = now.into();
             self.set_alarm(&mut inner);
         }
+        self.leave_unsent(&mut inner, now);
         inner.hand_over();
         result
     }
@@ -1420,6 +1429,7 @@ impl Link {
             return Ok(Attempt::Done(()));
         }
         self.turn(inner, now);
+        self.leave_unsent(inner, now);
         Ok(Attempt::Done(()))
     }
 
@@ -1427,7 +1437,9 @@ impl Link {
     pub(super) fn send_if_room(&self, message: &[u8]) -> Result<(), Option<SendError>> {
         let mut inner = self.enter().map_err(|_| None)?;
         inner.core.send(message).map_err(Some)?;
-        self.turn(&mut inner, clock::now());
+        let now = clock::now();
+        self.turn(&mut inner, now);
+        self.leave_unsent(&mut inner, now);
         Ok(())
     }
 

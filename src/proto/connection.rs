@@ -1204,6 +1204,12 @@ impl Connection {
         }
     }
 
+    /// What was accepted goes on only when more is heard of the peer, or the kernel has room again.
+    #[must_use]
+    pub fn has_unsent(&self) -> bool {
+        self.session.outbox.has_unsent()
+    }
+
     /// Nothing of a turn is left to be done but to write what is urgent, to tell that something was taken, and to ask for
     /// the next deadline.
     #[must_use]

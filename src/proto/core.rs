@@ -313,6 +313,15 @@ impl Core {
         }
     }
 
+    /// What was accepted goes on only when more is heard of the peer; a plain peer grants no credit.
+    #[must_use]
+    pub fn has_unsent(&self) -> bool {
+        match self {
+            Self::Framed(connection) => connection.has_unsent(),
+            Self::Plain(_) => false,
+        }
+    }
+
     /// Something is to be given out among messages: one of them, or the end of a plain peer's stream.
     #[must_use]
     pub fn has_news(&self) -> bool {

@@ -114,6 +114,12 @@ impl Outbox {
         self.flight.as_ref().map_or(self.taken, |flight| flight.sent)
     }
 
+    /// Something that was accepted waits for credit, or for the kernel to take it.
+    #[must_use]
+    pub fn has_unsent(&self) -> bool {
+        self.sent() < self.end()
+    }
+
     /// Bytes that the peer's application isn't known to have taken.
     #[must_use]
     pub fn untaken_bytes(&self) -> usize {
