@@ -19,6 +19,7 @@ fuzz_target!(|data: &[u8]| {
     let mut pair = Pair::new(config(ms(200)), config(ms(1000)));
     pair.dice = Dice::new(seed.into());
     pair.splits = seed & 1 == 0;
+    pair.places = seed & 2 == 0;
     pair.kernel_bytes = 1 << (8 + seed % 16);
     let mut sent: [Vec<Vec<u8>>; 2] = Default::default();
     let mut is_honest = true;
@@ -57,6 +58,7 @@ fuzz_target!(|data: &[u8]| {
             82 => pair.sides[index].connection.handle_timeout(now),
             _ => {
                 is_honest = false;
+                pair.sides[index].take_back(now);
                 pair.sides[index].connection.handle_input(now, &[0, 0, argument as u8 & 31, operation & 15]);
             }
         }

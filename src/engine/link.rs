@@ -46,8 +46,10 @@ use crate::proto::connection::{
 };
 use crate::proto::core::Core;
 use crate::proto::evidence::KernelView;
+use crate::proto::frame::{HEADER_BYTES, MAX_PAYLOAD_BYTES};
 use crate::proto::heartbeat::Ages;
 use crate::proto::moment::Moment;
+use crate::proto::placing::{HEADERS_BYTES, Placing};
 use crate::proto::plain::{EndOfStream, Plain, PlainStats};
 use crate::proto::session::SendError;
 
@@ -74,6 +76,10 @@ const JOINED_BYTES: usize = 512;
 /// A message up to this may be sent by who holds the interpreter: it is copied and handed over in a few microseconds.
 pub const INLINE_BYTES: usize = 16 * 1024;
 
+/// A message from here up is received into the memory of who waits for it, and not copied.
+const PLACED_BYTES: usize = 64 * 1024;
+/// What tells that such a message has begun: its first frame.
+const FIRST_BYTES: usize = HEADER_BYTES + MAX_PAYLOAD_BYTES;
 /// Who read so much at once will find more: dozens of small messages. Less is one side of a conversation.
 const MUCH_BYTES: usize = 4 * 1024;
 
@@ -1084,6 +1090,7 @@ impl Link {
             self.on_alarm(inner, now);
         }
         self.turn(inner, now);
+        self.leave_unsent(inner, now);
     }
 
     /// Edge-triggered: until there is nothing more, or others are to have their turn. Less than what there was room for is
@@ -1145,6 +1152,13 @@ impl Link {
             Ok(()) => (inner.reader, inner.is_watched) = (Reader::Engine, true),
             // Without memory for it now; again in a moment.
             Err(_) => inner.last_read = now.into(),
+        }
+    }
+
+    /// A caller goes away, and what it has sent waits for the peer's acknowledgements: who is to read them if not the engine?
+    fn leave_unsent(&self, inner: &mut Inner, now: Instant) {
+        if inner.reader == Reader::Callers && !inner.is_polled && inner.core.has_unsent() {
+            self.give_role_to_engine(inner, now);
         }
     }
 
@@ -1251,6 +1265,7 @@ impl Link {
             inner.last_read = now.into();
             self.set_alarm(&mut inner);
         }
+        self.leave_unsent(&mut inner, now);
         inner.hand_over();
         result
     }
@@ -1273,6 +1288,101 @@ impl Link {
         let (mut inner, now, result) = ROOM.with_borrow_mut(|room| self.receive_in(&socket, room, deadline));
         self.settle_received(&mut inner, now);
         (inner, now, result)
+    }
+
+    /// Whether the caller may be the one to read the message that has begun, into its own memory; how long it is.
+    fn placeable(inner: &Inner, now: Instant, deadline: Option<Instant>) -> Option<usize> {
+        // The other ways of waiting are exact, and a short message isn't worth it.
+        let has_time = deadline.is_none_or(|deadline| deadline > now + PRECISE);
+        let may_read = !inner.is_polled && inner.socket.is_some();
+        inner.core.begun().filter(|length| has_time && may_read && *length >= PLACED_BYTES)
+    }
+
+    /// How long the message is that [`Link::recv_in_place`] could receive now.
+    pub fn begun(&self, deadline: Option<Instant>) -> Option<usize> {
+        let inner = self.try_enter().ok()??;
+        Self::placeable(&inner, clock::now(), deadline)
+    }
+
+    /// Receives the message that has begun, without a copy; `room` is as long as that, and written to in whole.
+    /// [`Attempt::Later`] means that it has to be received the usual way.
+    pub fn recv_in_place(
+        &self,
+        room: &mut [MaybeUninit<u8>],
+        deadline: Option<Instant>,
+    ) -> Result<Attempt<()>, LinkError> {
+        let mut inner = self.enter()?;
+        let mut now = clock::now();
+        if Self::placeable(&inner, now, deadline) != Some(room.len()) {
+            return Ok(Attempt::Later);
+        }
+        let Some(socket) = inner.socket.clone() else { return Ok(Attempt::Later) };
+        inner.last_send = None;
+        inner.last_read = now.into();
+        self.take_role(&mut inner);
+        let mut placing = inner.core.place_begun(room);
+        let mut filled = placing.as_ref().map_or(0, Placing::filled);
+        let mut over = None;
+        // While this is being read nobody else may.
+        inner.begin_receiving();
+        let result = loop {
+            let Some(place) = placing.take().or_else(|| inner.core.place_begun(room)) else { break Ok(Attempt::Later) };
+            if place.is_complete() {
+                break Ok(Attempt::Done(()));
+            }
+            filled = place.filled();
+            if deadline.is_some_and(|deadline| deadline <= now + PRECISE) {
+                placing = Some(place);
+                break Ok(Attempt::Later);
+            }
+            if let Err(error) = inner.bound_receiving(deadline.map(|deadline| deadline.saturating_duration_since(now)))
+            {
+                placing = Some(place);
+                break Err(error.into());
+            }
+            drop(inner);
+            let mut headers = [MaybeUninit::new(0); HEADERS_BYTES];
+            let got = sys::receive_waiting_parts(socket.as_fd(), place.places(room, &mut headers));
+            inner = self.lock();
+            now = clock::now();
+            inner.last_read = now.into();
+            match got {
+                Ok(bytes @ 1..) => {
+                    let (of_headers, of_content) = place.shares(bytes);
+                    filled += of_content;
+                    // SAFETY: the headers' room was written to when it was made, and the front of `room` by what was received.
+                    let (headers, room) =
+                        unsafe { (headers[..of_headers].assume_init_ref(), room[..filled].assume_init_ref()) };
+                    placing = inner.core.handle_placed(now, place, headers, room);
+                    inner.is_judgement_put_off = false;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => placing = Some(place),
+                nothing => {
+                    placing = Some(place);
+                    let is_interrupted = matches!(&nothing, Err(error) if error.kind() == io::ErrorKind::Interrupted);
+                    over = Some(nothing.map(|_| &[][..]));
+                    break if is_interrupted { Err(LinkError::Interrupted) } else { Ok(Attempt::Later) };
+                }
+            }
+            self.turn(&mut inner, now);
+        };
+        inner.is_polled = false;
+        inner.is_receiving = false;
+        inner.is_flowing = false;
+        if inner.waiters.is_empty() {
+            inner.core.set_waiting(now, false);
+        }
+        if !matches!(result, Ok(Attempt::Done(()))) {
+            // SAFETY: as above.
+            let room = unsafe { room[..filled].assume_init_ref() };
+            inner.core.take_back(now, placing, room);
+        }
+        if let Some(over) = over {
+            inner.digest(now, over, 0);
+        }
+        self.turn(&mut inner, now);
+        inner.hand_over();
+        result
     }
 
     /// What [`Inner::begin_receiving`] has begun. Nothing follows from it before [`Link::settle_received`], which is to be
@@ -1431,6 +1541,7 @@ impl Link {
             return Ok(Attempt::Done(()));
         }
         self.turn(inner, now);
+        self.leave_unsent(inner, now);
         Ok(Attempt::Done(()))
     }
 
@@ -1438,7 +1549,9 @@ impl Link {
     pub(super) fn send_if_room(&self, message: &[u8]) -> Result<(), Option<SendError>> {
         let mut inner = self.enter().map_err(|_| None)?;
         inner.core.send(message).map_err(Some)?;
-        self.turn(&mut inner, clock::now());
+        let now = clock::now();
+        self.turn(&mut inner, now);
+        self.leave_unsent(&mut inner, now);
         Ok(())
     }
 
@@ -1464,7 +1577,7 @@ impl Link {
         room: &mut [MaybeUninit<u8>],
         deadline: Option<Instant>,
     ) -> Result<Attempt<usize>, LinkError> {
-        self.wait(Interest::READABLE, deadline, |link, inner, now| link.take_into(inner, now, room))
+        self.wait(Interest::READABLE, deadline, |link, inner, now| link.take_into(inner, now, room, deadline))
     }
 
     fn take_into(
@@ -1472,8 +1585,11 @@ impl Link {
         inner: &mut Inner,
         now: Instant,
         room: &mut [MaybeUninit<u8>],
+        deadline: Option<Instant>,
     ) -> Option<Result<Attempt<usize>, LinkError>> {
-        let Some(length) = inner.core.next_length() else { return inner.over().map(Err) };
+        let Some(length) = inner.core.next_length() else {
+            return inner.over().map(Err).or_else(|| Self::placeable(inner, now, deadline).map(|_| Ok(Attempt::Later)));
+        };
         if length > room.len() {
             self.set_alarm(inner);
             self.tell(inner, Interest::NOTHING);
@@ -1516,7 +1632,7 @@ impl Link {
         let Some(mut inner) = self.try_enter()? else { return Ok(Attempt::Later) };
         // While callers read anyway and there is much to read, this saves the way through a wait.
         let reads = inner.is_flowing && inner.reader == Reader::Callers && !inner.is_polled;
-        if reads && !inner.core.has_message() {
+        if reads && !inner.core.has_message() && inner.core.begun().is_none() {
             let now = clock::now();
             inner.last_read = now.into();
             inner.read(now);
@@ -1695,11 +1811,11 @@ impl Receiving<'_> {
     /// Waits, and takes one message as [`Link::recv_into`] does; [`Attempt::Later`] if that has to go on.
     pub fn finish(self, room: &mut [MaybeUninit<u8>]) -> Result<Attempt<usize>, LinkError> {
         let Self { link, socket } = self;
-        let mut read = [MaybeUninit::uninit(); MUCH_BYTES];
+        let mut read = [MaybeUninit::uninit(); FIRST_BYTES];
         let (mut inner, now, received) = link.receive_in(&socket, &mut read, None);
         link.settle_received(&mut inner, now);
         let result = match received {
-            Ok(()) => link.take_into(&mut inner, now, room).unwrap_or(Ok(Attempt::Later)),
+            Ok(()) => link.take_into(&mut inner, now, room, None).unwrap_or(Ok(Attempt::Later)),
             Err(error) => Err(error.into()),
         };
         inner.hand_over();

@@ -13,7 +13,7 @@
 //! given to [`Connection::handle_input`].
 
 use std::collections::VecDeque;
-use std::mem;
+use std::mem::{self, MaybeUninit};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,7 @@ use super::heartbeat::{
     age_to_wire,
 };
 use super::moment::Moment;
+use super::placing::{Placed, Placing};
 use super::session::{SendError, Session, SessionError};
 
 /// Waking up later than this is a pause of our own, as is a quarter of the limit (DESIGN 5).
@@ -419,24 +420,93 @@ impl Connection {
 
 impl Connection {
     /// Bytes that the peer sent.
-    pub fn handle_input(&mut self, now: Instant, mut input: &[u8]) {
-        self.note_time(now);
-        if input.is_empty() || matches!(self.phase, Phase::PeerLeft { .. } | Phase::Ended { .. }) {
-            return;
+    pub fn handle_input(&mut self, now: Instant, input: &[u8]) {
+        if self.hear(now, input.len()) {
+            self.handle_stream(now, input);
         }
-        self.bytes_heard += input.len() as u64;
+    }
+
+    /// So many bytes came. False if nobody wants to know what they say.
+    fn hear(&mut self, now: Instant, bytes: usize) -> bool {
+        self.note_time(now);
+        if bytes == 0 || matches!(self.phase, Phase::PeerLeft { .. } | Phase::Ended { .. }) {
+            return false;
+        }
+        self.bytes_heard += bytes as u64;
         if let Some(supervision) = &mut self.supervision
             && supervision.detector.on_bytes(now)
         {
             supervision.evidence.on_heard();
             self.tell(Event::Alive);
         }
+        true
+    }
+
+    fn handle_stream(&mut self, now: Instant, mut input: &[u8]) {
         // The decoder gives out frames that lie in its own buffer, so it is set aside meanwhile.
         let mut decoder = mem::replace(&mut self.decoder, Decoder::new(Kind::Hello));
         if let Err(error) = self.decode(now, &mut decoder, &mut input) {
             self.fail(&error);
         }
         self.decoder = decoder;
+    }
+
+    /// How long the message is that has begun, if it is the next to be taken and can be assembled in its place
+    /// ([`Connection::place_begun`]).
+    #[must_use]
+    pub fn begun(&self) -> Option<usize> {
+        self.is_supervised().then_some(())?;
+        self.session.begun(self.decoder.begun()?).map(|placing| placing.length())
+    }
+
+    /// What came of the message begun moves to the front of `room`, which is as long as the message. From here on whoever reads
+    /// puts what comes to [`Placing::places`], and tells by [`Connection::handle_placed`]; until the message is complete, or
+    /// [`Connection::take_back`] was called, nothing else may be read. `None` while something comes that isn't of this message.
+    pub fn place_begun(&mut self, room: &mut [MaybeUninit<u8>]) -> Option<Placing> {
+        self.begun().filter(|length| *length == room.len())?;
+        let placing = self.session.place_begun(self.decoder.begun()?, room)?;
+        self.decoder.forget_begun();
+        Some(placing)
+    }
+
+    /// What came to the places that `placing` gave: `headers`, and `room` as far as it is filled now. A complete message is with
+    /// the program. Gives the placing back to go on with; without one, [`Connection::place_begun`] may give another.
+    pub fn handle_placed(
+        &mut self,
+        now: Instant,
+        mut placing: Placing,
+        headers: &[u8],
+        room: &[u8],
+    ) -> Option<Placing> {
+        self.hear(now, headers.len() + room.len() - placing.filled()).then_some(())?;
+        if !self.is_supervised() {
+            self.session.take_back(room);
+            let stream = placing.into_stream(headers, room);
+            self.handle_stream(now, &stream);
+            return None;
+        }
+        let round_trip = self.supervision.as_ref().and_then(|supervision| supervision.heartbeat.round_trip().smoothed);
+        match self.session.handle_placed(now, &mut placing, (headers, room), round_trip) {
+            Placed::AsForeseen => {
+                if placing.is_complete() && !self.tells_progress {
+                    self.last_progress = now.into();
+                }
+                Some(placing)
+            }
+            Placed::Otherwise(stream) => {
+                self.handle_stream(now, &stream);
+                None
+            }
+        }
+    }
+
+    /// The message is to be assembled here again; `room` is what was filled of it.
+    pub fn take_back(&mut self, now: Instant, placing: Option<Placing>, room: &[u8]) {
+        self.session.take_back(room);
+        if let Some(placing) = placing {
+            let begun = placing.into_stream(&[], room);
+            self.handle_stream(now, &begun);
+        }
     }
 
     fn decode(&mut self, now: Instant, decoder: &mut Decoder, input: &mut &[u8]) -> Result<(), ProtocolError> {
@@ -1202,6 +1272,12 @@ impl Connection {
             Phase::Ended { ref parting, .. } => parting.is_some(),
             Phase::PeerLeft { .. } => false,
         }
+    }
+
+    /// What was accepted goes on only when more is heard of the peer, or the kernel has room again.
+    #[must_use]
+    pub fn has_unsent(&self) -> bool {
+        self.session.outbox.has_unsent()
     }
 
     /// Nothing of a turn is left to be done but to write what is urgent, to tell that something was taken, and to ask for

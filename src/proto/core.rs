@@ -1,6 +1,7 @@
 //! What decides about a link: our own protocol, or a plain peer's framing. One set of names for the driver; what the one or
 //! the other doesn't have is nothing there.
 
+use std::mem::MaybeUninit;
 use std::time::{Duration, Instant};
 
 use super::cause::Cause;
@@ -10,6 +11,7 @@ use super::connection::{Action, Connection, Event, State, Stats, Transmit};
 use super::evidence::KernelView;
 use super::heartbeat::Ages;
 use super::moment::Moment;
+use super::placing::Placing;
 use super::plain::{EndOfStream, PIECE_BYTES, Plain, PlainStats};
 use super::session::SendError;
 use super::verdict;
@@ -28,6 +30,35 @@ impl Core {
         match self {
             Self::Framed(connection) => connection.handle_input(now, input),
             Self::Plain(plain) => plain.handle_input(now, input),
+        }
+    }
+
+    /// How long a message is that is being received, and may be placed; of framed links.
+    #[must_use]
+    pub fn begun(&self) -> Option<usize> {
+        match self {
+            Self::Framed(connection) => connection.begun(),
+            Self::Plain(_) => None,
+        }
+    }
+
+    pub fn place_begun(&mut self, room: &mut [MaybeUninit<u8>]) -> Option<Placing> {
+        match self {
+            Self::Framed(connection) => connection.place_begun(room),
+            Self::Plain(_) => None,
+        }
+    }
+
+    pub fn handle_placed(&mut self, now: Instant, placing: Placing, headers: &[u8], room: &[u8]) -> Option<Placing> {
+        match self {
+            Self::Framed(connection) => connection.handle_placed(now, placing, headers, room),
+            Self::Plain(_) => None,
+        }
+    }
+
+    pub fn take_back(&mut self, now: Instant, placing: Option<Placing>, room: &[u8]) {
+        if let Self::Framed(connection) = self {
+            connection.take_back(now, placing, room);
         }
     }
 
@@ -309,6 +340,15 @@ impl Core {
     pub fn is_quiet(&self) -> bool {
         match self {
             Self::Framed(connection) => connection.is_quiet(),
+            Self::Plain(_) => false,
+        }
+    }
+
+    /// What was accepted goes on only when more is heard of the peer; a plain peer grants no credit.
+    #[must_use]
+    pub fn has_unsent(&self) -> bool {
+        match self {
+            Self::Framed(connection) => connection.has_unsent(),
             Self::Plain(_) => false,
         }
     }

@@ -110,7 +110,7 @@ pub(super) fn put_header(out: &mut Vec<u8>, kind: Kind, length: usize) {
     out.extend_from_slice(&header_bytes(kind, length));
 }
 
-fn header_bytes(kind: Kind, length: usize) -> [u8; HEADER_BYTES] {
+pub(super) fn header_bytes(kind: Kind, length: usize) -> [u8; HEADER_BYTES] {
     let length = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
     [length[1], length[2], length[3], kind as u8]
 }
@@ -207,6 +207,21 @@ impl Decoder {
     #[must_use]
     pub fn is_inside_frame(&self) -> bool {
         self.skipping > 0 || !(self.buffer.is_empty() || self.given_out)
+    }
+
+    /// What there is of a frame that isn't whole; `None` where that is being skipped.
+    pub(super) fn begun(&self) -> Option<&[u8]> {
+        match (self.skipping, self.given_out) {
+            (0, true) => Some(&[]),
+            (0, false) => Some(&self.buffer),
+            _ => None,
+        }
+    }
+
+    /// Somebody else has taken over what [`Decoder::begun`] gave.
+    pub(super) fn forget_begun(&mut self) {
+        self.given_out = false;
+        self.buffer.clear();
     }
 
     /// Gives memory back that isn't in use.

@@ -12,6 +12,7 @@ pub mod frame;
 pub mod handshake;
 pub mod heartbeat;
 pub mod moment;
+pub mod placing;
 pub mod plain;
 pub mod session;
 pub mod verdict;

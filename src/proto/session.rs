@@ -1,5 +1,6 @@
 //! What survives links: offsets, credit, what the peer hasn't taken yet, and what our program hasn't.
 
+use std::mem::{self, MaybeUninit};
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use super::codec::EncodeError;
 use super::frame::{Fields, Frame, HEADER_BYTES, Kind, MAX_PAYLOAD_BYTES, header, put_frame, put_header};
 use super::handshake::{MIN_WINDOW_BYTES, Position};
 use super::moment::Moment;
+use super::placing::{Placed, Placing};
 
 /// The window at first; it never shrinks below.
 pub const BASE_WINDOW_BYTES: u64 = 256 * 1024;
@@ -112,6 +114,12 @@ impl Outbox {
 
     fn sent(&self) -> u64 {
         self.flight.as_ref().map_or(self.taken, |flight| flight.sent)
+    }
+
+    /// Something that was accepted waits for credit, or for the kernel to take it.
+    #[must_use]
+    pub fn has_unsent(&self) -> bool {
+        self.sent() < self.end()
     }
 
     /// Bytes that the peer's application isn't known to have taken.
@@ -337,12 +345,14 @@ struct Stock {
     missing: u64,
     /// Whole ones that weren't read.
     messages: u64,
+    /// Of the message begun, what came first and lies in its place elsewhere.
+    placed: usize,
 }
 
 impl Inbox {
     #[must_use]
     pub fn buffered_bytes(&self) -> usize {
-        self.stock.as_ref().map_or(0, |stock| stock.bytes.len() - stock.taken_at)
+        self.stock.as_ref().map_or(0, |stock| stock.bytes.len() - stock.taken_at + stock.placed)
     }
 
     /// Whole messages that wait to be read.
@@ -390,6 +400,28 @@ impl Inbox {
     /// The next whole message; it stays here until it is taken.
     fn read(&mut self) -> Option<&[u8]> {
         self.stock.as_mut()?.read()
+    }
+
+    fn begun(&self, begun: &[u8]) -> Option<Placing> {
+        self.stock.as_ref()?.begun(begun)
+    }
+
+    fn place_begun(&mut self, begun: &[u8], room: &mut [MaybeUninit<u8>]) -> Option<Placing> {
+        self.stock.as_mut()?.place_begun(begun, room)
+    }
+
+    /// A frame of the message begun came elsewhere, with so much payload. The last one takes the message.
+    fn on_placed(&mut self, payload: usize) {
+        if let Some(stock) = &mut self.stock {
+            self.received = self.received.saturating_add((HEADER_BYTES + payload) as u64);
+            self.taken += stock.on_placed(payload);
+        }
+    }
+
+    fn take_back(&mut self, room: &[u8]) {
+        if let Some(stock) = &mut self.stock {
+            stock.take_back(room);
+        }
     }
 
     /// The oldest of what was read is taken; at most `messages`.
@@ -445,6 +477,7 @@ impl Stock {
                 self.missing -= payload.len() as u64;
             }
             Kind::DataEnd if payload.len() as u64 == self.missing => {
+                debug_assert!(self.placed == 0, "its last frame comes to where the others are");
                 self.bytes.extend_from_slice(payload);
                 self.missing = 0;
             }
@@ -484,7 +517,49 @@ impl Stock {
         self.bytes.shrink_to_fit();
         self.read_at -= self.taken_at;
         self.complete -= self.taken_at;
-        (self.taken_at, self.missing) = (0, 0);
+        (self.taken_at, self.missing, self.placed) = (0, 0, 0);
+    }
+
+    /// The message begun, if nothing is here but that, and `begun` of its next frame.
+    fn begun(&self, begun: &[u8]) -> Option<Placing> {
+        let (total, here) = self.bytes.get(self.complete + HEADER_BYTES..)?.split_first_chunk::<TOTAL_BYTES>()?;
+        let is_alone = self.missing > 0 && self.taken_at == self.complete;
+        let length = usize::try_from(u64::from_be_bytes(*total)).ok().filter(|_| is_alone)?;
+        Placing::new(length, self.placed + here.len(), begun)
+    }
+
+    /// What is here of it moves to its place in `room`.
+    fn place_begun(&mut self, begun: &[u8], room: &mut [MaybeUninit<u8>]) -> Option<Placing> {
+        let placing = self.begun(begun)?;
+        let content = self.complete + HEADER_BYTES + TOTAL_BYTES;
+        let (here, payload) = (self.bytes.get(content..)?, begun.get(HEADER_BYTES..).unwrap_or_default());
+        let room = room.get_mut(self.placed..placing.filled())?;
+        let (whole, part) = room.split_at_mut_checked(here.len())?;
+        whole.write_copy_of_slice(here);
+        part.write_copy_of_slice(payload);
+        self.placed += here.len();
+        self.bytes.truncate(content);
+        Some(placing)
+    }
+
+    /// How far the offset went by it: not at all, or by the whole message.
+    fn on_placed(&mut self, payload: usize) -> u64 {
+        self.placed += payload;
+        self.missing = self.missing.saturating_sub(payload as u64);
+        if self.missing > 0 {
+            return 0;
+        }
+        let length = mem::take(&mut self.placed);
+        self.bytes.truncate(self.complete);
+        self.clear_taken();
+        wire_bytes(length as u64)
+    }
+
+    /// It goes on here.
+    fn take_back(&mut self, room: &[u8]) {
+        let placed = &room[..mem::take(&mut self.placed).min(room.len())];
+        let content = (self.complete + HEADER_BYTES + TOTAL_BYTES).min(self.bytes.len());
+        self.bytes.splice(content..content, placed.iter().copied());
     }
 
     /// What the program hasn't taken it never will. How many messages it were.
@@ -509,6 +584,12 @@ impl Stock {
             taken += wire_bytes(message.len() as u64);
             self.taken_at = message.end;
         }
+        self.clear_taken();
+        taken
+    }
+
+    /// Gives back the room of what was taken.
+    fn clear_taken(&mut self) {
         if self.taken_at == self.bytes.len() {
             self.bytes.clear();
             if self.bytes.capacity() > KEPT_BYTES {
@@ -521,7 +602,6 @@ impl Stock {
             self.complete -= self.taken_at;
             self.taken_at = 0;
         }
-        taken
     }
 }
 
@@ -624,6 +704,10 @@ impl Session {
     pub fn take(&mut self, now: Instant, messages: usize, round_trip: Option<Duration>) {
         let before = self.inbox.taken;
         self.inbox.take(messages);
+        self.on_taken(now, before, round_trip);
+    }
+
+    fn on_taken(&mut self, now: Instant, before: u64, round_trip: Option<Duration>) {
         if self.inbox.taken == before {
             return;
         }
@@ -635,6 +719,36 @@ impl Session {
             AckDue::No => AckDue::By((now + ACK_DELAY).into()),
             due => due,
         };
+    }
+
+    /// The message begun, if it comes next, and has credit; `begun` is there of a frame that isn't whole.
+    pub(super) fn begun(&self, begun: &[u8]) -> Option<Placing> {
+        if self.extension.is_some() { None } else { self.inbox.begun(begun) }
+    }
+
+    /// What came of it moves to its place in `room`.
+    pub(super) fn place_begun(&mut self, begun: &[u8], room: &mut [MaybeUninit<u8>]) -> Option<Placing> {
+        self.inbox.place_begun(begun, room)
+    }
+
+    /// What was read to the places that `placing` gave: all `headers`, and `room` as far as it is filled. The message is the
+    /// program's once it is complete. What didn't come as foreseen is for the decoder.
+    pub(super) fn handle_placed(
+        &mut self,
+        now: Instant,
+        placing: &mut Placing,
+        (headers, room): (&[u8], &[u8]),
+        round_trip: Option<Duration>,
+    ) -> Placed {
+        let before = self.inbox.taken;
+        let placed = placing.advance(headers, room, |payload| self.inbox.on_placed(payload));
+        self.on_taken(now, before, round_trip);
+        placed
+    }
+
+    /// What lies in `room` goes on here.
+    pub fn take_back(&mut self, room: &[u8]) {
+        self.inbox.take_back(room);
     }
 
     /// A whole window taken within two round trips: the path holds more than the window does.

@@ -16,6 +16,7 @@ use super::errors::{ended, link_error, seconds};
 use super::events::{Events, observe, time_of};
 use super::plain::{check_framed, is_told_as_empty, receive_size};
 use super::pulse;
+use super::socket::bytes_of;
 use super::tcp_info::TcpInfo;
 use super::timeout::Timeout;
 use crate::engine::link::{Attempt, Link, LinkError};
@@ -223,7 +224,14 @@ impl LongConnection {
                 Ok(Attempt::Done(Err(receiving))) => py.detach(|| receiving.finish(&mut room)),
                 Ok(Attempt::Later) => {
                     let deadline = deadline.begin(self);
-                    py.detach(|| self.link.recv_into(&mut room, deadline))
+                    match self.link.begun(deadline) {
+                        Some(length) => match self.receive_in_place(py, length, deadline)? {
+                            Ok(Attempt::Done(message)) => return Ok(Ok(message)),
+                            Ok(Attempt::Later) => Ok(Attempt::Later),
+                            Err(error) => Err(error),
+                        },
+                        None => py.detach(|| self.link.recv_into(&mut room, deadline)),
+                    }
                 }
                 Err(error) => return Ok(Err(error)),
             };
@@ -237,6 +245,21 @@ impl LongConnection {
                 Err(error) => return Ok(Err(error)),
             }
         }
+    }
+
+    /// The message that has begun, received into the object that it becomes.
+    fn receive_in_place<'py>(
+        &self,
+        py: Python<'py>,
+        length: usize,
+        deadline: Option<Instant>,
+    ) -> PyResult<Result<Attempt<Bound<'py, PyBytes>>, LinkError>> {
+        let mut received = Ok(Attempt::Later);
+        let message = bytes_of(py, length, |room| {
+            received = py.detach(|| self.link.recv_in_place(room, deadline));
+            Ok(if matches!(received, Ok(Attempt::Done(()))) { length } else { 0 })
+        })?;
+        Ok(received.map(|attempt| attempt.map(|()| message)))
     }
 
     fn say_goodbye(&self, py: Python<'_>, close: Close, grace: Option<Duration>) -> PyResult<()> {

@@ -491,7 +491,7 @@ thread_local! {
 
 /// A `bytes` object of what `fill` has written, in room for `size` bytes of the object itself: no copy if it
 /// fills them all.
-fn bytes_of<'py>(
+pub(super) fn bytes_of<'py>(
     py: Python<'py>,
     size: usize,
     fill: impl FnOnce(&mut [MaybeUninit<u8>]) -> PyResult<usize>,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import signal
 import socket
 import threading
 import time
@@ -89,6 +91,99 @@ def test_messages_of_any_size_go_both_ways(pair, size):
         peer.send(message)
         peer.flush()
     assert received == [message]
+
+
+def test_a_large_message_comes_whole_whatever_comes_between_its_frames(pair):
+    ours, peer = pair
+    dice = random.Random(7)
+
+    def pump() -> None:
+        while peer.queue and peer.sent + len(peer.queue[0]) <= peer.credit:
+            frame = peer.queue.popleft()
+            peer.sent += len(frame)
+            if dice.random() < 0.2:
+                frame = peer.frame(0x80, bytes(dice.randrange(100))) + frame
+            at = dice.randrange(len(frame))
+            peer.sock.sendall(frame[:at])
+            peer.sock.sendall(frame[at:])
+            if dice.random() < 0.1:
+                peer.beat(answer=True)
+
+    peer.pump = pump
+    messages = [os.urandom(size) for size in (100_000, 70_000, 2_000_000, 5, 65_536, 1_000_000)]
+    with meanwhile(lambda: [ours.recv() for _ in messages]) as received:
+        for message in messages:
+            peer.send(message)
+        peer.flush()
+    assert received == [messages]
+
+
+@contextmanager
+def held_up(peer: PlainPeer, message: bytes) -> Iterator[None]:
+    """The first part of the message is sent, and the rest at the end."""
+    peer.send(message)
+    peer.pump = lambda: None
+    yield
+    del peer.pump
+    peer.pump()
+
+
+def test_a_timeout_within_a_large_message_loses_nothing_of_it(pair):
+    ours, peer = pair
+    message = os.urandom(1_000_000)
+    with held_up(peer, message):
+        for _ in range(2):
+            with meanwhile(lambda: ours.recv(timeout=0.3)) as results:
+                peer.run(lambda: results)
+            assert isinstance(results[0], TimeoutError)
+        assert ours.stats().inbox_bytes > 200_000
+    with meanwhile(ours.recv) as received:
+        peer.flush()
+    assert received == [message]
+
+
+def test_a_signal_within_a_large_message_loses_nothing_of_it(pair):
+    ours, peer = pair
+    message = os.urandom(1_000_000)
+    over: list[object] = []
+
+    def strike(*_: object) -> None:
+        over.append(None)
+        raise InterruptedError("by the handler")
+
+    before = signal.signal(signal.SIGALRM, strike)
+    try:
+        with held_up(peer, message), meanwhile(lambda: peer.run(lambda: over)):
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(InterruptedError, match="by the handler"):
+                ours.recv()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    with meanwhile(ours.recv) as received:
+        peer.flush()
+    assert received == [message]
+
+
+def test_the_end_within_a_large_message_is_told_at_once(pair):
+    ours, peer = pair
+    with held_up(peer, bytes(1_000_000)), meanwhile(ours.recv) as results:
+        peer.run(lambda: ours.stats().inbox_bytes > 200_000)
+        peer.sock.shutdown(socket.SHUT_RDWR)
+        peer.queue.clear()
+    assert isinstance(results[0], longconn.PeerLost)
+    assert results[0].cause in (Cause.ENDED, Cause.RESET)
+
+
+def test_our_own_close_ends_the_wait_for_the_rest_of_a_large_message(pair):
+    ours, peer = pair
+    with held_up(peer, bytes(1_000_000)), meanwhile(ours.recv) as results:
+        peer.run(lambda: ours.stats().inbox_bytes > 200_000)
+        with meanwhile(lambda: ours.close(timeout=PATIENCE)), pytest.raises(Closed):
+            peer.run(lambda: False)
+        peer.queue.clear()
+        peer.close()
+    assert isinstance(results[0], longconn.LongConnError)
 
 
 def test_many_messages_go_within_the_credit(pair):

@@ -808,9 +808,9 @@ fn messages(pair: &mut Pair, lengths: &[usize]) -> Vec<Vec<u8>> {
 
 #[test]
 fn messages_of_every_size_arrive_whole_and_in_order_however_the_stream_is_cut() {
-    for splits in [false, true] {
+    for (splits, places) in [(false, false), (true, false), (false, true), (true, true)] {
         let mut pair = open();
-        pair.splits = splits;
+        (pair.splits, pair.places) = (splits, places);
         let sent = messages(&mut pair, &[0, 1, 64, 16_383, 16_384, 16_385, 32_760, 32_761, 100_000, 0, 700_000]);
         for message in &sent {
             while let Err(SendError::Full { .. }) = pair.sides[0].connection.send(message) {
@@ -1099,6 +1099,7 @@ fn schedule(seed: u64) {
     let mut pair = Pair::seeded(any(), any(), seed);
     pair.dice = dice.clone();
     pair.splits = dice.below(2) == 0;
+    pair.places = dice.below(2) == 0;
     pair.kernel_bytes = 1000 + dice.below(1 << 18) as usize;
     for pipe in &mut pair.pipes {
         pipe.latency = Duration::from_micros(dice.below(100_000));
@@ -1113,7 +1114,8 @@ fn schedule(seed: u64) {
                     1 => 0,
                     _ => dice.below(200),
                 };
-                let message = vec![sent[index].len() as u8; length as usize];
+                let number = sent[index].len();
+                let message: Vec<_> = (number..number + length as usize).map(|at| (at % 251) as u8).collect();
                 if pair.sides[index].connection.send(&message).is_ok() {
                     sent[index].push(message);
                     pair.turn(index);

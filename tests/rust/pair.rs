@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part of this module")]
 
 use std::collections::VecDeque;
+use std::mem::MaybeUninit;
 use std::time::{Duration, Instant};
 
 use longconn::proto::cause::Ending;
@@ -12,6 +13,7 @@ use longconn::proto::evidence::KernelView;
 use longconn::proto::handshake::Credentials;
 use longconn::proto::heartbeat::HeartbeatConfig;
 use longconn::proto::moment::Moment;
+use longconn::proto::placing::{HEADERS_BYTES, Placing};
 
 pub const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -78,6 +80,8 @@ pub struct Side {
     pub is_over: bool,
     pub aborted: bool,
     pub looks: u64,
+    /// A message that is received into its place.
+    placed: Option<Placed>,
     kernel_buffer: Vec<u8>,
     fin_arrived: bool,
     reset_arrived: bool,
@@ -96,10 +100,53 @@ impl Side {
             is_over: false,
             aborted: false,
             looks: 0,
+            placed: None,
             kernel_buffer: Vec::new(),
             fin_arrived: false,
             reset_arrived: false,
             timeout: None,
+        }
+    }
+
+    /// Gives `input` to the message that is received into its place, if one is, or has begun and may be; how much of it was
+    /// for that.
+    fn place(&mut self, now: Instant, input: &[u8]) -> usize {
+        if self.placed.is_none() {
+            let Some(length) = self.connection.begun() else { return 0 };
+            let mut room = vec![MaybeUninit::new(0); length];
+            let placing = self.connection.place_begun(&mut room).expect("it has begun");
+            self.placed = Some(Placed { filled: placing.filled(), placing, room });
+        }
+        let Some(Placed { placing, mut room, mut filled }) = self.placed.take() else { return 0 };
+        let mut headers = [MaybeUninit::new(0); HEADERS_BYTES];
+        let mut left = input;
+        for place in placing.places(&mut room, &mut headers) {
+            let (bytes, rest) = left.split_at(left.len().min(place.len()));
+            place[..bytes.len()].write_copy_of_slice(bytes);
+            left = rest;
+        }
+        let came = input.len() - left.len();
+        let (of_headers, of_content) = placing.shares(came);
+        filled += of_content;
+        // SAFETY: both were written to when they were made.
+        let (headers, content) = unsafe { (headers[..of_headers].assume_init_ref(), room[..filled].assume_init_ref()) };
+        match self.connection.handle_placed(now, placing, headers, content) {
+            Some(placing) if placing.is_complete() => self.received.push(content.to_vec()),
+            Some(placing) => self.placed = Some(Placed { placing, room, filled }),
+            None => match self.connection.place_begun(&mut room) {
+                Some(placing) => self.placed = Some(Placed { filled: placing.filled(), placing, room }),
+                // SAFETY: as above.
+                None => self.connection.take_back(now, None, unsafe { room[..filled].assume_init_ref() }),
+            },
+        }
+        came
+    }
+
+    /// What is read goes the usual way again.
+    pub fn take_back(&mut self, now: Instant) {
+        if let Some(Placed { placing, room, filled }) = self.placed.take() {
+            // SAFETY: it was written to when it was made.
+            self.connection.take_back(now, Some(placing), unsafe { room[..filled].assume_init_ref() });
         }
     }
 
@@ -119,6 +166,13 @@ impl Side {
     }
 }
 
+#[derive(Debug)]
+struct Placed {
+    placing: Placing,
+    room: Vec<MaybeUninit<u8>>,
+    filled: usize,
+}
+
 /// Side 0 is the client; pipe 0 leads from it.
 #[derive(Debug)]
 pub struct Pair {
@@ -127,6 +181,8 @@ pub struct Pair {
     pub pipes: [Pipe; 2],
     /// Chunks and writes are cut at random.
     pub splits: bool,
+    /// Messages are received into their places, some of the time.
+    pub places: bool,
     pub dice: Dice,
     /// What the kernel holds of what is under way.
     pub kernel_bytes: usize,
@@ -147,7 +203,16 @@ impl Pair {
         ];
         let pipe = || Pipe { latency: ms(10), ..Pipe::default() };
         let pipes = [pipe(), pipe()];
-        Self { now, sides, pipes, splits: false, dice: Dice::new(1), kernel_bytes: 1 << 20, steps_without_time: 0 }
+        Self {
+            now,
+            sides,
+            pipes,
+            splits: false,
+            places: false,
+            dice: Dice::new(1),
+            kernel_bytes: 1 << 20,
+            steps_without_time: 0,
+        }
     }
 
     /// A pair that has shaken hands.
@@ -250,9 +315,16 @@ impl Pair {
         let mut input = &std::mem::take(&mut side.kernel_buffer)[..];
         while !input.is_empty() {
             let length = if self.splits { 1 + self.dice.below(input.len() as u64) as usize } else { input.len() };
-            let (chunk, rest) = input.split_at(length);
-            side.connection.handle_input(now, chunk);
+            let starts = self.places && side.takes && self.dice.below(2) == 0;
+            let placed = if starts || side.placed.is_some() { side.place(now, &input[..length]) } else { 0 };
+            let (chunk, rest) = input.split_at(if placed > 0 { placed } else { length });
+            if placed == 0 {
+                side.connection.handle_input(now, chunk);
+            }
             input = rest;
+        }
+        if side.fin_arrived || side.reset_arrived || self.dice.below(16) == 0 {
+            side.take_back(now);
         }
         if std::mem::take(&mut side.fin_arrived) {
             side.connection.handle_end(now);

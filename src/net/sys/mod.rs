@@ -4,6 +4,8 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use socket2::{MaybeUninitSlice, SockRef};
+
 #[cfg(not(unix))]
 compile_error!("longconn isn't ported to this system yet: descriptors are POSIX's");
 
@@ -28,6 +30,12 @@ pub fn receive_now<'r>(fd: BorrowedFd<'_>, room: &'r mut [MaybeUninit<u8>]) -> i
 /// Waits for something, as long as the socket's `SO_RCVTIMEO` says.
 pub fn receive_waiting<'r>(fd: BorrowedFd<'_>, room: &'r mut [MaybeUninit<u8>]) -> io::Result<&'r [u8]> {
     receive_into(fd, room, 0)
+}
+
+/// The same, to several places, one behind the other; how many bytes it were.
+pub fn receive_waiting_parts(fd: BorrowedFd<'_>, places: Vec<&mut [MaybeUninit<u8>]>) -> io::Result<usize> {
+    let mut places: Vec<_> = places.into_iter().map(MaybeUninitSlice::new).collect();
+    SockRef::from(&fd).recv_vectored(&mut places).map(|(length, _)| length)
 }
 
 fn receive_into<'r>(fd: BorrowedFd<'_>, room: &'r mut [MaybeUninit<u8>], flags: libc::c_int) -> io::Result<&'r [u8]> {
