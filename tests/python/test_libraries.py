@@ -125,14 +125,14 @@ def tls_echo(server_context: ssl.SSLContext) -> Iterator[tuple[str, int]]:
 
 
 def check_echo(secure: ssl.SSLSocket) -> None:
-    data = os.urandom(300_000)
-    got = bytearray()
-    sender = threading.Thread(target=secure.sendall, args=(data,))
-    sender.start()
-    while len(got) < len(data):
-        got += secure.recv(65536)
-    sender.join()
-    assert got == data
+    """By one thread: OpenSSL takes no two at once on one connection, and CPython 3.13.0 lets them."""
+    for _ in range(20):
+        data = os.urandom(15_000)
+        secure.sendall(data)
+        got = bytearray()
+        while len(got) < len(data):
+            got += secure.recv(65536)
+        assert got == data
     secure.unwrap()
 
 
