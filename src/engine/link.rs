@@ -994,8 +994,12 @@ impl Inner {
     }
 
     /// The same for who receives: the end of a plain peer's stream stays its end, whatever becomes of the link.
-    fn dried_up(&self) -> Option<LinkError> {
-        if self.core.is_at_end() { Some(LinkError::StreamEnded) } else { self.over() }
+    fn dried_up(&mut self) -> Option<LinkError> {
+        if self.core.is_at_end() {
+            self.core.tell_end();
+            return Some(LinkError::StreamEnded);
+        }
+        self.over()
     }
 }
 
@@ -1704,11 +1708,6 @@ impl Link {
         self.wait_taken(end, deadline)
     }
 
-    /// The offset behind all that was accepted.
-    pub fn sent_offset(&self) -> Result<u64, LinkError> {
-        Ok(self.enter()?.core.sent_offsets().0)
-    }
-
     /// The offset that [`Link::wait_taken`] is to wait for; the peer is asked not to be slow with its acknowledgement.
     pub fn begin_flush(&self) -> Result<u64, LinkError> {
         let mut inner = self.enter()?;
@@ -1926,6 +1925,11 @@ impl Link {
     /// Whether messages could ever be exchanged.
     pub fn was_open(&self) -> Result<bool, LinkError> {
         Ok(self.enter()?.opened_at.is_some())
+    }
+
+    /// The program has been told that a plain peer's stream has ended, and has sent nothing since.
+    pub fn knows_end(&self) -> Result<bool, LinkError> {
+        Ok(self.enter()?.core.knows_end())
     }
 
     /// What a plain link has counted.

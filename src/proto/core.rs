@@ -301,6 +301,13 @@ impl Core {
         }
     }
 
+    /// The program is told, as who receives, that nothing more comes of a plain peer.
+    pub fn tell_end(&mut self) {
+        if let Self::Plain(plain) = self {
+            plain.tell_end();
+        }
+    }
+
     /// Ends our stream to a plain peer, behind what was accepted before.
     pub fn shut_down_sending(&mut self) {
         if let Self::Plain(plain) = self {
@@ -322,6 +329,15 @@ impl Core {
         match self {
             Self::Framed(_) => false,
             Self::Plain(plain) => plain.is_at_end(),
+        }
+    }
+
+    /// The program has been told of the end of a plain peer's stream, and has said nothing since.
+    #[must_use]
+    pub fn knows_end(&self) -> bool {
+        match self {
+            Self::Framed(_) => false,
+            Self::Plain(plain) => plain.knows_end(),
         }
     }
 

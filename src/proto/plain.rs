@@ -161,6 +161,8 @@ pub struct Plain {
     /// The peer's end of stream was heard, and told among messages.
     heard_end: bool,
     told_end: bool,
+    /// How much the program had said when it learned of that, however it was told.
+    end_known_at: Option<u64>,
     was_held_back: bool,
     /// What the kernel hasn't taken.
     outgoing: Vec<u8>,
@@ -219,6 +221,7 @@ impl Plain {
             fin: Fin::NotYet,
             heard_end: false,
             told_end: false,
+            end_known_at: None,
             was_held_back: false,
             outgoing: Vec::new(),
             outgoing_head: 0,
@@ -621,10 +624,16 @@ impl Plain {
             return None;
         }
         self.told_end = true;
+        self.tell_end();
         Some(match self.config.framing {
             Framing::Raw | Framing::Lines(_) => EndOfStream::AsEmpty,
             Framing::LengthPrefixed(_) => EndOfStream::Untold,
         })
+    }
+
+    /// The program is told that nothing more comes, as who receives.
+    pub fn tell_end(&mut self) {
+        self.end_known_at = Some(self.said);
     }
 
     /// Somebody waits until what was sent is acknowledged: [`Event::Taken`].
@@ -835,6 +844,12 @@ impl Plain {
     #[must_use]
     pub fn is_at_end(&self) -> bool {
         self.heard_end && !self.has_message && !self.is_closed && !self.is_garbled
+    }
+
+    /// The program has been told of the end of the peer's stream, and has said nothing since.
+    #[must_use]
+    pub fn knows_end(&self) -> bool {
+        self.end_known_at == Some(self.said)
     }
 
     /// The end of the stream is to be told among messages.

@@ -88,8 +88,6 @@ pub(super) struct LongConnection {
     is_closed: AtomicBool,
     /// A call has told the program of the end.
     is_told: AtomicBool,
-    /// The same of the end of a plain peer's stream: what was sent before is the program's concern no more.
-    end_told_at: AtomicU64,
     /// What `authenticate` has made of the client.
     principal: Option<Py<PyAny>>,
 }
@@ -102,7 +100,6 @@ impl LongConnection {
             is_owner: AtomicBool::new(is_owner),
             is_closed: AtomicBool::new(false),
             is_told: AtomicBool::new(false),
-            end_told_at: AtomicU64::new(0),
             principal,
         }
     }
@@ -123,17 +120,8 @@ impl LongConnection {
         received: Result<Bound<'py, PyBytes>, LinkError>,
     ) -> PyResult<Bound<'py, PyBytes>> {
         match received {
-            Err(error) if is_told_as_empty(&self.link, &error) => {
-                self.tell_end(py);
-                Ok(PyBytes::new(py, b""))
-            }
+            Err(error) if is_told_as_empty(&self.link, &error) => Ok(PyBytes::new(py, b"")),
             received => received.map_err(|error| self.error(py, error)),
-        }
-    }
-
-    fn tell_end(&self, py: Python<'_>) {
-        if let Ok(offset) = self.ask(py, Link::sent_offset) {
-            self.end_told_at.store(offset, Ordering::Relaxed);
         }
     }
 
@@ -392,7 +380,7 @@ impl LongConnection {
         match self
             .take(py, timeout, |link| link.try_recv_many(most, |message| messages.push(PyBytes::new(py, message))))?
         {
-            Err(error) if is_told_as_empty(&self.link, &error) => self.tell_end(py),
+            Err(error) if is_told_as_empty(&self.link, &error) => {}
             received => drop(received.map_err(|error| self.error(py, error))?),
         }
         PyList::new(py, messages)
@@ -404,10 +392,7 @@ impl LongConnection {
 
     fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         self.receive(py, Timeout::LeftOut)?.map_err(|error| match &error {
-            LinkError::StreamEnded => {
-                self.tell_end(py);
-                PyStopIteration::new_err(())
-            }
+            LinkError::StreamEnded => PyStopIteration::new_err(()),
             LinkError::Ended(ending) if is_normal(ending) => {
                 self.is_told.store(true, Ordering::Relaxed);
                 PyStopIteration::new_err(())
@@ -610,8 +595,8 @@ impl LongConnection {
         match self.wait_closed(py)? {
             Some(ending) if !self.is_told.swap(true, Ordering::Relaxed) && ending.untaken_bytes > 0 => {
                 if ending.cause != Cause::Closed || ending.by_peer {
-                    let end_told_at = self.end_told_at.load(Ordering::Relaxed);
-                    if end_told_at > 0 && self.ask(py, Link::sent_offset)? <= end_told_at {
+                    // That such a peer takes nothing more is no news behind the end of its stream.
+                    if self.ask(py, Link::knows_end)? {
                         return Ok(());
                     }
                     return Err(self.error(py, LinkError::Ended(ending)));

@@ -434,6 +434,16 @@ def test_close_is_content_with_what_had_arrived_before_the_peer_went():
         ours.close()
 
 
+def test_close_tells_of_a_peer_that_takes_nothing_more_who_did_not_know_that_it_had_ended():
+    with connected() as (ours, peer):
+        peer.close()
+        # the first is answered by a reset, which the next one meets
+        wait_until(lambda: ours.state == "closed" or ours.send(b"x"))
+        assert ours.lost is Cause.ENDED
+        with pytest.raises(longconn.PeerLost, match="ended its stream"):
+            ours.close()
+
+
 def test_closed_means_closed():
     with connected("lines") as (ours, peer):
         peer.sendall(b"one\ntwo\n")
