@@ -51,7 +51,7 @@ use crate::proto::heartbeat::Ages;
 use crate::proto::moment::Moment;
 use crate::proto::placing::{HEADERS_BYTES, Placing};
 use crate::proto::plain::{EndOfStream, Plain, PlainStats};
-use crate::proto::session::SendError;
+use crate::proto::session::{Framed, SendError};
 
 /// What is read, or written, in one system call.
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -76,6 +76,8 @@ const JOINED_BYTES: usize = 512;
 /// A message up to this may be sent by who holds the interpreter: it is copied and handed over in a few microseconds.
 pub const INLINE_BYTES: usize = 16 * 1024;
 
+/// A message from here up is copied before it is sent, without the lock; smaller ones take half a millisecond.
+const LARGE_BYTES: usize = 4 * 1024 * 1024;
 /// A message from here up is received into the memory of who waits for it, and not copied.
 const PLACED_BYTES: usize = 64 * 1024;
 /// What tells that such a message has begun: its first frame.
@@ -988,6 +990,25 @@ impl Inner {
         })
     }
 
+    fn framed(&mut self) -> Result<&mut Connection, SendError> {
+        match &mut self.core {
+            Core::Framed(connection) => Ok(connection),
+            Core::Plain(_) => Err(SendError::NotOpen),
+        }
+    }
+
+    /// What the core said to a message.
+    fn accepted(&self, attempt: Result<(), SendError>) -> Result<Attempt<()>, LinkError> {
+        match attempt {
+            Ok(()) => Ok(Attempt::Done(())),
+            Err(SendError::Full { .. }) => Ok(Attempt::Later),
+            Err(SendError::TooLarge { length, largest }) => Err(LinkError::TooLarge { length, largest }),
+            Err(SendError::ShutDown) => Err(LinkError::ShutDown),
+            Err(SendError::Framing(error)) => Err(error.into()),
+            Err(SendError::NotOpen) => Err(self.over().unwrap_or_else(|| LinkError::NotOpen(self.core.state()))),
+        }
+    }
+
     /// Why nothing more will come.
     fn over(&self) -> Option<LinkError> {
         self.ending.clone().map(LinkError::Ended)
@@ -1512,6 +1533,9 @@ impl Link {
     /// Accepts the message, and waits for room where there is none.
     pub fn send(&self, message: &[u8], deadline: Option<Instant>) -> Result<(), LinkError> {
         self.check_process()?;
+        if message.len() >= LARGE_BYTES && self.framing.is_none() {
+            return self.send_large(message, deadline);
+        }
         if let Attempt::Done(()) = self.push(&mut self.lock(), message)? {
             return Ok(());
         }
@@ -1522,16 +1546,34 @@ impl Link {
         })
     }
 
+    /// A hundred megabytes are copied in a tenth of a second, which isn't to be a beat's delay: so without the lock, once there is
+    /// room for them.
+    fn send_large(&self, message: &[u8], deadline: Option<Instant>) -> Result<(), LinkError> {
+        let accepted = |inner: &mut Inner, attempt| match inner.accepted(attempt) {
+            Ok(Attempt::Done(())) => Some(Ok(())),
+            Ok(Attempt::Later) => None,
+            Err(error) => Some(Err(error)),
+        };
+        self.wait(Interest::ROOM, deadline, |_, inner, _| {
+            let attempt = inner.framed().and_then(|core| core.check_send(message.len()));
+            accepted(inner, attempt)
+        })?;
+        let mut framed = Framed::new(message);
+        self.wait(Interest::ROOM, deadline, |_, inner, _| {
+            let attempt = inner.framed().and_then(|core| core.send_framed(&mut framed));
+            accepted(inner, attempt)
+        })?;
+        let mut inner = self.lock();
+        let now = clock::now();
+        self.turn(&mut inner, now);
+        self.leave_unsent(&mut inner, now);
+        Ok(())
+    }
+
     fn push(&self, inner: &mut Inner, message: &[u8]) -> Result<Attempt<()>, LinkError> {
-        match inner.core.send(message) {
-            Ok(()) => {}
-            Err(SendError::Full { .. }) => return Ok(Attempt::Later),
-            Err(SendError::TooLarge { length, largest }) => return Err(LinkError::TooLarge { length, largest }),
-            Err(SendError::ShutDown) => return Err(LinkError::ShutDown),
-            Err(SendError::Framing(error)) => return Err(error.into()),
-            Err(SendError::NotOpen) => {
-                return Err(inner.over().unwrap_or_else(|| LinkError::NotOpen(inner.core.state())));
-            }
+        let attempt = inner.core.send(message);
+        if inner.accepted(attempt)? == Attempt::Later {
+            return Ok(Attempt::Later);
         }
         let now = clock::now();
         let is_burst = inner.last_send.is_some_and(|last| Moment::from(now) < last + BURST_GAP);

@@ -32,7 +32,7 @@ use super::heartbeat::{
 };
 use super::moment::Moment;
 use super::placing::{Placed, Placing};
-use super::session::{SendError, Session, SessionError};
+use super::session::{Framed, SendError, Session, SessionError};
 
 /// Waking up later than this is a pause of our own, as is a quarter of the limit (DESIGN 5).
 pub(super) const PAUSE: Duration = Duration::from_millis(50);
@@ -932,6 +932,22 @@ impl Connection {
             return Err(SendError::NotOpen);
         }
         self.session.send(message, self.config.send_buffer_bytes)
+    }
+
+    /// Whether a message of `length` bytes could be sent now.
+    pub fn check_send(&self, length: usize) -> Result<(), SendError> {
+        if !matches!(self.phase, Phase::Open) {
+            return Err(SendError::NotOpen);
+        }
+        self.session.check_send(length, self.config.send_buffer_bytes)
+    }
+
+    /// As [`Connection::send`]; the message is taken from `framed` unless that fails.
+    pub fn send_framed(&mut self, framed: &mut Framed) -> Result<(), SendError> {
+        if !matches!(self.phase, Phase::Open) {
+            return Err(SendError::NotOpen);
+        }
+        self.session.send_framed(framed, self.config.send_buffer_bytes)
     }
 
     /// The next whole message. It weighs on the window until it is taken.

@@ -82,6 +82,42 @@ pub enum SendError {
     Framing(#[from] EncodeError),
 }
 
+/// A message as it goes on the wire, made before there is room for it: who copies a large one keeps nobody waiting meanwhile.
+#[derive(Debug)]
+pub struct Framed {
+    bytes: Vec<u8>,
+    length: usize,
+}
+
+impl Framed {
+    #[must_use]
+    pub fn new(message: &[u8]) -> Self {
+        let length = message.len();
+        let mut bytes = Vec::with_capacity(usize::try_from(wire_bytes(length as u64)).unwrap_or_default());
+        put_message(&mut bytes, message);
+        Self { bytes, length }
+    }
+}
+
+fn put_message(out: &mut Vec<u8>, message: &[u8]) {
+    if message.len() <= MAX_PAYLOAD_BYTES {
+        put_header(out, Kind::DataEnd, message.len());
+        out.extend_from_slice(message);
+        return;
+    }
+    let (first, mut rest) = message.split_at(MAX_PAYLOAD_BYTES - TOTAL_BYTES);
+    put_header(out, Kind::DataStart, MAX_PAYLOAD_BYTES);
+    out.extend_from_slice(&(message.len() as u64).to_be_bytes());
+    out.extend_from_slice(first);
+    while rest.len() > MAX_PAYLOAD_BYTES {
+        put_header(out, Kind::Data, MAX_PAYLOAD_BYTES);
+        out.extend_from_slice(&rest[..MAX_PAYLOAD_BYTES]);
+        rest = &rest[MAX_PAYLOAD_BYTES..];
+    }
+    put_header(out, Kind::DataEnd, rest.len());
+    out.extend_from_slice(rest);
+}
+
 /// Our data on its way: wire bytes, until the peer's application took them.
 #[derive(Debug, Default)]
 pub struct Outbox {
@@ -133,9 +169,10 @@ impl Outbox {
         self.flight.as_ref().map_or(0, |flight| flight.messages)
     }
 
-    /// Appends one message, framed; the peer's largest message and our own `bound` hold.
-    fn push(&mut self, message: &[u8], bound: usize) -> Result<(), SendError> {
-        let length = message.len() as u64;
+    /// Whether a message of `length` bytes can be appended: the peer's largest message and our own `bound` hold. Gives what it
+    /// weighs.
+    fn check(&self, length: usize, bound: usize) -> Result<usize, SendError> {
+        let length = length as u64;
         if length > self.largest {
             return Err(SendError::TooLarge { length, largest: self.largest });
         }
@@ -144,9 +181,31 @@ impl Outbox {
         if buffered > 0 && buffered.saturating_add(wire) > bound {
             return Err(SendError::Full { buffered, bound });
         }
+        Ok(wire)
+    }
+
+    /// Appends one message, framed.
+    fn push(&mut self, message: &[u8], bound: usize) -> Result<(), SendError> {
+        let wire = self.check(message.len(), bound)?;
         let flight = self.flight.get_or_insert_with(|| Box::new(Flight::new(self.taken)));
         flight.make_room(self.taken, wire);
         flight.push(message);
+        Ok(())
+    }
+
+    /// Appends one message that was framed before, and takes it from `framed`: without a copy where nothing is before it.
+    fn push_framed(&mut self, framed: &mut Framed, bound: usize) -> Result<(), SendError> {
+        let wire = self.check(framed.length, bound)?;
+        let is_alone = self.untaken_bytes() == 0;
+        let flight = self.flight.get_or_insert_with(|| Box::new(Flight::new(self.taken)));
+        let bytes = mem::take(&mut framed.bytes);
+        if is_alone {
+            **flight = Flight { bytes, messages: 1, ..Flight::new(self.taken) };
+        } else {
+            flight.make_room(self.taken, wire);
+            flight.bytes.extend_from_slice(&bytes);
+            flight.messages += 1;
+        }
         Ok(())
     }
 
@@ -221,22 +280,7 @@ impl Flight {
     }
 
     fn push(&mut self, message: &[u8]) {
-        if message.len() <= MAX_PAYLOAD_BYTES {
-            put_header(&mut self.bytes, Kind::DataEnd, message.len());
-            self.bytes.extend_from_slice(message);
-        } else {
-            let (first, mut rest) = message.split_at(MAX_PAYLOAD_BYTES - TOTAL_BYTES);
-            put_header(&mut self.bytes, Kind::DataStart, MAX_PAYLOAD_BYTES);
-            self.bytes.extend_from_slice(&(message.len() as u64).to_be_bytes());
-            self.bytes.extend_from_slice(first);
-            while rest.len() > MAX_PAYLOAD_BYTES {
-                put_header(&mut self.bytes, Kind::Data, MAX_PAYLOAD_BYTES);
-                self.bytes.extend_from_slice(&rest[..MAX_PAYLOAD_BYTES]);
-                rest = &rest[MAX_PAYLOAD_BYTES..];
-            }
-            put_header(&mut self.bytes, Kind::DataEnd, rest.len());
-            self.bytes.extend_from_slice(rest);
-        }
+        put_message(&mut self.bytes, message);
         self.messages += 1;
     }
 
@@ -668,6 +712,16 @@ impl Session {
     /// `bound` is for what waits to be taken by the peer.
     pub fn send(&mut self, message: &[u8], bound: usize) -> Result<(), SendError> {
         self.outbox.push(message, bound)
+    }
+
+    /// Whether a message of `length` bytes could be sent now.
+    pub fn check_send(&self, length: usize, bound: usize) -> Result<(), SendError> {
+        self.outbox.check(length, bound).map(drop)
+    }
+
+    /// Takes the message, unless it can't be sent now.
+    pub fn send_framed(&mut self, framed: &mut Framed, bound: usize) -> Result<(), SendError> {
+        self.outbox.push_framed(framed, bound)
     }
 
     pub fn on_sent(&mut self, bytes: usize) {

@@ -14,7 +14,7 @@ use longconn::proto::detector::{Detector, DetectorConfig, Judgement, Phi, PhiCon
 use longconn::proto::evidence::{Evidence, Finding, KernelView};
 use longconn::proto::handshake::Rhythm;
 use longconn::proto::heartbeat::{Beat, Heartbeat, HeartbeatConfig, HeartbeatConfigError};
-use longconn::proto::session::SendError;
+use longconn::proto::session::{Framed, SendError};
 use pair::{Dice, Pair, config, ms};
 
 fn one_second() -> Config {
@@ -860,6 +860,33 @@ fn a_message_larger_than_buffer_and_window_is_admitted_alone() {
     let length = too_large.len() as u64;
     let refused = SendError::TooLarge { length, largest: largest as u64 };
     assert_eq!(pair.sides[0].connection.send(&too_large), Err(refused));
+}
+
+#[test]
+fn a_message_that_was_framed_before_goes_as_any_other() {
+    let mut pair = open();
+    let sent = messages(&mut pair, &[10, 100_000, 16_384, 32_761, 3_000_000, 5]);
+    for message in &sent {
+        let mut framed = Framed::new(message);
+        if message.len() > Config::default().send_buffer_bytes {
+            // It has to wait for what is before it, and loses nothing by that.
+            let connection = &mut pair.sides[0].connection;
+            assert!(matches!(connection.check_send(message.len()), Err(SendError::Full { .. })));
+            assert!(matches!(connection.send_framed(&mut framed), Err(SendError::Full { .. })));
+            pair.turn(0);
+            pair.run(ms(2000));
+        }
+        pair.sides[0].connection.check_send(message.len()).unwrap();
+        pair.sides[0].connection.send_framed(&mut framed).unwrap();
+        if message.len() > Config::default().send_buffer_bytes {
+            pair.turn(0);
+            pair.run(ms(2000));
+        }
+    }
+    pair.turn(0);
+    pair.run(ms(2000));
+    assert!(pair.sides[1].received == sent);
+    assert_eq!(pair.sides[0].connection.untaken(), (0, 0));
 }
 
 #[test]

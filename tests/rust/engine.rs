@@ -238,6 +238,25 @@ fn what_a_sender_leaves_behind_goes_on_without_it() {
 }
 
 #[test]
+fn large_messages_of_several_threads_arrive_whole() {
+    let (_listener, client, server) = pair();
+    thread::scope(|scope| {
+        for seed in 0..3 {
+            let client = &client;
+            scope.spawn(move || {
+                for length in [5_000_000, 10, 4_194_304, 100_000] {
+                    client.send(&pattern(length, seed), soon()).unwrap();
+                }
+            });
+        }
+        for _ in 0..12 {
+            let message = receive(&server).unwrap();
+            assert!((0..3).any(|seed| message == pattern(message.len(), seed)));
+        }
+    });
+}
+
+#[test]
 fn flush_returns_when_the_peers_application_took_everything() {
     let (_listener, client, server) = pair();
     client.flush(soon()).unwrap();
