@@ -1,0 +1,313 @@
+//! Waiting: who waits reads; and what can be waited for.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{Attempt, Guard, Inner, Link, LinkError, Occurrence, ROOM};
+use crate::engine::clock;
+use crate::engine::waiting::{Interest, WaitError};
+use crate::net::sys;
+use crate::proto::cause::Ending;
+use crate::proto::connection::State;
+use crate::proto::placing::{HEADERS_BYTES, Placing};
+
+/// A message from here up is received into the memory of who waits for it, and not copied.
+const PLACED_BYTES: usize = 64 * 1024;
+/// Shorter waits are poll's, which is exact to the millisecond; recv(2) counts in ticks of the kernel, up to 10 ms.
+const PRECISE: Duration = Duration::from_millis(100);
+
+impl Link {
+    /// Until `ready` gives something; it is asked again whenever something of `interest` has come. The first who waits is
+    /// the reader.
+    pub(super) fn wait<T>(
+        &self,
+        interest: Interest,
+        deadline: Option<Instant>,
+        mut ready: impl FnMut(&Self, &mut Inner, Instant) -> Option<Result<T, LinkError>>,
+    ) -> Result<T, LinkError> {
+        let mut inner = self.enter()?;
+        inner.last_send = None;
+        let mut now = clock::now();
+        let mut has_slept = false;
+        let result = loop {
+            if let Some(result) = ready(self, &mut inner, now) {
+                break result;
+            }
+            let reads = !inner.is_polled && inner.socket.is_some() && inner.core.wants_input();
+            let has_time = deadline.is_none_or(|deadline| deadline > now + PRECISE);
+            if reads && has_time && interest == Interest::READABLE {
+                self.take_role(&mut inner);
+                if inner.core.is_urgent() {
+                    self.turn(&mut inner, now);
+                }
+                let received;
+                (inner, now, received) = self.receive(inner, now, deadline);
+                if let Err(error) = received {
+                    break Err(error.into());
+                }
+                continue;
+            }
+            let has_read = reads && {
+                self.take_role(&mut inner);
+                inner.last_read = now.into();
+                inner.read(now)
+            };
+            if reads || inner.core.is_urgent() {
+                self.turn(&mut inner, now);
+                has_slept = false;
+                if let Some(result) = ready(self, &mut inner, now) {
+                    break result;
+                }
+            }
+            if has_read {
+                // Others are to have a chance at the lock while a large message comes.
+                drop(inner);
+                inner = self.lock();
+                now = clock::now();
+                continue;
+            }
+            let slept;
+            (inner, slept) = self.sleep(inner, interest, now, deadline);
+            has_slept = true;
+            now = clock::now();
+            if inner.waiters.is_empty() {
+                inner.core.set_waiting(now, false);
+            }
+            if let Err(error) = slept {
+                break Err(error.into());
+            }
+        };
+        if !inner.is_polled && has_slept {
+            inner.last_read = now.into();
+            self.set_alarm(&mut inner);
+        }
+        self.leave_unsent(&mut inner, now);
+        inner.hand_over();
+        result
+    }
+
+    /// The way of who waits for a message and for nothing else: it waits in recv(2) itself, which is one system call where
+    /// reading, polling and reading again are three. Until it is back nobody else may read, or what it got would come too
+    /// late; the end of the link ends it, as it does every call on the socket.
+    pub(super) fn receive<'l>(
+        &'l self,
+        mut inner: Guard<'l>,
+        now: Instant,
+        deadline: Option<Instant>,
+    ) -> (Guard<'l>, Instant, Result<(), WaitError>) {
+        let Some(socket) = inner.socket.clone() else { return (inner, now, Ok(())) };
+        if let Err(error) = inner.bound_receiving(deadline.map(|deadline| deadline.saturating_duration_since(now))) {
+            return (inner, now, Err(error.into()));
+        }
+        inner.begin_receiving();
+        drop(inner);
+        let (mut inner, now, result) = ROOM.with_borrow_mut(|room| self.receive_in(&socket, room, deadline));
+        self.settle_received(&mut inner, now);
+        (inner, now, result)
+    }
+
+    /// Whether the caller may be the one to read the message that has begun, into its own memory; how long it is.
+    pub(super) fn placeable(inner: &Inner, now: Instant, deadline: Option<Instant>) -> Option<usize> {
+        // The other ways of waiting are exact, and a short message isn't worth it.
+        let has_time = deadline.is_none_or(|deadline| deadline > now + PRECISE);
+        let may_read = !inner.is_polled && inner.socket.is_some();
+        inner.core.begun().filter(|length| has_time && may_read && *length >= PLACED_BYTES)
+    }
+
+    /// How long the message is that [`Link::recv_in_place`] could receive now.
+    pub fn begun(&self, deadline: Option<Instant>) -> Option<usize> {
+        let inner = self.try_enter().ok()??;
+        Self::placeable(&inner, clock::now(), deadline)
+    }
+
+    /// Receives the message that has begun, without a copy; `room` is as long as that, and written to in whole.
+    /// [`Attempt::Later`] means that it has to be received the usual way.
+    pub fn recv_in_place(
+        &self,
+        room: &mut [MaybeUninit<u8>],
+        deadline: Option<Instant>,
+    ) -> Result<Attempt<()>, LinkError> {
+        let mut inner = self.enter()?;
+        let mut now = clock::now();
+        if Self::placeable(&inner, now, deadline) != Some(room.len()) {
+            return Ok(Attempt::Later);
+        }
+        let Some(socket) = inner.socket.clone() else { return Ok(Attempt::Later) };
+        inner.last_send = None;
+        inner.last_read = now.into();
+        self.take_role(&mut inner);
+        let mut placing = inner.core.place_begun(room);
+        let mut filled = placing.as_ref().map_or(0, Placing::filled);
+        let mut over = None;
+        // While this is being read nobody else may.
+        inner.begin_receiving();
+        let result = loop {
+            let Some(place) = placing.take().or_else(|| inner.core.place_begun(room)) else { break Ok(Attempt::Later) };
+            if place.is_complete() {
+                break Ok(Attempt::Done(()));
+            }
+            filled = place.filled();
+            if deadline.is_some_and(|deadline| deadline <= now + PRECISE) {
+                placing = Some(place);
+                break Ok(Attempt::Later);
+            }
+            if let Err(error) = inner.bound_receiving(deadline.map(|deadline| deadline.saturating_duration_since(now)))
+            {
+                placing = Some(place);
+                break Err(error.into());
+            }
+            drop(inner);
+            let mut headers = [MaybeUninit::new(0); HEADERS_BYTES];
+            let got = sys::receive_waiting_parts(socket.as_fd(), place.places(room, &mut headers));
+            inner = self.lock();
+            now = clock::now();
+            inner.last_read = now.into();
+            match got {
+                Ok(bytes @ 1..) => {
+                    let (of_headers, of_content) = place.shares(bytes);
+                    filled += of_content;
+                    // SAFETY: the headers' room was written to when it was made, and the front of `room` by what was received.
+                    let (headers, room) =
+                        unsafe { (headers[..of_headers].assume_init_ref(), room[..filled].assume_init_ref()) };
+                    placing = inner.core.handle_placed(now, place, headers, room);
+                    inner.is_judgement_put_off = false;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => placing = Some(place),
+                nothing => {
+                    placing = Some(place);
+                    let is_interrupted = matches!(&nothing, Err(error) if error.kind() == io::ErrorKind::Interrupted);
+                    over = Some(nothing.map(|_| &[][..]));
+                    break if is_interrupted { Err(LinkError::Interrupted) } else { Ok(Attempt::Later) };
+                }
+            }
+            self.turn(&mut inner, now);
+        };
+        inner.is_polled = false;
+        inner.is_receiving = false;
+        inner.is_flowing = false;
+        if inner.waiters.is_empty() {
+            inner.core.set_waiting(now, false);
+        }
+        if !matches!(result, Ok(Attempt::Done(()))) {
+            // SAFETY: as above.
+            let room = unsafe { room[..filled].assume_init_ref() };
+            inner.core.take_back(now, placing, room);
+        }
+        if let Some(over) = over {
+            inner.digest(now, over, 0);
+        }
+        self.turn(&mut inner, now);
+        inner.hand_over();
+        result
+    }
+
+    /// What [`Inner::begin_receiving`] has begun. Nothing follows from it before [`Link::settle_received`], which is to be
+    /// called when `room` is nobody's any more: when nothing can be written, a turn reads what is left.
+    pub(super) fn receive_in(
+        &self,
+        socket: &OwnedFd,
+        room: &mut [MaybeUninit<u8>],
+        deadline: Option<Instant>,
+    ) -> (Guard<'_>, Instant, Result<(), WaitError>) {
+        let capacity = room.len();
+        let got = sys::receive_waiting(socket.as_fd(), room);
+        let mut inner = self.lock();
+        let now = clock::now();
+        inner.is_polled = false;
+        inner.is_receiving = false;
+        inner.last_read = now.into();
+        if inner.waiters.is_empty() {
+            inner.core.set_waiting(now, false);
+        }
+        let is_interrupted = matches!(&got, Err(error) if error.kind() == io::ErrorKind::Interrupted);
+        let is_late = matches!(&got, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+            && deadline.is_some_and(|deadline| now >= deadline);
+        inner.digest(now, got, capacity);
+        let result = match (is_interrupted, is_late) {
+            (true, _) => Err(WaitError::Interrupted),
+            (false, true) => Err(WaitError::TimedOut),
+            (false, false) => Ok(()),
+        };
+        (inner, now, result)
+    }
+
+    /// Who takes the message at once ends with a turn, or with what is left of one.
+    pub(super) fn settle_received(&self, inner: &mut Inner, now: Instant) {
+        if !(inner.core.has_message() && inner.core.is_quiet() && inner.waiters.is_empty()) {
+            self.turn(inner, now);
+        }
+    }
+
+    /// One sleep, with the lock given up meanwhile. Who finds nobody polling the socket does.
+    pub(super) fn sleep<'l>(
+        &'l self,
+        mut inner: Guard<'l>,
+        interest: Interest,
+        now: Instant,
+        deadline: Option<Instant>,
+    ) -> (Guard<'l>, Result<(), WaitError>) {
+        let place = match inner.waiters.enter(interest) {
+            Ok(place) => place,
+            Err(error) => return (inner, Err(error.into())),
+        };
+        inner.core.set_waiting(now, true);
+        let polled = if inner.is_polled || !inner.core.wants_input() { None } else { inner.socket.clone() };
+        let events = if inner.is_write_blocked { libc::POLLIN | libc::POLLOUT } else { libc::POLLIN };
+        inner.is_polled |= polled.is_some();
+        drop(inner);
+        let slept = place.sleep(polled.as_ref().map(AsFd::as_fd), events, now, deadline);
+        let mut inner = self.lock();
+        inner.waiters.leave(place);
+        if polled.is_some() {
+            inner.is_polled = false;
+            if matches!(slept, Ok(came) if came & libc::POLLOUT != 0) {
+                inner.is_write_blocked = false;
+            }
+        }
+        (inner, slept.map(drop))
+    }
+
+    /// Until a message, or the end, can be received by [`Link::try_recv`], unless another thread is quicker.
+    pub fn wait_readable(&self, deadline: Option<Instant>) -> Result<(), LinkError> {
+        self.wait(Interest::READABLE, deadline, |link, inner, _| {
+            if inner.core.has_message() {
+                link.set_alarm(inner);
+                link.tell(inner, Interest::NOTHING);
+                return Some(Ok(()));
+            }
+            (inner.core.is_at_end() || inner.ending.is_some()).then_some(Ok(()))
+        })
+    }
+
+    /// Until the handshake is done.
+    pub fn wait_open(&self, deadline: Option<Instant>) -> Result<(), LinkError> {
+        self.wait(Interest::STATE, deadline, |_, inner, _| match inner.opened_at {
+            Some(_) => Some(Ok(())),
+            None => inner.over().map(Err),
+        })
+    }
+
+    /// Until the state is `wanted`; the end is an error, unless it is what was wanted.
+    pub fn wait_state(&self, wanted: State, deadline: Option<Instant>) -> Result<(), LinkError> {
+        self.wait(Interest::STATE, deadline, |_, inner, _| match inner.core.state() {
+            state if state == wanted => Some(Ok(())),
+            _ => inner.over().map(Err),
+        })
+    }
+
+    /// Until the link has ended, and why.
+    pub fn wait_ended(&self, deadline: Option<Instant>) -> Result<Arc<Ending>, LinkError> {
+        self.wait(Interest::STATE, deadline, |_, inner, _| inner.ending.clone().map(Ok))
+    }
+
+    /// The next occurrence; after the last one, the end is an error.
+    pub fn next_occurrence(&self, deadline: Option<Instant>) -> Result<Occurrence, LinkError> {
+        self.wait(Interest::EVENT, deadline, |_, inner, _| match inner.next_occurrence() {
+            Some(occurrence) => Some(Ok(occurrence)),
+            None => inner.over().map(Err),
+        })
+    }
+}
