@@ -29,10 +29,16 @@ impl LineEnd {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LengthPrefix {
     /// Bytes of the number, 1 to 8.
-    pub size: usize,
+    pub size: u8,
     pub byte_order: ByteOrder,
     /// The number counts its own bytes, too.
     pub counts_itself: bool,
+}
+
+impl LengthPrefix {
+    fn bytes(self) -> usize {
+        usize::from(self.size)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +61,7 @@ pub struct HeartbeatBytes {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CodecConfigError {
     #[error("a length prefix of {size} bytes, it must be 1 to 8")]
-    PrefixSize { size: usize },
+    PrefixSize { size: u8 },
     /// Where a message begins and ends in a raw stream nobody knows.
     #[error("a raw stream has no messages that could be swallowed")]
     SwallowRaw,
@@ -105,10 +111,10 @@ impl Codec {
         largest_message_bytes: usize,
         heartbeat: HeartbeatBytes,
     ) -> Result<Self, CodecConfigError> {
-        if let Framing::LengthPrefixed(LengthPrefix { size, .. }) = framing
-            && !(1..=8).contains(&size)
+        if let Framing::LengthPrefixed(prefix) = framing
+            && !(1..=8).contains(&prefix.size)
         {
-            return Err(CodecConfigError::PrefixSize { size });
+            return Err(CodecConfigError::PrefixSize { size: prefix.size });
         }
         if framing == Framing::Raw && !heartbeat.swallow.is_empty() {
             return Err(CodecConfigError::SwallowRaw);
@@ -147,14 +153,14 @@ impl Codec {
                 }
             }
             Framing::LengthPrefixed(prefix) => {
-                let number = length as u64 + if prefix.counts_itself { prefix.size as u64 } else { 0 };
-                let largest = u64::MAX >> (64 - 8 * prefix.size);
+                let number = length as u64 + if prefix.counts_itself { prefix.bytes() as u64 } else { 0 };
+                let largest = u64::MAX >> (64 - 8 * prefix.bytes());
                 if number > largest {
                     return Err(EncodeError::TooLarge { length, largest });
                 }
                 match prefix.byte_order {
-                    ByteOrder::Big => out.extend_from_slice(&number.to_be_bytes()[8 - prefix.size..]),
-                    ByteOrder::Little => out.extend_from_slice(&number.to_le_bytes()[..prefix.size]),
+                    ByteOrder::Big => out.extend_from_slice(&number.to_be_bytes()[8 - prefix.bytes()..]),
+                    ByteOrder::Little => out.extend_from_slice(&number.to_le_bytes()[..prefix.bytes()]),
                 }
                 out.extend_from_slice(message);
             }
@@ -291,26 +297,26 @@ impl Codec {
 
     fn find_prefixed(&self, prefix: LengthPrefix) -> Result<Option<(usize, usize)>, DecodeError> {
         let buffered = &self.buffer[self.head..];
-        let Some(number) = buffered.get(..prefix.size) else {
-            return self.wait_for(prefix.size as u64);
+        let Some(number) = buffered.get(..prefix.bytes()) else {
+            return self.wait_for(prefix.bytes() as u64);
         };
         let fold = |number: u64, byte: &u8| number << 8 | u64::from(*byte);
         let number = match prefix.byte_order {
             ByteOrder::Big => number.iter().fold(0, fold),
             ByteOrder::Little => number.iter().rev().fold(0, fold),
         };
-        let own = if prefix.counts_itself { prefix.size as u64 } else { 0 };
+        let own = if prefix.counts_itself { prefix.bytes() as u64 } else { 0 };
         let Some(length) = number.checked_sub(own) else {
-            return Err(DecodeError::LengthTooSmall { length: number, size: prefix.size });
+            return Err(DecodeError::LengthTooSmall { length: number, size: prefix.bytes() });
         };
         if length > self.largest as u64 {
             return Err(DecodeError::TooLarge { length, largest: self.largest });
         }
-        let whole = length + prefix.size as u64;
+        let whole = length + prefix.bytes() as u64;
         if (buffered.len() as u64) < whole {
             return self.wait_for(whole);
         }
-        Ok(Some((prefix.size, usize::try_from(length).unwrap_or_default())))
+        Ok(Some((prefix.bytes(), usize::try_from(length).unwrap_or_default())))
     }
 
     /// More is needed, which the end of the stream makes impossible; an end between messages is fine.

@@ -129,7 +129,7 @@ pub(super) fn time_of(py: Python<'_>, at: Instant) -> PyResult<f64> {
 }
 
 fn event<'py>(py: Python<'py>, link: &Arc<Link>, occurrence: &Occurrence) -> PyResult<Bound<'py, PyAny>> {
-    let time = time_of(py, occurrence.at)?;
+    let time = time_of(py, occurrence.at.instant())?;
     let (state, error) = match &occurrence.what {
         What::Opened | What::Alive => (State::Open, None),
         What::Suspect { .. } => (State::Suspect, None),

@@ -21,7 +21,7 @@ use crate::proto::connection::State;
 use crate::proto::plain::{PIECE_BYTES, PlainConfig, PlainHeartbeat, PlainStats};
 
 /// "raw", "lines" or "length"; do lines end with CR LF; the prefix's size, is it little-endian, does it count itself.
-type FramingSettings = (String, bool, usize, bool, bool);
+type FramingSettings = (String, bool, u8, bool, bool);
 /// Interval, what to send, what to swallow, is the peer expected to be heard, limit; seconds.
 type Beating = (f64, Vec<u8>, Vec<Vec<u8>>, bool, Option<f64>);
 /// Probes, idle, interval, count, user timeout; seconds.

@@ -7,7 +7,7 @@ use longconn::proto::codec::{
 };
 use proptest::prelude::*;
 
-const fn prefixed(size: usize, byte_order: ByteOrder, counts_itself: bool) -> Framing {
+const fn prefixed(size: u8, byte_order: ByteOrder, counts_itself: bool) -> Framing {
     Framing::LengthPrefixed(LengthPrefix { size, byte_order, counts_itself })
 }
 
@@ -100,7 +100,7 @@ proptest! {
     fn what_goes_out_comes_back_however_it_is_cut(
         framing in prop_oneof![
             Just(Framing::Lines(LineEnd::Lf)),
-            (1..=8_usize, any::<bool>(), any::<bool>()).prop_map(|(size, is_big, counts_itself)| {
+            (1..=8_u8, any::<bool>(), any::<bool>()).prop_map(|(size, is_big, counts_itself)| {
                 prefixed(size, if is_big { ByteOrder::Big } else { ByteOrder::Little }, counts_itself)
             }),
         ],
@@ -128,7 +128,7 @@ proptest! {
 
     #[test]
     fn arbitrary_bytes_never_panic(
-        size in 1..=8_usize,
+        size in 1..=8_u8,
         counts_itself in any::<bool>(),
         input in prop::collection::vec(any::<u8>(), 0..100),
     ) {

@@ -132,7 +132,7 @@ impl<T> Attempt<T> {
 /// Something happened to a link.
 #[derive(Clone, Debug)]
 pub struct Occurrence {
-    pub at: Instant,
+    pub at: Moment,
     pub what: What,
 }
 

@@ -229,7 +229,7 @@ impl Link {
     }
 
     pub(super) fn record(&self, inner: &mut Inner, at: Instant, what: What) -> Interest {
-        let occurrence = Occurrence { at, what };
+        let occurrence = Occurrence { at: at.into(), what };
         self.log(&occurrence);
         if let Some(observer) = inner.extras.as_ref().and_then(|extras| extras.observer.as_ref()) {
             observer(&occurrence);
@@ -361,7 +361,7 @@ impl Inner {
     /// The opening, if nobody has asked for it.
     pub(super) fn opening(&self) -> Option<Occurrence> {
         let at = self.opened_at.filter(|_| self.is_opening_untold)?;
-        Some(Occurrence { at: at.instant(), what: What::Opened })
+        Some(Occurrence { at, what: What::Opened })
     }
 
     /// For who will ask.
