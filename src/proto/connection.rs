@@ -55,7 +55,8 @@ impl Default for Config {
         Self {
             heartbeat: HeartbeatConfig::default(),
             largest_message_bytes: 16 * 1024 * 1024,
-            send_buffer_bytes: 2 * 1024 * 1024,
+            // Two messages of 1 MiB with their headers: one is taken while the other comes.
+            send_buffer_bytes: 2 * 1024 * 1024 + 64 * 1024,
             handshake_timeout: Duration::from_secs(10),
         }
     }

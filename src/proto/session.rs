@@ -20,6 +20,9 @@ const ACK_DELAY: Duration = Duration::from_millis(50);
 /// would weigh a third of each.
 const ACK_REST: Duration = Duration::from_millis(1);
 const RIPE_BYTES: u64 = 16 * 1024;
+/// So much that was taken is acknowledged at once: half of the least window. However large that has become, the sender's buffer
+/// hasn't grown with it.
+const ACK_AFTER_BYTES: u64 = BASE_WINDOW_BYTES / 2;
 /// A window that was grown is given back when nothing was taken for so long; arbitrary.
 const SHRINK_AFTER: Duration = Duration::from_secs(10);
 const TOTAL_BYTES: usize = 8;
@@ -766,7 +769,7 @@ impl Session {
             return;
         }
         self.measure(now, before, round_trip);
-        let is_due = self.inbox.taken - self.acked >= self.window / 2;
+        let is_due = self.inbox.taken - self.acked >= ACK_AFTER_BYTES;
         let is_empty = !self.inbox.has_untaken();
         self.ack = match self.ack {
             _ if is_due || (self.eager && is_empty) => AckDue::Now,

@@ -945,6 +945,29 @@ fn an_ack_goes_at_half_the_window_or_after_50_ms_or_a_little_later_with_anything
 }
 
 #[test]
+fn an_ack_goes_after_128_kib_however_large_the_window_has_grown() {
+    let mut pair = open();
+    pair.pipes.iter_mut().for_each(|pipe| pipe.latency = ms(100));
+    pair.kernel_bytes = 1 << 30;
+    pair.run(ms(10_000));
+    for _ in 0..300 {
+        while pair.sides[0].connection.send(&[0; 10_000]).is_ok() {}
+        pair.turn(0);
+        pair.run(ms(20));
+    }
+    assert!(pair.sides[1].connection.budget_held() >= 256 * 1024);
+    pair.run(ms(1000));
+    pair.sides[1].takes = false;
+    pair.send(0, &[0; 130 * 1024]);
+    pair.run(ms(150));
+    let server = &mut pair.sides[1].connection;
+    server.read().unwrap();
+    assert!(!server.is_urgent());
+    server.take(pair.now, 1);
+    assert!(server.is_urgent());
+}
+
+#[test]
 fn the_window_grows_when_it_is_taken_within_two_round_trips_and_shrinks_when_idle() {
     let mut pair = open();
     pair.pipes[0].latency = ms(100);
