@@ -1101,11 +1101,16 @@ def run_controller(arguments: argparse.Namespace) -> None:
         )
 
 
-def parse_rows(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if unknown := set(names) - set(ROW_NAMES):
-        raise argparse.ArgumentTypeError(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(ROW_NAMES)}")
-    return names
+def rows_of(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """What reads ``--rows``."""
+
+    def parse(text: str) -> list[str]:
+        names = [name.strip() for name in text.split(",") if name.strip()]
+        if unknown := set(names) - set(known):
+            raise argparse.ArgumentTypeError(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+        return names
+
+    return parse
 
 
 def main() -> None:
@@ -1115,7 +1120,7 @@ def main() -> None:
     )
     parser.add_argument("--against", default="socket:socket", metavar="MODULE:CLASS", help="what it is compared to")
     parser.add_argument(
-        "--rows", type=parse_rows, default=list(ROW_NAMES), metavar="NAME,..", help=", ".join(ROW_NAMES)
+        "--rows", type=rows_of(ROW_NAMES), default=list(ROW_NAMES), metavar="NAME,..", help=", ".join(ROW_NAMES)
     )
     parser.add_argument("--quick", action="store_true", help="a look in under a minute instead of a measurement")
     parser.add_argument("--rounds", type=int, help="rounds of each ratio")

@@ -47,6 +47,7 @@ from bench import (
     follow_orders,
     fork_peer,
     quietest_cpu,
+    rows_of,
     typical,
     workers,
 )
@@ -835,17 +836,10 @@ def run_controller(arguments: argparse.Namespace) -> None:
         arguments.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
 
 
-def parse_rows(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if unknown := set(names) - set(ROW_NAMES):
-        raise argparse.ArgumentTypeError(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(ROW_NAMES)}")
-    return names
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--rows", type=parse_rows, default=list(ROW_NAMES), metavar="NAME,..", help=", ".join(ROW_NAMES)
+        "--rows", type=rows_of(ROW_NAMES), default=list(ROW_NAMES), metavar="NAME,..", help=", ".join(ROW_NAMES)
     )
     parser.add_argument("--quick", action="store_true", help="a look in under a minute instead of a measurement")
     parser.add_argument("--rounds", type=int, help="rounds of each row")

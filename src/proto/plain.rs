@@ -375,10 +375,13 @@ impl Plain {
         };
         match self.phase {
             // Nothing is in flight, and not everything has arrived: a reset has emptied the queue.
-            _ if self.is_parting() && is_all_acked && self.acked < self.written && self.heard_end => {
-                self.handle_reset_after_end(now);
+            _ if self.is_parting() && is_all_acked && self.acked < self.written => {
+                if self.heard_end {
+                    self.handle_reset_after_end(now)
+                } else {
+                    self.handle_reset(now)
+                }
             }
-            _ if self.is_parting() && is_all_acked && self.acked < self.written => self.handle_reset(now),
             _ if self.is_parting() && self.fin == Fin::Sent && is_all_acked => self.end_closed(Action::Close),
             // Half a message, and our end of stream behind it, would look like a whole one.
             Phase::Closing { deadline } if now >= deadline => {

@@ -1,7 +1,7 @@
 //! `LongConnection`: a link for Python. Converts, tries what doesn't wait, and detaches for the rest.
 
 use std::mem::MaybeUninit;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,6 +14,7 @@ use pyo3::{PyTraverseError, PyVisit};
 use super::buffer::Buffer;
 use super::errors::{ended, link_error, seconds};
 use super::events::{Events, observe, time_of};
+use super::keepalive::take_over;
 use super::plain::{check_framed, is_told_as_empty, receive_size};
 use super::pulse;
 use super::socket::bytes_of;
@@ -730,11 +731,7 @@ pub(super) fn open_link(
     timeout: Timeout,
     on_event: Option<Py<PyAny>>,
 ) -> PyResult<LongConnection> {
-    if fd < 0 {
-        return Err(PyValueError::new_err("no socket"));
-    }
-    // SAFETY: the caller has detached it from its socket object, so nobody else closes it.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let socket = take_over(fd)?;
     let deadline = timeout.deadline(None);
     // The caller's deadline comes first, or the time is nobody's to choose but the peer's.
     let handshake_timeout = timeout.or(None).unwrap_or(AGES).saturating_add(HASTE).min(AGES);

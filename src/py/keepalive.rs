@@ -1,6 +1,6 @@
 //! The kernel's keepalive options of a descriptor.
 
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -16,6 +16,15 @@ pub(super) fn borrow<'a>(fd: RawFd) -> PyResult<BorrowedFd<'a>> {
     // SAFETY: not -1. The caller holds the socket during the call; should another thread close it meanwhile,
     // the kernel answers EBADF, as it does the stdlib's own calls.
     Ok(unsafe { BorrowedFd::borrow_raw(fd) })
+}
+
+/// A socket's descriptor that Python's caller has detached from its object, to be ours from here on.
+pub(super) fn take_over(fd: RawFd) -> PyResult<OwnedFd> {
+    if fd < 0 {
+        return Err(PyValueError::new_err("no socket"));
+    }
+    // SAFETY: the caller has detached it from its socket object, so nobody else closes it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 pub(super) fn keepalive(

@@ -1,6 +1,6 @@
 //! Plain peers for Python: what is to be said about them, and links to them.
 
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -10,6 +10,7 @@ use pyo3::types::{PyDict, PyTuple};
 use super::connection::{LongConnection, state_name};
 use super::errors::{os_error, seconds};
 use super::events::observe;
+use super::keepalive::take_over;
 use super::pulse;
 use super::tcp_info::TcpInfo;
 use crate::engine::link::{Link, LinkError};
@@ -80,11 +81,7 @@ pub(super) fn open_plain_link(
     settings: Settings,
     on_event: Option<Py<PyAny>>,
 ) -> PyResult<LongConnection> {
-    if fd < 0 {
-        return Err(PyValueError::new_err("no socket"));
-    }
-    // SAFETY: the caller has detached it from its socket object, so nobody else closes it.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let socket = take_over(fd)?;
     let peers = plain_peers(settings)?;
     let link = py.detach(|| Link::plain(socket, &peers)).map_err(|error| os_error(&error))?;
     pulse::begin();

@@ -2,12 +2,12 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::mem;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use pyo3::exceptions::{PyPermissionError, PyRuntimeError, PyStopIteration, PyValueError};
+use pyo3::exceptions::{PyPermissionError, PyRuntimeError, PyStopIteration};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyDict};
 
@@ -16,6 +16,7 @@ use super::callback::call;
 use super::connection::{LongConnection, Rhythm, close_frame, config, pair};
 use super::errors::{listener_error, os_error, seconds};
 use super::events::{Callback, Events, tell_of};
+use super::keepalive::take_over;
 use super::plain::{Settings, plain_peers};
 use super::pulse;
 use super::timeout::Timeout;
@@ -326,11 +327,7 @@ pub(super) fn listen(
     authenticate: Option<Py<PyAny>>,
     on_event: Option<Py<PyAny>>,
 ) -> PyResult<Server> {
-    if fd < 0 {
-        return Err(PyValueError::new_err("no socket"));
-    }
-    // SAFETY: the caller has detached it from its socket object, so nobody else closes it.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let socket = take_over(fd)?;
     let asks = authenticate.is_some();
     let config = ListenerConfig {
         link: config(heartbeat, largest_message_bytes, seconds(handshake_timeout)?)?,

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import programs
-from lab import HOSTS
 from programs import LIMIT, Talk
-from stage import PATIENCE, SLACK, Sampler, Stage, drop, forget, freeze_for, kill, pull
+from stage import PATIENCE, SLACK, Sampler, Stage, drop, forget, freeze_for, hear_out, kill, pull
 
 # Keepalive(1, 1, 3) is 4 s; Linux takes up to 0.1 s more.
 IDLE_BOUND = 4.3
@@ -101,17 +100,7 @@ class Alive:
     def run(self, stage: Stage, protection: str, phase: float, trace: bool) -> dict[str, Any]:
         talk = (programs.be_alive, protection)
         stage.start(client=(*talk, self.client, self.seconds), server=(*talk, self.server, self.seconds))
-        descriptors = {host: stage.hear(host, 20 * SLACK) for host in HOSTS}
-        time.sleep(phase)
-        reports: dict[str, dict[str, Any]] = {}
-        with Sampler(stage.processes["client"].pid, descriptors["client"] if trace else None) as sampler:
-            self.disturb(stage)
-            for host in HOSTS:
-                reports[host] = stage.hear(host, self.seconds + 30 * SLACK)
-        alarms = sum(bool(report["errors"] or report["lost"]) for report in reports.values())
-        client, server = reports["client"], reports["server"]
-        whole = (client["sent"], server["sent"]) == (server["received"], client["received"])
-        return {"alarms": alarms, "whole": whole, "ends": reports, "samples": sampler.samples}
+        return hear_out(stage, self.disturb, phase, self.seconds + 30 * SLACK, trace)
 
     def complaint(self, outcome: dict[str, Any], allowance: float = 1.0) -> str | None:
         """What is wrong with one run; None if nothing is."""

@@ -15,7 +15,7 @@ from typing import Any
 import link_programs as programs
 from lab import HOSTS
 from link_programs import End, Talk
-from stage import PATIENCE, SLACK, Sampler, Stage, Witness, drop, forget, freeze_for, kill, pull
+from stage import PATIENCE, SLACK, Sampler, Stage, Witness, drop, forget, freeze_for, hear_out, kill, pull
 
 PROTECTION = "link"
 
@@ -144,17 +144,7 @@ class LinkAlive:
     def run(self, stage: Stage, protection: str, phase: float, trace: bool) -> dict[str, Any]:
         talks = {host: (programs.be_alive, getattr(self, host), self.seconds) for host in HOSTS}
         stage.start(**talks)
-        descriptors = {host: stage.hear(host, 20 * SLACK) for host in HOSTS}
-        time.sleep(phase)
-        reports: dict[str, dict[str, Any]] = {}
-        with Sampler(stage.processes["client"].pid, descriptors["client"] if trace else None) as sampler:
-            self.disturb(stage)
-            for host in HOSTS:
-                reports[host] = stage.hear(host, self.seconds + 60 * SLACK)
-        alarms = sum(bool(report["errors"] or report["lost"]) for report in reports.values())
-        client, server = reports["client"], reports["server"]
-        whole = (client["sent"], server["sent"]) == (server["received"], client["received"])
-        return {"alarms": alarms, "whole": whole, "ends": reports, "samples": sampler.samples}
+        return hear_out(stage, self.disturb, phase, self.seconds + 60 * SLACK, trace)
 
     def complaint(self, outcome: dict[str, Any], allowance: float = 1.0) -> str | None:
         """What is wrong with one run; None if nothing is."""

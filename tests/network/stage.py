@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, ClassVar
 
-from lab import Lab, LabError
+from lab import HOSTS, Lab, LabError
 
 SLACK = float(os.environ.get("LONGCONN_TEST_SLACK", "1"))
 # How long we wait to be told before we write down "never". Far above every bound, and arbitrary.
@@ -196,3 +196,20 @@ class Sampler:
                 info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
                 fields = {name: struct.unpack_from(form, info, at)[0] for name, (at, form) in self.FIELDS.items()}
                 self.samples.append({"at": round(time.monotonic() - start, 2)} | fields)
+
+
+def hear_out(
+    stage: Stage, disturb: Callable[[Stage], object], phase: float, within: float, trace: bool
+) -> dict[str, Any]:
+    """Disturbs two living ends that have been started, and hears from each how it went."""
+    descriptors = {host: stage.hear(host, 20 * SLACK) for host in HOSTS}
+    time.sleep(phase)
+    reports: dict[str, dict[str, Any]] = {}
+    with Sampler(stage.processes["client"].pid, descriptors["client"] if trace else None) as sampler:
+        disturb(stage)
+        for host in HOSTS:
+            reports[host] = stage.hear(host, within)
+    alarms = sum(bool(report["errors"] or report["lost"]) for report in reports.values())
+    client, server = reports["client"], reports["server"]
+    whole = (client["sent"], server["sent"]) == (server["received"], client["received"])
+    return {"alarms": alarms, "whole": whole, "ends": reports, "samples": sampler.samples}
