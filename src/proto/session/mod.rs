@@ -1,0 +1,412 @@
+//! What survives links: offsets, credit, what the peer hasn't taken yet, and what our program hasn't.
+
+mod inbox;
+mod outbox;
+
+use std::mem::MaybeUninit;
+use std::num::NonZeroU64;
+use std::time::{Duration, Instant};
+
+use super::codec::EncodeError;
+use super::frame::{Fields, Frame, HEADER_BYTES, Kind, MAX_PAYLOAD_BYTES, put_frame};
+use super::handshake::{MIN_WINDOW_BYTES, Position};
+use super::moment::Moment;
+use super::placing::{Placed, Placing};
+
+pub use inbox::Inbox;
+pub use outbox::{Framed, Outbox};
+
+/// The window at first; it never shrinks below.
+pub const BASE_WINDOW_BYTES: u64 = 256 * 1024;
+pub const MAX_WINDOW_BYTES: u64 = 16 * 1024 * 1024;
+/// An ACK waits for company no longer than this after a take.
+const ACK_DELAY: Duration = Duration::from_millis(50);
+/// Nor does it go with company sooner than this, while less than that was taken: in a conversation of small messages it
+/// would weigh a third of each.
+const ACK_REST: Duration = Duration::from_millis(1);
+const RIPE_BYTES: u64 = 16 * 1024;
+/// So much that was taken is acknowledged at once: half of the least window. However large that has become, the sender's buffer
+/// hasn't grown with it.
+const ACK_AFTER_BYTES: u64 = BASE_WINDOW_BYTES / 2;
+/// A window that was grown is given back when nothing was taken for so long; arbitrary.
+const SHRINK_AFTER: Duration = Duration::from_secs(10);
+const TOTAL_BYTES: usize = 8;
+/// An emptied buffer larger than this is given back at once, smaller ones at the next idle moment: pages that are new
+/// cost more than what is written into them.
+const KEPT_BYTES: usize = 4 * 1024 * 1024;
+
+/// What a message of `length` bytes weighs on the wire. One that fits goes in one frame; a larger one is its length
+/// in eight bytes and itself, cut into full frames.
+#[must_use]
+pub fn wire_bytes(length: u64) -> u64 {
+    let payload = MAX_PAYLOAD_BYTES as u64;
+    if length <= payload {
+        return length + HEADER_BYTES as u64;
+    }
+    let content = length.saturating_add(TOTAL_BYTES as u64);
+    content.saturating_add(content.div_ceil(payload).saturating_mul(HEADER_BYTES as u64))
+}
+
+/// The peer's data or acknowledgements can't be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SessionError {
+    #[error("data up to offset {end}, beyond the credit of {credit}")]
+    BeyondCredit { end: u64, credit: u64 },
+    #[error("a message of {length} bytes, at most {largest} are allowed")]
+    MessageTooLarge { length: u64, largest: u64 },
+    #[error("a fragment where none may be, or of the wrong length")]
+    Fragment,
+    #[error("an ACK that isn't 16 bytes")]
+    AckLength,
+    #[error("taken went from {before} to {taken}")]
+    TakenBackwards { before: u64, taken: u64 },
+    #[error("taken is {taken}, only {sent} was sent")]
+    TakenBeyondSent { taken: u64, sent: u64 },
+    #[error("taken is {taken}, inside a message")]
+    TakenInsideMessage { taken: u64 },
+    #[error("credit went from {before} to {credit}")]
+    CreditBackwards { before: u64, credit: u64 },
+    #[error("a window of {window} bytes with everything taken")]
+    WindowTooSmall { window: u64 },
+}
+
+/// Why a message can't be sent now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    #[error("message of {length} bytes, the peer takes at most {largest}")]
+    TooLarge { length: u64, largest: u64 },
+    /// To be tried again when something was taken.
+    #[error("{buffered} bytes wait to be taken, the bound is {bound}")]
+    Full { buffered: usize, bound: usize },
+    #[error("the connection isn't open")]
+    NotOpen,
+    /// Our end of stream is said, or about to be.
+    #[error("the sending side is shut down")]
+    ShutDown,
+    /// It doesn't fit a plain peer's framing.
+    #[error(transparent)]
+    Framing(#[from] EncodeError),
+}
+
+/// When an ACK is to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AckDue {
+    No,
+    /// With whatever goes next, or then.
+    By(Moment),
+    Now,
+}
+
+/// Both directions of a session's stream.
+#[derive(Debug)]
+pub struct Session {
+    pub outbox: Outbox,
+    pub inbox: Inbox,
+    window: u64,
+    /// As it was announced.
+    credit: u64,
+    acked: u64,
+    ack: AckDue,
+    /// The peer waits for what we take: the next ACK doesn't wait for company.
+    eager: bool,
+    /// The message begun wants credit up to here, which the process has yet to grant.
+    extension: Option<NonZeroU64>,
+    growth_wanted: bool,
+    /// Since when, and from where, the present window is being taken.
+    measured_from: Option<(Moment, u64)>,
+}
+
+impl Default for Session {
+    fn default() -> Self {
+        Self {
+            outbox: Outbox::default(),
+            inbox: Inbox::default(),
+            window: BASE_WINDOW_BYTES,
+            credit: BASE_WINDOW_BYTES,
+            acked: 0,
+            ack: AckDue::No,
+            eager: false,
+            extension: None,
+            growth_wanted: false,
+            measured_from: None,
+        }
+    }
+}
+
+impl Session {
+    /// What HELLO or WELCOME states.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        let Inbox { received, taken, .. } = self.inbox;
+        Position { received, taken, window: self.credit - received }
+    }
+
+    /// What the peer stated when the session began. Where a session goes on, what lies behind `received` is to be
+    /// sent again.
+    pub fn on_peer_position(&mut self, position: Position, largest: u64) {
+        self.outbox.credit = position.received + position.window;
+        self.outbox.largest = largest;
+    }
+
+    /// `bound` is for what waits to be taken by the peer.
+    pub fn send(&mut self, message: &[u8], bound: usize) -> Result<(), SendError> {
+        self.outbox.push(message, bound)
+    }
+
+    /// Whether a message of `length` bytes could be sent now.
+    pub fn check_send(&self, length: usize, bound: usize) -> Result<(), SendError> {
+        self.outbox.check(length, bound).map(drop)
+    }
+
+    /// Takes the message, unless it can't be sent now.
+    pub fn send_framed(&mut self, framed: &mut Framed, bound: usize) -> Result<(), SendError> {
+        self.outbox.push_framed(framed, bound)
+    }
+
+    pub fn on_sent(&mut self, bytes: usize) {
+        self.outbox.on_sent(bytes);
+    }
+
+    /// `largest` is what a message may have.
+    pub fn handle_data(&mut self, frame: Frame<'_>, largest: u64) -> Result<(), SessionError> {
+        self.inbox.push(frame, self.credit, largest)?;
+        if frame.kind == Kind::DataStart {
+            let end = self.inbox.end_of_begun().filter(|end| *end > self.credit);
+            self.extension = end.and_then(NonZeroU64::new);
+            if self.extension.is_none() {
+                self.inbox.make_room_for_begun();
+            }
+        }
+        Ok(())
+    }
+
+    /// True if the peer's application took something.
+    pub fn handle_ack(&mut self, payload: &[u8]) -> Result<bool, SessionError> {
+        let mut fields = Fields(payload);
+        let (Some(taken), Some(credit), []) = (fields.u64(), fields.u64(), fields.0) else {
+            return Err(SessionError::AckLength);
+        };
+        self.outbox.handle_ack(taken, credit)
+    }
+
+    pub fn read(&mut self) -> Option<&[u8]> {
+        self.inbox.read()
+    }
+
+    /// The oldest `messages` of what was read are with the program now.
+    pub fn take(&mut self, now: Instant, messages: usize, round_trip: Option<Duration>) {
+        let before = self.inbox.taken;
+        self.inbox.take(messages);
+        self.on_taken(now, before, round_trip);
+    }
+
+    fn on_taken(&mut self, now: Instant, before: u64, round_trip: Option<Duration>) {
+        if self.inbox.taken == before {
+            return;
+        }
+        self.measure(now, before, round_trip);
+        let is_due = self.inbox.taken - self.acked >= ACK_AFTER_BYTES;
+        let is_empty = !self.inbox.has_untaken();
+        self.ack = match self.ack {
+            _ if is_due || (self.eager && is_empty) => AckDue::Now,
+            AckDue::No => AckDue::By((now + ACK_DELAY).into()),
+            due => due,
+        };
+    }
+
+    /// The message begun, if it comes next, and has credit; `begun` is there of a frame that isn't whole.
+    pub(super) fn begun(&self, begun: &[u8]) -> Option<Placing> {
+        if self.extension.is_some() { None } else { self.inbox.begun(begun) }
+    }
+
+    /// What came of it moves to its place in `room`.
+    pub(super) fn place_begun(&mut self, begun: &[u8], room: &mut [MaybeUninit<u8>]) -> Option<Placing> {
+        self.inbox.place_begun(begun, room)
+    }
+
+    /// What was read to the places that `placing` gave: all `headers`, and `room` as far as it is filled. The message is the
+    /// program's once it is complete. What didn't come as foreseen is for the decoder.
+    pub(super) fn handle_placed(
+        &mut self,
+        now: Instant,
+        placing: &mut Placing,
+        (headers, room): (&[u8], &[u8]),
+        round_trip: Option<Duration>,
+    ) -> Placed {
+        let before = self.inbox.taken;
+        let placed = placing.advance(headers, room, |payload| self.inbox.on_placed(payload));
+        self.on_taken(now, before, round_trip);
+        placed
+    }
+
+    /// What lies in `room` goes on here.
+    pub fn take_back(&mut self, room: &[u8]) {
+        self.inbox.take_back(room);
+    }
+
+    /// A whole window taken within two round trips: the path holds more than the window does.
+    fn measure(&mut self, now: Instant, before: u64, round_trip: Option<Duration>) {
+        let (since, from) = *self.measured_from.get_or_insert((now.into(), before));
+        if self.inbox.taken - from < self.window {
+            return;
+        }
+        self.measured_from = Some((now.into(), self.inbox.taken));
+        self.growth_wanted = self.window < MAX_WINDOW_BYTES
+            && round_trip.is_some_and(|round_trip| now.saturating_duration_since(since.instant()) <= 2 * round_trip);
+    }
+
+    /// Gives back what an idle session doesn't need.
+    pub fn on_idle_moment(&mut self, now: Instant) {
+        let since = self.measured_from.map(|(since, _)| since.instant());
+        if since.is_some_and(|since| now.saturating_duration_since(since) > SHRINK_AFTER) {
+            self.window = BASE_WINDOW_BYTES;
+            self.measured_from = None;
+            self.growth_wanted = false;
+        }
+        self.inbox.release_memory();
+        self.outbox.release_memory();
+    }
+
+    /// The link is over, and nothing goes on from here: what the peer hasn't taken is given up, and memory is kept only
+    /// for what our program has yet to take.
+    pub fn give_up(&mut self) {
+        self.outbox.abandon();
+        self.inbox.trim();
+    }
+
+    /// Our program takes nothing more. How many messages it hadn't taken.
+    pub fn discard_inbox(&mut self) -> u64 {
+        self.inbox.discard()
+    }
+
+    /// Memory beyond the base window that this session would like from the process's budget.
+    #[must_use]
+    pub fn budget_wanted(&self) -> u64 {
+        match self.extension {
+            Some(end) => end.get() - self.credit,
+            None if self.growth_wanted => self.window.min(MAX_WINDOW_BYTES - self.window),
+            None => 0,
+        }
+    }
+
+    /// It is wanted for a message that has begun, which can't go on without; else for a larger window.
+    #[must_use]
+    pub fn budget_is_for_message(&self) -> bool {
+        self.extension.is_some()
+    }
+
+    /// What the window holds of it beyond its base; the rest is held for a message.
+    #[must_use]
+    pub fn budget_held_by_window(&self) -> u64 {
+        self.window - BASE_WINDOW_BYTES
+    }
+
+    /// What it holds of it.
+    #[must_use]
+    pub fn budget_held(&self) -> u64 {
+        self.window.max(self.credit - self.inbox.taken) - BASE_WINDOW_BYTES
+    }
+
+    /// What was wanted is granted, in whole.
+    pub fn grant_budget(&mut self) {
+        if let Some(end) = self.extension.take() {
+            self.credit = end.get();
+            self.inbox.make_room_for_begun();
+        } else if self.growth_wanted {
+            self.window = (self.window * 2).min(MAX_WINDOW_BYTES);
+            self.growth_wanted = false;
+        } else {
+            return;
+        }
+        self.ack = AckDue::Now;
+    }
+
+    /// The peer asked for an answer, or the link is new.
+    pub fn on_ask(&mut self, is_first: bool) {
+        self.eager = true;
+        if is_first || self.inbox.taken > self.acked {
+            self.ack = AckDue::Now;
+        }
+    }
+
+    #[must_use]
+    pub fn ack_is_urgent(&self) -> bool {
+        self.ack == AckDue::Now
+    }
+
+    /// An ACK goes with what is being written anyway, unless one for every message of a quick conversation would.
+    #[must_use]
+    pub fn ack_rides(&self, now: Instant) -> bool {
+        match self.ack {
+            AckDue::No => false,
+            AckDue::Now => true,
+            AckDue::By(due) => {
+                now + (ACK_DELAY - ACK_REST) >= due.instant() || self.inbox.taken - self.acked >= RIPE_BYTES
+            }
+        }
+    }
+
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Moment> {
+        match self.ack {
+            AckDue::By(due) => Some(due),
+            AckDue::No | AckDue::Now => None,
+        }
+    }
+
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.poll_timeout().is_some_and(|due| now >= due.instant()) {
+            self.ack = AckDue::Now;
+        }
+    }
+
+    /// The pending ACK, as it is now.
+    pub fn encode_ack(&mut self, out: &mut Vec<u8>) {
+        let grown = self.inbox.taken + self.window;
+        self.credit = self.credit.max(grown);
+        self.extension = self.extension.filter(|end| end.get() > self.credit);
+        let (taken, credit) = (self.inbox.taken, self.credit);
+        put_frame(out, Kind::Ack, |out| {
+            out.extend_from_slice(&taken.to_be_bytes());
+            out.extend_from_slice(&credit.to_be_bytes());
+        });
+    }
+
+    /// It was handed to the kernel.
+    pub fn on_ack_sent(&mut self) {
+        if self.inbox.taken > self.acked {
+            self.eager = false;
+        }
+        self.acked = self.inbox.taken;
+        self.ack = AckDue::No;
+    }
+
+    /// What the peer takes at most, for its CLOSE.
+    #[must_use]
+    pub fn taken(&self) -> u64 {
+        self.inbox.taken
+    }
+
+    #[must_use]
+    pub fn has_message(&self) -> bool {
+        self.inbox.messages() > 0
+    }
+
+    /// Whole messages that the program hasn't taken, read or not.
+    #[must_use]
+    pub fn has_untaken(&self) -> bool {
+        self.inbox.has_untaken()
+    }
+
+    /// Offsets of what we sent: all that was accepted, and what the peer's application took of it.
+    #[must_use]
+    pub fn sent_offsets(&self) -> (u64, u64) {
+        (self.outbox.end(), self.outbox.taken)
+    }
+
+    /// A peer's final `taken` lies between what it acknowledged and what was sent.
+    pub fn handle_final_taken(&mut self, taken: u64) -> Result<(), SessionError> {
+        let credit = self.outbox.credit.max(taken.saturating_add(MIN_WINDOW_BYTES));
+        self.outbox.handle_ack(taken, credit).map(drop)
+    }
+}
