@@ -364,7 +364,7 @@ impl Listener {
         }) {
             // Going on with a session is the next step of the project.
             Ok(credentials) => core.accept(credentials, Duration::ZERO),
-            Err(close) => core.refuse(close),
+            Err(close) => core.refuse(clock::now(), close),
         }
     }
 
@@ -674,6 +674,6 @@ impl Client {
             hall.counts.refused += 1;
             hall.refuse(&self.link);
         }
-        self.link.decide(|core| core.refuse(close))
+        self.link.decide(|core| core.refuse(clock::now(), close))
     }
 }

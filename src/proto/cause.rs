@@ -87,6 +87,15 @@ impl GivenUp {
     }
 }
 
+/// Why a session ended without a goodbye.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SessionEnd {
+    /// No other link came in time.
+    GivenUp,
+    /// The peer knows nothing of it any more.
+    Forgotten,
+}
+
 /// The three levels of being alive; the lowest that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Level {
@@ -126,6 +135,8 @@ pub struct Ending {
     pub untaken_bytes: u64,
     /// Messages that nobody will take: they came after our CLOSE, or our program hadn't taken them before.
     pub messages_after_close: u64,
+    /// It was a session's end; else a link's, or a goodbye.
+    pub session: Option<SessionEnd>,
     /// What the peer did, where it broke a rule or the handshake failed.
     pub detail: Option<String>,
 }
@@ -144,6 +155,7 @@ impl Ending {
             by_peer: false,
             untaken_bytes: 0,
             messages_after_close: 0,
+            session: None,
             detail: None,
         }
     }
@@ -219,8 +231,14 @@ impl fmt::Display for Ending {
                 write!(out, " ({})", Harmless(&close.reason))?;
             }
         }
-        match &self.detail {
-            Some(detail) => write!(out, ": {detail}"),
+        if let Some(detail) = &self.detail {
+            write!(out, ": {detail}")?;
+        }
+        match self.session {
+            Some(SessionEnd::GivenUp) => {
+                out.write_str("; the session was given up: no other connection was made in time")
+            }
+            Some(SessionEnd::Forgotten) => out.write_str("; the peer knows nothing of the session any more"),
             None => Ok(()),
         }
     }

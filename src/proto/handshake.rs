@@ -129,6 +129,14 @@ pub struct Resumption {
     pub epoch: u64,
 }
 
+impl Resumption {
+    /// Whether the session's client says it, and for the first time; `epoch` is of its last HELLO.
+    #[must_use]
+    pub fn is_good(&self, credentials: &Credentials, epoch: u64) -> bool {
+        self.credentials.id == credentials.id && credentials.has_secret(&self.credentials.secret) && self.epoch > epoch
+    }
+}
+
 #[derive(Clone, PartialEq, Eq)]
 pub struct Hello {
     pub least_version: u8,

@@ -736,7 +736,7 @@ pub(super) fn open_link(
     // The caller's deadline comes first, or the time is nobody's to choose but the peer's.
     let handshake_timeout = timeout.or(None).unwrap_or(AGES).saturating_add(HASTE).min(AGES);
     let config = config(heartbeat, largest_message_bytes, handshake_timeout)?;
-    let introduction = Introduction { client_id, token, will_resume: false, session: None };
+    let introduction = Introduction { client_id, token, will_resume: false };
     let link = py
         .detach(|| Link::client(socket, config, introduction))
         .map_err(|error| super::errors::listener_error(py, error))?;

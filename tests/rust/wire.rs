@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use longconn::proto::cause::{Cause, Ending};
 use longconn::proto::close::{Close, CloseCode};
-use longconn::proto::connection::{Connection, Event, Introduction, IntroductionError};
+use longconn::proto::connection::{Beginning, Connection, Event, Introduction, IntroductionError};
 use longconn::proto::frame::{Decoder, FrameError, Kind, MAX_PAYLOAD_BYTES, PREAMBLE};
 use longconn::proto::handshake::{Credentials, HandshakeError, Hello, Position, Resumption, Rhythm, VERSION, Welcome};
 use longconn::proto::heartbeat::Beat;
@@ -370,7 +370,7 @@ fn the_program_may_refuse_a_token() {
     assert_eq!((&hello.client_id[..], &hello.token[..]), ("dev-7", &b"secret"[..]));
     assert!(!format!("{hello:?}").contains("115, 101"), "a token isn't shown");
     assert_eq!(server.poll_transmit(now).first, PREAMBLE, "nothing is said before the program decided");
-    server.refuse(Close::new(CloseCode::UNAUTHORIZED, "unknown token"));
+    server.refuse(now, Close::new(CloseCode::UNAUTHORIZED, "unknown token"));
     assert_eq!(Close::decode(&server.poll_transmit(now).control[4..]).unwrap().code, CloseCode::UNAUTHORIZED);
 }
 
@@ -379,7 +379,6 @@ fn an_introduction_that_does_not_fit_hello_is_refused_and_one_that_just_does_is_
     let introduction = |id: usize, token: usize| Introduction {
         client_id: "x".repeat(id),
         token: vec![0; token],
-        session: Some(Resumption { credentials: CREDENTIALS, epoch: 1 }),
         ..Introduction::default()
     };
     let now = Instant::now();
@@ -467,7 +466,7 @@ fn what_hello_says_of_a_session_is_void_in_a_new_one() {
     assert_eq!(hello.session, session);
     server.accept(CREDENTIALS, ms(0));
     server.handle_input(now, &ack(0, 100_000));
-    assert!(matches!(server.poll_event(), Some(Event::Opened { resumed: false, .. })));
+    assert!(matches!(server.poll_event(), Some(Event::Opened(Beginning::New))));
 }
 
 #[test]

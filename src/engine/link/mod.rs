@@ -325,7 +325,7 @@ struct Extras {
     path_watch: Option<PathWatch>,
 }
 
-const _: () = assert!(size_of::<Inner>() <= 656);
+const _: () = assert!(size_of::<Inner>() <= 664);
 
 /// A descriptor that is readable while a message, or the end, could be received.
 struct Notification {

@@ -196,13 +196,13 @@ impl Link {
                 if let Core::Framed(core) = &mut inner.core {
                     match (listener, self.this.upgrade()) {
                         (Some(listener), Some(this)) => listener.on_hello(&this, hello, core),
-                        _ => core.refuse(going_away()),
+                        _ => core.refuse(now, going_away()),
                     }
                 }
                 Interest::NOTHING
             }
             // Going on with a session is the next step of the project: until then nothing but the time is of use later.
-            Event::Opened { .. } => {
+            Event::Opened(_) => {
                 inner.opened_at = Some(now.into());
                 if let (Some(socket), Some(stats)) = (&inner.socket, inner.core.stats(now)) {
                     tuning::set_patience(socket.as_fd(), stats.limit);
@@ -212,6 +212,7 @@ impl Link {
                 }
                 self.record(inner, now, What::Opened)
             }
+            Event::Parted { .. } | Event::Proven => Interest::NOTHING,
             Event::Suspect { silence } => self.record(inner, now, What::Suspect { silence }),
             Event::Alive => self.record(inner, now, What::Alive),
             Event::Pong { ping, round_trip } => {

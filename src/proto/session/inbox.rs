@@ -34,6 +34,8 @@ struct Stock {
     messages: u64,
     /// Of the message begun, what came first and lies in its place elsewhere.
     placed: usize,
+    /// The oldest messages that came in a session which is no more: to take them is nobody's concern.
+    orphans: u64,
 }
 
 impl Inbox {
@@ -118,6 +120,15 @@ impl Inbox {
         }
     }
 
+    /// Another session begins, without the message begun; whole ones are still the program's to take.
+    pub(super) fn restart(&mut self) {
+        (self.received, self.taken) = (0, 0);
+        self.trim();
+        if let Some(stock) = &mut self.stock {
+            stock.orphans = stock.count();
+        }
+    }
+
     pub(super) fn trim(&mut self) {
         if !self.has_untaken() {
             self.stock = None;
@@ -197,6 +208,16 @@ impl Stock {
         Some(&self.bytes[message])
     }
 
+    /// Whole messages that weren't taken.
+    fn count(&self) -> u64 {
+        let (mut count, mut start) = (0, self.taken_at);
+        while let Some(message) = self.message_at(start) {
+            count += 1;
+            start = message.end;
+        }
+        count
+    }
+
     /// Nothing comes any more: keeps the whole messages that the program hasn't taken, and no room for others.
     pub(super) fn trim(&mut self) {
         self.bytes.truncate(self.complete);
@@ -256,7 +277,7 @@ impl Stock {
             self.taken_at = message.end;
             count += 1;
         }
-        self.messages = 0;
+        (self.messages, self.orphans) = (0, 0);
         (self.taken_at, self.read_at) = (self.complete, self.complete);
         count
     }
@@ -268,7 +289,10 @@ impl Stock {
             let Some(message) = self.message_at(self.taken_at).filter(|message| message.end <= self.read_at) else {
                 break;
             };
-            taken += wire_bytes(message.len() as u64);
+            match self.orphans {
+                0 => taken += wire_bytes(message.len() as u64),
+                _ => self.orphans -= 1,
+            }
             self.taken_at = message.end;
         }
         self.clear_taken();

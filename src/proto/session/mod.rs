@@ -3,7 +3,7 @@
 mod inbox;
 mod outbox;
 
-use std::mem::MaybeUninit;
+use std::mem::{self, MaybeUninit};
 use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
@@ -64,6 +64,10 @@ pub enum SessionError {
     TakenBeyondSent { taken: u64, sent: u64 },
     #[error("taken is {taken}, inside a message")]
     TakenInsideMessage { taken: u64 },
+    #[error("received is {received}, only {sent} was sent")]
+    ReceivedBeyondSent { received: u64, sent: u64 },
+    #[error("received is {received}, inside a frame")]
+    ReceivedInsideFrame { received: u64 },
     #[error("credit went from {before} to {credit}")]
     CreditBackwards { before: u64, credit: u64 },
     #[error("a window of {window} bytes with everything taken")]
@@ -134,18 +138,72 @@ impl Default for Session {
 }
 
 impl Session {
-    /// What HELLO or WELCOME states.
-    #[must_use]
-    pub fn position(&self) -> Position {
+    /// What HELLO or WELCOME states; it acknowledges, too. The link before must not be read any more.
+    pub fn state_position(&mut self) -> Position {
         let Inbox { received, taken, .. } = self.inbox;
+        (self.acked, self.ack, self.eager) = (taken, AckDue::No, false);
+        self.measured_from = None;
         Position { received, taken, window: self.credit - received }
     }
 
-    /// What the peer stated when the session began. Where a session goes on, what lies behind `received` is to be
-    /// sent again.
+    /// What the peer stated when the session began.
     pub fn on_peer_position(&mut self, position: Position, largest: u64) {
         self.outbox.credit = position.received + position.window;
         self.outbox.largest = largest;
+    }
+
+    /// Whether the session can go on where the peer states that it is. `None` if it lacks what was forgotten here; else how
+    /// many messages go again, as a whole or in part.
+    pub fn check_position(&self, position: Position) -> Result<Option<u64>, SessionError> {
+        self.outbox.check_position(position)
+    }
+
+    /// The session goes on over a new link: what lies behind the peer's `received`, and was checked, goes again.
+    pub fn resume(&mut self, position: Position, largest: u64) -> Result<(), SessionError> {
+        self.outbox.resume(position, largest)
+    }
+
+    /// Another session begins, for the peer doesn't know this one: what it isn't known to have taken goes from its start.
+    /// False if it doesn't take messages that are so large.
+    #[must_use]
+    pub fn restart(&mut self, credit: u64, largest: u64) -> bool {
+        if !self.outbox.restart(credit, largest) {
+            return false;
+        }
+        self.forget_received();
+        true
+    }
+
+    /// What was received counts no more.
+    pub fn forget_received(&mut self) {
+        self.inbox.restart();
+        let Self { outbox, inbox, .. } = mem::take(self);
+        *self = Self { outbox, inbox, ..Self::default() };
+    }
+
+    /// How far it was handed to the kernel.
+    #[must_use]
+    pub fn sent(&self) -> u64 {
+        self.outbox.sent()
+    }
+
+    /// Something may have been taken that isn't known to be.
+    #[must_use]
+    pub fn is_doubtful(&self) -> bool {
+        self.outbox.is_doubtful()
+    }
+
+    /// The peer has said the last word about what it took.
+    pub fn on_final_word(&mut self) {
+        self.outbox.on_final_word();
+    }
+
+    /// Each message that the peer's application isn't known to have taken, in order.
+    #[must_use]
+    pub fn undelivered(&self) -> Vec<Vec<u8>> {
+        let mut messages = Vec::new();
+        self.outbox.for_each_untaken(|message| messages.push(message));
+        messages
     }
 
     /// `bound` is for what waits to be taken by the peer.
@@ -267,11 +325,16 @@ impl Session {
         self.outbox.release_memory();
     }
 
-    /// The link is over, and nothing goes on from here: what the peer hasn't taken is given up, and memory is kept only
-    /// for what our program has yet to take.
+    /// Nothing goes on from here: memory is kept only for what our program has yet to take, and for what the peer isn't
+    /// known to have.
     pub fn give_up(&mut self) {
-        self.outbox.abandon();
+        self.outbox.trim();
         self.inbox.trim();
+    }
+
+    /// Nobody asks for what the peer hasn't taken.
+    pub fn forget_sent(&mut self) {
+        self.outbox.abandon();
     }
 
     /// Our program takes nothing more. How many messages it hadn't taken.

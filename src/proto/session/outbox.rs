@@ -4,7 +4,7 @@ use std::mem;
 
 use super::{KEPT_BYTES, SendError, SessionError, TOTAL_BYTES, wire_bytes};
 use crate::proto::frame::{HEADER_BYTES, Kind, MAX_PAYLOAD_BYTES, header, put_header};
-use crate::proto::handshake::MIN_WINDOW_BYTES;
+use crate::proto::handshake::{MIN_WINDOW_BYTES, Position};
 
 /// A message as it goes on the wire, made before there is room for it: who copies a large one keeps nobody waiting meanwhile.
 #[derive(Debug)]
@@ -176,6 +176,89 @@ impl Outbox {
         Ok(progress)
     }
 
+    /// Something was handed to the kernel, and isn't known to be taken.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.sent() > self.taken
+    }
+
+    /// The peer has said the last word about what it took.
+    pub(super) fn on_final_word(&mut self) {
+        let taken = self.taken;
+        if let Some(flight) = &mut self.flight {
+            flight.rewind(taken);
+        }
+    }
+
+    /// Whether the session can go on where the peer states that it is. `None` if it lacks what was forgotten here; else how
+    /// many messages go again, as a whole or in part.
+    pub(super) fn check_position(&self, position: Position) -> Result<Option<u64>, SessionError> {
+        let Position { received, taken, .. } = position;
+        let sent = self.sent();
+        if received > sent {
+            return Err(SessionError::ReceivedBeyondSent { received, sent });
+        }
+        if received < self.taken {
+            return Ok(None);
+        }
+        if taken < self.taken {
+            return Err(SessionError::TakenBackwards { before: self.taken, taken });
+        }
+        let Some(flight) = &self.flight else { return Ok(Some(0)) };
+        flight.count_messages(self.taken, taken)?;
+        flight.count_again(taken, received, sent).map(Some)
+    }
+
+    /// The session goes on where the peer is, once that was checked.
+    pub(super) fn resume(&mut self, position: Position, largest: u64) -> Result<(), SessionError> {
+        let Position { received, taken, window } = position;
+        if let Some(flight) = &mut self.flight {
+            flight.on_taken(self.taken, taken)?;
+            flight.rewind(received);
+        }
+        (self.taken, self.credit, self.largest) = (taken, received + window, largest);
+        Ok(())
+    }
+
+    /// Another session begins: what wasn't taken in the one before goes from its start. False, and nothing has changed, if the
+    /// peer doesn't take messages that are so large.
+    #[must_use]
+    pub(super) fn restart(&mut self, credit: u64, largest: u64) -> bool {
+        if let Some(flight) = &mut self.flight {
+            if flight.largest_message(self.taken) > largest {
+                return false;
+            }
+            flight.bytes.drain(..flight.at(self.taken));
+            flight.start = 0;
+            flight.rewind(0);
+        }
+        (self.taken, self.credit, self.largest) = (0, credit, largest);
+        true
+    }
+
+    /// Gives each message that isn't known to be taken, in order.
+    pub(super) fn for_each_untaken(&self, mut show: impl FnMut(Vec<u8>)) {
+        let Some(flight) = &self.flight else { return };
+        let mut message = Vec::new();
+        let mut offset = self.taken;
+        while let Some((end, kind, payload)) = flight.frame(offset) {
+            message.extend_from_slice(if kind == Kind::DataStart as u8 { &payload[TOTAL_BYTES..] } else { payload });
+            if kind == Kind::DataEnd as u8 {
+                show(mem::take(&mut message));
+            }
+            offset = end;
+        }
+    }
+
+    /// Nothing is added any more: no room is kept for it.
+    pub(super) fn trim(&mut self) {
+        self.release_memory();
+        if let Some(flight) = &mut self.flight {
+            flight.bytes.drain(..flight.at(self.taken));
+            flight.bytes.shrink_to_fit();
+            flight.start = self.taken;
+        }
+    }
+
     pub(super) fn abandon(&mut self) {
         self.release_memory();
         if let Some(flight) = &mut self.flight {
@@ -267,19 +350,70 @@ impl Flight {
         self.bytes = Vec::new();
     }
 
+    /// The next to be sent is what starts at `offset`, where a frame does.
+    fn rewind(&mut self, offset: u64) {
+        (self.sent, self.boundary, self.allowed) = (offset, offset, offset);
+    }
+
+    /// The frame at `offset`: where it ends, its kind and its payload.
+    fn frame(&self, offset: u64) -> Option<(u64, u8, &[u8])> {
+        let bytes = self.bytes.get(self.at(offset)..)?;
+        let (length, kind) = header(bytes)?;
+        Some((offset + (HEADER_BYTES + length) as u64, kind, bytes.get(HEADER_BYTES..HEADER_BYTES + length)?))
+    }
+
+    /// How many messages lie between two offsets, the first of which is between two messages; so must the second be.
+    fn count_messages(&self, from: u64, to: u64) -> Result<u64, SessionError> {
+        let (mut offset, mut messages) = (from, 0);
+        while offset < to {
+            let (end, kind, _) = self.frame(offset).ok_or(SessionError::TakenInsideMessage { taken: to })?;
+            let is_last = kind == Kind::DataEnd as u8;
+            messages += u64::from(is_last);
+            if end > to || (end == to && !is_last) {
+                return Err(SessionError::TakenInsideMessage { taken: to });
+            }
+            offset = end;
+        }
+        Ok(messages)
+    }
+
+    /// How many messages were sent up to `sent`, as a whole or in part, and go again from `received` on, where a frame
+    /// has to end. `from` is between two messages.
+    fn count_again(&self, from: u64, received: u64, sent: u64) -> Result<u64, SessionError> {
+        let (mut offset, mut messages) = (from, 0);
+        let mut is_inside = false;
+        while offset < sent {
+            let Some((end, kind, _)) = self.frame(offset) else { break };
+            if offset < received && end > received {
+                return Err(SessionError::ReceivedInsideFrame { received });
+            }
+            let is_last = kind == Kind::DataEnd as u8;
+            if end > received {
+                messages += u64::from(is_last);
+                is_inside = !is_last;
+            }
+            offset = end;
+        }
+        Ok(messages + u64::from(is_inside))
+    }
+
+    /// The length of the largest message from `offset` on.
+    fn largest_message(&self, mut offset: u64) -> u64 {
+        let (mut largest, mut length) = (0, 0);
+        while let Some((end, kind, payload)) = self.frame(offset) {
+            length += payload.len() - if kind == Kind::DataStart as u8 { TOTAL_BYTES } else { 0 };
+            if kind == Kind::DataEnd as u8 {
+                largest = largest.max(mem::take(&mut length));
+            }
+            offset = end;
+        }
+        largest as u64
+    }
+
     /// Forgets what the peer's application took since `before`, which ends with a message.
     fn on_taken(&mut self, before: u64, taken: u64) -> Result<(), SessionError> {
-        let (mut offset, mut messages) = (before, 0);
-        while offset < taken {
-            let is_last = self.bytes[self.at(offset)..].get(HEADER_BYTES - 1) == Some(&(Kind::DataEnd as u8));
-            offset = self.frame_end(offset);
-            messages += u64::from(is_last);
-            if offset > taken || (offset == taken && !is_last) {
-                return Err(SessionError::TakenInsideMessage { taken });
-            }
-        }
+        self.messages -= self.count_messages(before, taken)?;
         self.boundary = self.boundary.max(taken);
-        self.messages -= messages;
         if taken == self.end() {
             self.start = taken;
             self.bytes.clear();

@@ -1,4 +1,5 @@
-//! One session on one link: composes frames, handshake, heartbeat, detector and offsets. No clock, no socket.
+//! One session, over one link after another: composes frames, handshake, heartbeat, detector and offsets. No clock, no
+//! socket.
 //!
 //! The driver's turn, after every `handle_*` and every verb:
 //!
@@ -11,20 +12,26 @@
 //!
 //! [`Connection::handle_timeout`] gives verdicts, so everything that the kernel holds is read first (until EAGAIN) and
 //! given to [`Connection::handle_input`].
+//!
+//! After [`Event::Parted`] the link is over, once its actions are done, and the session waits: a client for its driver to
+//! give it another ([`Connection::relink`]), a server for its client to come ([`Connection::resume`]).
+
+mod continuity;
 
 use std::collections::VecDeque;
 use std::mem::{self, MaybeUninit};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use self::continuity::{Continuity, Proof};
 use super::cause::{Cause, Ending, GivenUp, Level};
 use super::close::{Close, CloseCode};
 use super::detector::{Detector, Judgement};
 use super::evidence::{Arrived, Evidence, Finding, KernelView};
 use super::frame::{Decoder, Frame, FrameError, Kind, PREAMBLE};
 use super::handshake::{
-    Credentials, HandshakeError, Hello, MAX_CLIENT_ID_BYTES, MAX_TOKEN_BYTES, Position, Resumption, Rhythm, VERSION,
-    Welcome, check_limits,
+    Credentials, HandshakeError, Hello, MAX_CLIENT_ID_BYTES, MAX_TOKEN_BYTES, Position, Rhythm, VERSION, Welcome,
+    check_limits,
 };
 use super::heartbeat::{
     Ages, Beat, BeatCounts, BeatError, Heartbeat, HeartbeatConfig, MAX_STATUS_BYTES, RoundTrip, age_from_wire,
@@ -33,6 +40,8 @@ use super::heartbeat::{
 use super::moment::Moment;
 use super::placing::{Placed, Placing};
 use super::session::{Framed, SendError, Session, SessionError};
+
+pub use self::continuity::{Claim, ResumeError};
 
 /// Waking up later than this is a pause of our own, as is a quarter of the limit (DESIGN 5).
 pub(super) const PAUSE: Duration = Duration::from_millis(50);
@@ -48,6 +57,10 @@ pub struct Config {
     /// For what the peer hasn't taken; a single message may be larger.
     pub send_buffer_bytes: usize,
     pub handshake_timeout: Duration,
+    /// Where the server has lost the session, what may have been taken is sent again, rather than reported.
+    pub resends: bool,
+    /// How long a client's session waits for a link; `None`: for ever.
+    pub give_up_after: Option<Duration>,
 }
 
 impl Default for Config {
@@ -58,6 +71,8 @@ impl Default for Config {
             // Two messages of 1 MiB with their headers: one is taken while the other comes.
             send_buffer_bytes: 2 * 1024 * 1024 + 64 * 1024,
             handshake_timeout: Duration::from_secs(10),
+            resends: false,
+            give_up_after: None,
         }
     }
 }
@@ -67,8 +82,8 @@ impl Default for Config {
 pub struct Introduction {
     pub client_id: String,
     pub token: Vec<u8>,
+    /// It comes back when its link breaks: its driver does what [`Event::Parted`] asks for.
     pub will_resume: bool,
-    pub session: Option<Resumption>,
 }
 
 /// The client's introduction doesn't fit HELLO.
@@ -100,12 +115,15 @@ pub enum Event {
     Connected,
     /// A client said who it is: to be answered by [`Connection::accept`] or [`Connection::refuse`].
     Hello(Box<Hello>),
-    /// Messages may be sent; the server has said which session it is.
-    Opened {
-        credentials: Credentials,
-        resumed: bool,
-        retention: Duration,
+    /// There is a link.
+    Opened(Beginning),
+    /// The link is lost, or an attempt at another has failed where none `was_open`. The session goes on when there is another.
+    Parted {
+        ending: Box<Ending>,
+        was_open: bool,
     },
+    /// The link has carried everything that had to go again, and a beat forth and back.
+    Proven,
     Suspect {
         silence: Duration,
     },
@@ -121,11 +139,25 @@ pub enum Event {
     Ended(Box<Ending>),
 }
 
+/// What a link that opens means for the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beginning {
+    New,
+    /// It goes on; so many messages go again, as a whole or in part.
+    Resumed {
+        replayed: u64,
+    },
+    /// The server knew nothing of the one before; what it wasn't known to have taken goes in this one.
+    Fresh,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     Connecting,
     Open,
     Suspect,
+    /// A link was lost, and the session waits for another.
+    Reconnecting,
     Closing,
     Closed,
 }
@@ -170,7 +202,7 @@ enum Phase {
     /// The server's program decides about a HELLO.
     Authenticating,
     /// The server waits for the client's first ACK.
-    Welcomed(Box<Welcome>),
+    Welcomed,
     Open,
     /// Data accepted before is being taken; then `close` goes.
     Draining {
@@ -190,6 +222,11 @@ enum Phase {
     /// The peer said CLOSE: nothing more but FIN.
     PeerLeft {
         deadline: Moment,
+    },
+    /// The session has no link. `parting` is tried once on the one that it had before `action`.
+    Away {
+        parting: Option<Box<Close>>,
+        action: Option<Action>,
     },
     /// Over. `parting` is tried once before `action`.
     Ended {
@@ -239,11 +276,14 @@ struct Unfinished {
     written: usize,
 }
 
-/// What the two programs say of themselves; mostly nothing.
+/// What most links don't have.
 #[derive(Debug, Default)]
-struct Statuses {
-    ours: Box<[u8]>,
-    peers: Box<[u8]>,
+struct Asides {
+    /// What the two programs say of themselves.
+    status: Box<[u8]>,
+    peer_status: Box<[u8]>,
+    /// That nobody will take.
+    messages_after_close: u64,
 }
 
 /// What a link needs only until it is open.
@@ -253,6 +293,39 @@ struct Opening {
     deadline: Instant,
     /// What the peer wishes.
     peer: Option<Rhythm>,
+    /// What a client's HELLO says of a session that it names.
+    claim: Option<Claim>,
+    /// A client will come back.
+    will_resume: bool,
+    /// Our HELLO names one.
+    names_session: bool,
+    /// The session goes on, and so many messages go again.
+    replayed: Option<u64>,
+    /// How far the link before had come.
+    sent_before: u64,
+}
+
+impl Opening {
+    fn new(now: Instant, config: &Config, seed: u64) -> Self {
+        let deadline = now + config.handshake_timeout;
+        Self {
+            seed,
+            deadline,
+            peer: None,
+            claim: None,
+            will_resume: false,
+            names_session: false,
+            replayed: None,
+            sent_before: 0,
+        }
+    }
+}
+
+fn first_kind(role: Role) -> Kind {
+    match role {
+        Role::Client => Kind::Welcome,
+        Role::Server => Kind::Hello,
+    }
 }
 
 /// What supervision knows, once the link is open.
@@ -300,6 +373,8 @@ pub struct Connection {
     decoder: Decoder,
     heard_preamble: bool,
     session: Session,
+    /// What a client needs to come back, and what a session has that has lost its link.
+    continuity: Option<Box<Continuity>>,
     opening: Option<Box<Opening>>,
     supervision: Option<Supervision>,
     /// The handshake, or the rest of a control frame that was cut short.
@@ -316,20 +391,21 @@ pub struct Connection {
     fin_wanted: bool,
     /// The deadline that was given out last.
     armed: Option<Moment>,
-    statuses: Option<Box<Statuses>>,
+    asides: Option<Box<Asides>>,
     /// Somebody waits in a blocking call.
     is_waiting: bool,
     /// The program tells of its progress itself.
     tells_progress: bool,
     last_progress: Moment,
     interpreter_ran: Option<Moment>,
-    messages_after_close: u32,
+    /// How long a server keeps the session without a link, in milliseconds; zero: it ends with its link.
+    retention: u32,
     bytes_sent: u64,
     bytes_heard: u64,
 }
 
 /// Thousands of them idle in one process.
-const _: () = assert!(size_of::<Connection>() <= 528);
+const _: () = assert!(size_of::<Connection>() <= 536);
 
 // ---- making one -----------------------------------------------------------------------------------------------
 
@@ -351,20 +427,8 @@ impl Connection {
             return Err(IntroductionError::Token { length });
         }
         let mut connection = Self::new(now, config, seed, Role::Client);
-        let hello = Hello {
-            least_version: VERSION,
-            greatest_version: VERSION,
-            rhythm: connection.config.heartbeat.rhythm(),
-            position: connection.session.position(),
-            largest_message: connection.config.largest_message_bytes,
-            will_resume: introduction.will_resume,
-            client_id: introduction.client_id,
-            token: introduction.token,
-            session: introduction.session,
-        };
-        let first = connection.first();
-        first.extend_from_slice(&PREAMBLE);
-        hello.encode(first);
+        connection.continuity = Some(Box::new(Continuity::of_client(introduction)));
+        connection.introduce();
         Ok(connection)
     }
 
@@ -375,17 +439,14 @@ impl Connection {
     }
 
     fn new(now: Instant, config: Arc<Config>, seed: u64, role: Role) -> Self {
-        let first = match role {
-            Role::Client => Kind::Welcome,
-            Role::Server => Kind::Hello,
-        };
         Self {
             role,
             phase: Phase::Handshake,
-            decoder: Decoder::new(first),
+            decoder: Decoder::new(first_kind(role)),
             heard_preamble: false,
             session: Session::default(),
-            opening: Some(Box::new(Opening { seed, deadline: now + config.handshake_timeout, peer: None })),
+            continuity: None,
+            opening: Some(Box::new(Opening::new(now, &config, seed))),
             supervision: None,
             config,
             first: None,
@@ -397,12 +458,12 @@ impl Connection {
             look_wanted: false,
             fin_wanted: false,
             armed: None,
-            statuses: None,
+            asides: None,
             is_waiting: false,
             tells_progress: false,
             last_progress: now.into(),
             interpreter_ran: None,
-            messages_after_close: 0,
+            retention: 0,
             bytes_sent: 0,
             bytes_heard: 0,
         }
@@ -430,7 +491,7 @@ impl Connection {
     /// So many bytes came. False if nobody wants to know what they say.
     fn hear(&mut self, now: Instant, bytes: usize) -> bool {
         self.note_time(now);
-        if bytes == 0 || matches!(self.phase, Phase::PeerLeft { .. } | Phase::Ended { .. }) {
+        if bytes == 0 || matches!(self.phase, Phase::PeerLeft { .. } | Phase::Away { .. } | Phase::Ended { .. }) {
             return false;
         }
         self.bytes_heard += bytes as u64;
@@ -447,9 +508,11 @@ impl Connection {
         // The decoder gives out frames that lie in its own buffer, so it is set aside meanwhile.
         let mut decoder = mem::replace(&mut self.decoder, Decoder::new(Kind::Hello));
         if let Err(error) = self.decode(now, &mut decoder, &mut input) {
-            self.fail(&error);
+            self.fail(now, &error);
         }
-        self.decoder = decoder;
+        if !matches!(self.phase, Phase::Away { .. }) {
+            self.decoder = decoder;
+        }
     }
 
     /// How long the message is that has begun, if it is the next to be taken and can be assembled in its place
@@ -522,7 +585,7 @@ impl Connection {
         }
         while let Some(frame) = decoder.next(input)? {
             self.handle_frame(now, frame)?;
-            if matches!(self.phase, Phase::PeerLeft { .. } | Phase::Ended { .. }) {
+            if matches!(self.phase, Phase::PeerLeft { .. } | Phase::Away { .. } | Phase::Ended { .. }) {
                 break;
             }
         }
@@ -546,11 +609,13 @@ impl Connection {
             (_, Kind::Close) => self.handle_close(now, frame),
             (Phase::Handshake, Kind::Hello) if self.role == Role::Server => self.handle_hello(now, frame),
             (Phase::Handshake, Kind::Welcome) if self.role == Role::Client => self.handle_welcome(now, frame),
-            (Phase::Welcomed(_), Kind::Ack) => {
+            (Phase::Welcomed, Kind::Ack) => {
                 self.session.handle_ack(frame.payload())?;
-                if let Phase::Welcomed(welcome) = mem::replace(&mut self.phase, Phase::Open) {
-                    self.open(now, &welcome);
-                }
+                let beginning = match self.opening.as_ref().and_then(|opening| opening.replayed) {
+                    Some(replayed) => Beginning::Resumed { replayed },
+                    None => Beginning::New,
+                };
+                self.open(now, beginning);
                 Ok(())
             }
             (Phase::Open | Phase::Draining { .. } | Phase::Leaving { .. } | Phase::Left { .. }, Kind::Ack) => {
@@ -566,7 +631,7 @@ impl Connection {
             (Phase::Open | Phase::Draining { .. } | Phase::Leaving { .. }, Kind::Beat) => self.handle_beat(now, frame),
             (Phase::Left { .. }, Kind::Beat | Kind::DataStart | Kind::Data) => Ok(()),
             (Phase::Left { .. }, Kind::DataEnd) => {
-                self.messages_after_close = self.messages_after_close.saturating_add(1);
+                self.count_unwanted(1);
                 Ok(())
             }
             _ => Err(ProtocolError::Unexpected { kind }),
@@ -578,17 +643,22 @@ impl Connection {
             Ok(hello) => hello,
             Err(error @ HandshakeError::Versions { .. }) => {
                 let close = Close::new(CloseCode::VERSION, &format!("version {VERSION} only"));
-                self.reject(close, error.to_string());
+                self.reject(now, close, error.to_string());
                 return Ok(());
             }
             Err(error) => return Err(error.into()),
         };
         if let Err(close) = check_limits(&self.config.heartbeat.rhythm(), &hello.rhythm) {
             let detail = close.reason.clone();
-            self.reject(close, detail);
+            self.reject(now, close, detail);
             return Ok(());
         }
         self.note_peer(hello.rhythm);
+        if let Some(opening) = &mut self.opening {
+            opening.will_resume = hello.will_resume;
+            let (position, largest_message) = (hello.position, hello.largest_message);
+            opening.claim = hello.session.map(|resumption| Claim { resumption, position, largest_message });
+        }
         // What HELLO says of a session that it names is void in a new one; the client's first ACK opens the window.
         let window = if hello.session.is_some() { 0 } else { hello.position.window };
         self.session.on_peer_position(Position::start(window), hello.largest_message);
@@ -600,15 +670,11 @@ impl Connection {
 
     fn handle_welcome(&mut self, now: Instant, frame: Frame<'_>) -> Result<(), ProtocolError> {
         let welcome = Welcome::decode(frame.payload())?;
-        // Replay isn't spoken here: a session ends with its link.
-        if welcome.resumed {
-            return Err(HandshakeError::NotAsked.into());
-        }
         self.note_peer(welcome.rhythm);
-        self.session.on_peer_position(welcome.position, welcome.largest_message);
-        self.phase = Phase::Open;
-        self.session.on_ask(true);
-        self.open(now, &welcome);
+        if let Some(beginning) = self.begin_or_go_on(now, &welcome)? {
+            self.session.on_ask(true);
+            self.open(now, beginning);
+        }
         Ok(())
     }
 
@@ -618,9 +684,9 @@ impl Connection {
         }
     }
 
-    fn open(&mut self, now: Instant, welcome: &Welcome) {
+    fn open(&mut self, now: Instant, beginning: Beginning) {
         let Some(opening) = self.opening.take() else { return };
-        let Opening { seed, peer: Some(peer), .. } = *opening else { return };
+        let Opening { seed, peer: Some(peer), sent_before, .. } = *opening else { return };
         let ours = self.config.heartbeat.rhythm();
         self.supervision = Some(Supervision {
             heartbeat: Heartbeat::new(now, ours.interval_to(&peer), seed),
@@ -632,8 +698,15 @@ impl Connection {
             peer_application_age: age_to_wire(None),
         });
         self.last_progress = now.into();
-        let Welcome { credentials, resumed, retention, .. } = *welcome;
-        self.tell(Event::Opened { credentials, resumed, retention });
+        if let Some(client) = self.as_client() {
+            client.proof = Proof::Replay(sent_before);
+        }
+        self.tell(Event::Opened(beginning));
+        self.phase = match self.take_farewell() {
+            Some((close, deadline)) => Phase::Draining { close, deadline },
+            None => Phase::Open,
+        };
+        self.advance_closing(now);
     }
 
     fn handle_beat(&mut self, now: Instant, frame: Frame<'_>) -> Result<(), ProtocolError> {
@@ -651,8 +724,8 @@ impl Connection {
         let ages = Ages { interpreter: beat.interpreter_age, application: beat.application_age };
         supervision.peer_interpreter_age = age_to_wire(ages.interpreter);
         supervision.peer_application_age = age_to_wire(ages.application);
-        if self.statuses.as_ref().map_or(&[][..], |statuses| &statuses.peers) != beat.status {
-            self.statuses.get_or_insert_default().peers = beat.status.into();
+        if self.asides.as_ref().map_or(&[][..], |asides| &asides.peer_status) != beat.status {
+            self.asides.get_or_insert_default().peer_status = beat.status.into();
         }
         while let Some(ping) = supervision.heartbeat.poll_pong() {
             self.events.get_or_insert_default().push_back(Event::Pong { ping, round_trip: heard.round_trip });
@@ -672,16 +745,22 @@ impl Connection {
                 (ending.silence, ending.limit, ending.level) = (age, Some(limit), Some(level));
                 ending.kernel_answers = Some(true);
                 let reason = format!("{} made no progress for {age:?}", level.name());
-                self.end(ending, Some(Close::new(CloseCode::HUNG, &reason)), Action::Abort);
+                self.end(now, ending, Some(Close::new(CloseCode::HUNG, &reason)), Action::Abort);
                 return Ok(());
             }
+        }
+        if let Some(client) = self.as_client()
+            && matches!(client.proof, Proof::Echo(sent_at) if beat.echo >= sent_at)
+        {
+            client.proof = Proof::Given;
+            self.tell(Event::Proven);
         }
         Ok(())
     }
 
     fn handle_close(&mut self, now: Instant, frame: Frame<'_>) -> Result<(), ProtocolError> {
         let close = Close::decode(frame.payload()).ok_or(ProtocolError::Malformed { kind: Kind::Close })?;
-        let in_session = self.supervision.is_some();
+        let in_session = self.supervision.is_some() || self.is_end_of_ours(&close);
         if in_session {
             self.session.handle_final_taken(close.taken)?;
         }
@@ -697,6 +776,12 @@ impl Connection {
         }
         ending.by_peer = !ended_by_us;
         ending.close = Some(close);
+        // What was begun is not finished: who reads CLOSE sends nothing more.
+        self.first = None;
+        if !ended_by_us && self.goes_on(&ending) {
+            self.part(now, ending, None, Some(Action::Close));
+            return Ok(());
+        }
         if let Phase::Left { close, .. } =
             mem::replace(&mut self.phase, Phase::PeerLeft { deadline: (now + LINGER).into() })
         {
@@ -706,8 +791,6 @@ impl Connection {
         } else {
             self.fin_wanted = true;
         }
-        // What was begun is not finished: who reads CLOSE sends nothing more.
-        self.first = None;
         self.announce(ending);
         Ok(())
     }
@@ -716,7 +799,7 @@ impl Connection {
     pub fn handle_end(&mut self, now: Instant) {
         self.note_time(now);
         let ending = match &self.phase {
-            Phase::Handshake | Phase::Authenticating | Phase::Welcomed(_) => {
+            Phase::Handshake | Phase::Authenticating | Phase::Welcomed => {
                 let mut ending = Ending::new(Cause::Handshake);
                 ending.detail = Some("the peer ended the connection before the handshake was done".to_owned());
                 ending
@@ -727,21 +810,22 @@ impl Connection {
                 self.phase = Phase::Ended { parting: None, action: Some(Action::Close) };
                 return;
             }
-            Phase::Ended { .. } => return,
+            Phase::Away { .. } | Phase::Ended { .. } => return,
         };
-        self.end(ending, None, Action::Close);
+        self.end(now, ending, None, Action::Close);
     }
 
     /// The kernel says that the connection was reset, or gave it up.
     pub fn handle_reset(&mut self, now: Instant) {
         self.note_time(now);
         let ending = match &self.phase {
-            Phase::Handshake | Phase::Authenticating | Phase::Welcomed(_) => {
+            Phase::Handshake | Phase::Authenticating | Phase::Welcomed => {
                 let mut ending = Ending::new(Cause::Handshake);
                 ending.detail = Some("the connection was reset before the handshake was done".to_owned());
                 ending
             }
             Phase::Left { close, .. } => self.closed(Close::clone(close)),
+            Phase::Away { .. } => return,
             Phase::PeerLeft { .. } | Phase::Ended { .. } => {
                 self.phase = Phase::Ended { parting: None, action: Some(Action::Close) };
                 return;
@@ -756,18 +840,19 @@ impl Connection {
                 ending
             }
         };
-        self.end(ending, None, Action::Close);
+        self.end(now, ending, None, Action::Close);
     }
 
     /// The link ended for a reason that only the driver knows: TLS, an error of the system.
     pub fn handle_failure(&mut self, now: Instant, cause: Cause, detail: String) {
         self.note_time(now);
-        if matches!(self.phase, Phase::PeerLeft { .. } | Phase::Ended { .. }) {
+        if matches!(self.phase, Phase::PeerLeft { .. } | Phase::Away { .. } | Phase::Ended { .. }) {
             return;
         }
-        let mut ending = Ending::new(cause);
+        let is_opening = self.supervision.is_none();
+        let mut ending = Ending::new(if is_opening && self.is_reconnecting() { Cause::Handshake } else { cause });
         ending.detail = Some(detail);
-        self.end(ending, None, Action::Abort);
+        self.end(now, ending, None, Action::Abort);
     }
 
     /// The answer to [`Action::Look`]; `None` where the kernel can't tell.
@@ -800,25 +885,29 @@ impl Connection {
     /// A deadline passed. Everything that the kernel held was read before.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.note_time(now);
+        let has_link = !matches!(self.phase, Phase::Away { .. });
+        if self.has_lost_patience(now) || !has_link {
+            return;
+        }
         match &self.phase {
-            Phase::Handshake | Phase::Authenticating | Phase::Welcomed(_) => {
+            Phase::Handshake | Phase::Authenticating | Phase::Welcomed => {
                 if self.opening.as_ref().is_some_and(|opening| now >= opening.deadline) {
                     let detail = format!("not done within {:?}", self.config.handshake_timeout);
-                    self.reject(Close::new(CloseCode::HANDSHAKE_TIMEOUT, &detail), detail);
+                    self.reject(now, Close::new(CloseCode::HANDSHAKE_TIMEOUT, &detail).link_only(), detail);
                 }
                 return;
             }
             Phase::Leaving { close, deadline } | Phase::Left { close, deadline } if now >= deadline.instant() => {
                 let parting = matches!(self.phase, Phase::Leaving { .. }).then(|| Close::clone(close));
                 let ending = self.closed(Close::clone(close));
-                self.end(ending, parting, Action::Close);
+                self.end(now, ending, parting, Action::Close);
                 return;
             }
             Phase::PeerLeft { deadline } if now >= deadline.instant() => {
                 self.phase = Phase::Ended { parting: None, action: Some(Action::Close) };
                 return;
             }
-            Phase::Left { .. } | Phase::PeerLeft { .. } | Phase::Ended { .. } => return,
+            Phase::Left { .. } | Phase::PeerLeft { .. } | Phase::Away { .. } | Phase::Ended { .. } => return,
             Phase::Open | Phase::Draining { .. } | Phase::Leaving { .. } => {}
         }
         self.session.handle_timeout(now);
@@ -881,7 +970,7 @@ impl Connection {
         };
         let mut close = Close::new(CloseCode::NOT_HEARD, &ending.to_string());
         close.ends_session = false;
-        self.end(ending, Some(close), Action::Abort);
+        self.end(now, ending, Some(close), Action::Abort);
     }
 
     /// A wake-up that comes too late is a pause of our own.
@@ -900,36 +989,54 @@ impl Connection {
 // ---- verbs ----------------------------------------------------------------------------------------------------
 
 impl Connection {
-    /// The server's program takes the client that said HELLO.
+    /// The server's program takes the client that said HELLO, with a session that is new. It is kept for `retention` where it has
+    /// no link, if the client comes back for it.
     pub fn accept(&mut self, credentials: Credentials, retention: Duration) {
         if !matches!(self.phase, Phase::Authenticating) {
             return;
         }
+        let will_resume = self.opening.as_ref().is_some_and(|opening| opening.will_resume);
+        if will_resume {
+            self.retention = u32::try_from(retention.as_millis()).unwrap_or(u32::MAX);
+        }
+        self.welcome(credentials);
+    }
+
+    fn welcome(&mut self, credentials: Credentials) {
         let welcome = Welcome {
             version: VERSION,
             rhythm: self.config.heartbeat.rhythm(),
-            position: self.session.position(),
+            position: self.session.state_position(),
             largest_message: self.config.largest_message_bytes,
             credentials,
-            resumed: false,
-            retention,
+            resumed: self.opening.as_ref().is_some_and(|opening| opening.replayed.is_some()),
+            retention: Duration::from_millis(self.retention.into()),
         };
         welcome.encode(self.first());
-        self.phase = Phase::Welcomed(Box::new(welcome));
+        self.phase = Phase::Welcomed;
     }
 
     /// The server's program, or its driver, refuses a client that isn't open yet. A server that hasn't heard a
     /// preamble goes without a word.
-    pub fn refuse(&mut self, close: Close) {
-        if matches!(self.phase, Phase::Handshake | Phase::Authenticating | Phase::Welcomed(_)) {
+    pub fn refuse(&mut self, now: Instant, close: Close) {
+        if matches!(self.phase, Phase::Handshake | Phase::Authenticating | Phase::Welcomed) {
             let detail = close.reason.clone();
-            self.reject(close, detail);
+            self.reject(now, close, detail);
+        }
+    }
+
+    /// Messages are accepted: they wait for a link, if there is none.
+    fn may_send(&self) -> bool {
+        match self.phase {
+            Phase::Open => true,
+            Phase::Handshake | Phase::Welcomed | Phase::Away { .. } => self.is_reconnecting() && !self.is_leaving(),
+            _ => false,
         }
     }
 
     /// Appends a message to what is to be sent.
     pub fn send(&mut self, message: &[u8]) -> Result<(), SendError> {
-        if !matches!(self.phase, Phase::Open) {
+        if !self.may_send() {
             return Err(SendError::NotOpen);
         }
         self.session.send(message, self.config.send_buffer_bytes)
@@ -937,7 +1044,7 @@ impl Connection {
 
     /// Whether a message of `length` bytes could be sent now.
     pub fn check_send(&self, length: usize) -> Result<(), SendError> {
-        if !matches!(self.phase, Phase::Open) {
+        if !self.may_send() {
             return Err(SendError::NotOpen);
         }
         self.session.check_send(length, self.config.send_buffer_bytes)
@@ -945,7 +1052,7 @@ impl Connection {
 
     /// As [`Connection::send`]; the message is taken from `framed` unless that fails.
     pub fn send_framed(&mut self, framed: &mut Framed) -> Result<(), SendError> {
-        if !matches!(self.phase, Phase::Open) {
+        if !self.may_send() {
             return Err(SendError::NotOpen);
         }
         self.session.send_framed(framed, self.config.send_buffer_bytes)
@@ -983,6 +1090,7 @@ impl Connection {
         if matches!(self.phase, Phase::PeerLeft { .. } | Phase::Ended { parting: None, .. }) {
             self.session.discard_inbox();
             self.session.give_up();
+            self.session.forget_sent();
         }
     }
 
@@ -1008,7 +1116,7 @@ impl Connection {
         if status.len() > MAX_STATUS_BYTES {
             return false;
         }
-        self.statuses.get_or_insert_default().ours = status.into();
+        self.asides.get_or_insert_default().status = status.into();
         true
     }
 
@@ -1040,11 +1148,17 @@ impl Connection {
     /// only the link does, CLOSE goes at the next frame boundary.
     pub fn close(&mut self, now: Instant, close: Close, deadline: Instant) {
         let deadline = Moment::from(deadline);
+        let is_reconnecting = self.is_reconnecting();
         match &mut self.phase {
-            Phase::Handshake | Phase::Authenticating | Phase::Welcomed(_) => {
+            Phase::Handshake | Phase::Welcomed | Phase::Away { .. } if is_reconnecting => {
+                if close.ends_session {
+                    self.leave_later(now, close, deadline);
+                }
+            }
+            Phase::Handshake | Phase::Authenticating | Phase::Welcomed => {
                 let ending = self.closed(close.clone());
                 let parting = self.may_say_close().then_some(close);
-                self.end(ending, parting, Action::Close);
+                self.finish(ending, parting, Action::Close);
             }
             Phase::Open if close.ends_session => {
                 self.phase = Phase::Draining { close: Box::new(close), deadline };
@@ -1055,7 +1169,16 @@ impl Connection {
             Phase::Draining { deadline: before, .. }
             | Phase::Leaving { deadline: before, .. }
             | Phase::Left { deadline: before, .. } => *before = deadline.min(*before),
-            Phase::PeerLeft { .. } | Phase::Ended { .. } => {}
+            Phase::PeerLeft { .. } | Phase::Away { .. } | Phase::Ended { .. } => {}
+        }
+    }
+
+    /// Says goodbye at the next frame boundary, whatever hasn't been taken.
+    pub fn leave(&mut self, now: Instant, close: Close, deadline: Instant) {
+        if matches!(self.phase, Phase::Open | Phase::Draining { .. }) {
+            self.phase = Phase::Leaving { close: Box::new(close), deadline: deadline.into() };
+        } else {
+            self.close(now, close, deadline);
         }
     }
 
@@ -1068,7 +1191,7 @@ impl Connection {
         let (close, deadline) = (close.clone(), *deadline);
         if is_over {
             let ending = self.closed(Close::clone(&close));
-            self.end(ending, Some(*close), Action::Close);
+            self.finish(ending, Some(*close), Action::Close);
         } else {
             self.phase = Phase::Leaving { close, deadline };
         }
@@ -1084,26 +1207,26 @@ impl Connection {
     }
 
     /// The handshake fails by our will.
-    fn reject(&mut self, close: Close, detail: String) {
+    fn reject(&mut self, now: Instant, close: Close, detail: String) {
         let mut ending = Ending::new(Cause::Handshake);
         ending.detail = Some(detail);
         ending.close = Some(close.clone());
         let parting = self.may_say_close().then_some(close);
-        self.end(ending, parting, Action::Close);
+        self.end(now, ending, parting, Action::Close);
     }
 
     /// The peer broke a rule.
-    fn fail(&mut self, error: &ProtocolError) {
+    fn fail(&mut self, now: Instant, error: &ProtocolError) {
         let detail = error.to_string();
         // Whoever isn't one of us understands no CLOSE.
         let is_stranger = matches!(error, ProtocolError::Frame(FrameError::NotLongconn { .. }));
         let parting = (!is_stranger).then(|| Close::new(CloseCode::PROTOCOL, &detail));
         let ending = Ending { detail: Some(detail), ..Ending::new(Cause::Protocol) };
-        self.end(ending, parting, Action::Abort);
+        self.end(now, ending, parting, Action::Abort);
     }
 
-    /// The link is over: `parting` is tried once, then `action`.
-    fn end(&mut self, ending: Ending, parting: Option<Close>, action: Action) {
+    /// The link is over, and the session with it: `parting` is tried once, then `action`.
+    fn finish(&mut self, ending: Ending, parting: Option<Close>, action: Action) {
         self.phase = Phase::Ended { parting: parting.map(Box::new), action: Some(action) };
         self.look_wanted = false;
         self.fin_wanted = false;
@@ -1115,14 +1238,20 @@ impl Connection {
             self.discard_inbox();
         }
         ending.untaken_bytes = self.session.outbox.untaken_bytes() as u64;
-        ending.messages_after_close = self.messages_after_close.into();
+        ending.messages_after_close = self.asides.as_ref().map_or(0, |asides| asides.messages_after_close);
         self.tell(Event::Ended(Box::new(ending)));
     }
 
     /// Our CLOSE has told the peer what our program took, and that is final.
     fn discard_inbox(&mut self) {
-        let count = u32::try_from(self.session.discard_inbox()).unwrap_or(u32::MAX);
-        self.messages_after_close = self.messages_after_close.saturating_add(count);
+        let count = self.session.discard_inbox();
+        self.count_unwanted(count);
+    }
+
+    fn count_unwanted(&mut self, messages: u64) {
+        if messages > 0 {
+            self.asides.get_or_insert_default().messages_after_close += messages;
+        }
     }
 
     /// How long we wait for the peer's FIN after our CLOSE. It has nothing else left to say, so silence is no life any
@@ -1164,7 +1293,7 @@ impl Connection {
         };
         let mut sends_data = false;
         match &self.phase {
-            Phase::Handshake | Phase::Authenticating | Phase::Welcomed(_) => {}
+            Phase::Handshake | Phase::Authenticating | Phase::Welcomed => {}
             Phase::Open | Phase::Draining { .. } => {
                 sends_data = true;
                 self.put_ack_and_beat(now);
@@ -1172,11 +1301,11 @@ impl Connection {
             Phase::Leaving { close, .. } => {
                 put_close(close, &mut self.control);
             }
-            Phase::Ended { parting: Some(close), .. } => {
+            Phase::Away { parting: Some(close), .. } | Phase::Ended { parting: Some(close), .. } => {
                 put_close(close, &mut self.control);
             }
             Phase::Left { .. } => {}
-            Phase::PeerLeft { .. } | Phase::Ended { parting: None, .. } => {
+            Phase::PeerLeft { .. } | Phase::Away { parting: None, .. } | Phase::Ended { parting: None, .. } => {
                 return Transmit { first: &[], control: &[], data: &[] };
             }
         }
@@ -1194,7 +1323,7 @@ impl Connection {
         if self.session.ack_rides(now) {
             Control::put(&mut self.control, Slot::Ack, |out| self.session.encode_ack(out));
         }
-        let status = self.statuses.as_ref().map_or(&[][..], |statuses| &statuses.ours);
+        let status = self.asides.as_ref().map_or(&[][..], |asides| &asides.status);
         if let Some(supervision) = &self.supervision
             && supervision.heartbeat.is_pending()
             && let ages = self.ages(now)
@@ -1253,12 +1382,18 @@ impl Connection {
         match slot {
             Slot::Ack => self.session.on_ack_sent(),
             Slot::Beat { sent_at } => {
-                if let Some(supervision) = &mut self.supervision
-                    && supervision.heartbeat.on_sent(now, sent_at)
-                    && supervision.detector.suspect_since().is_some()
-                {
-                    supervision.evidence.on_asked(now);
-                    self.look_wanted = true;
+                if let Some(supervision) = &mut self.supervision {
+                    let asks = supervision.heartbeat.on_sent(now, sent_at);
+                    let sent = self.session.sent();
+                    if let Some(client) = self.continuity.as_mut().and_then(|continuity| continuity.client.as_mut())
+                        && matches!(client.proof, Proof::Replay(end) if sent >= end)
+                    {
+                        client.proof = Proof::Echo(sent_at);
+                    }
+                    if asks && supervision.detector.suspect_since().is_some() {
+                        supervision.evidence.on_asked(now);
+                        self.look_wanted = true;
+                    }
                 }
             }
             Slot::Close => match mem::replace(&mut self.phase, Phase::Handshake) {
@@ -1267,6 +1402,7 @@ impl Connection {
                     self.phase = Phase::Left { close, deadline: deadline.min(Moment::from(now) + self.farewell()) };
                     self.discard_inbox();
                 }
+                Phase::Away { action, .. } => self.phase = Phase::Away { parting: None, action },
                 Phase::Ended { action, .. } => self.phase = Phase::Ended { parting: None, action },
                 other => self.phase = other,
             },
@@ -1278,7 +1414,7 @@ impl Connection {
     pub fn is_urgent(&mut self) -> bool {
         let has_beat = self.supervision.as_ref().is_some_and(|supervision| supervision.heartbeat.is_pending());
         match self.phase {
-            Phase::Handshake | Phase::Authenticating | Phase::Welcomed(_) | Phase::Left { .. } => self.first.is_some(),
+            Phase::Handshake | Phase::Authenticating | Phase::Welcomed | Phase::Left { .. } => self.first.is_some(),
             Phase::Open | Phase::Draining { .. } => {
                 has_beat
                     || self.session.ack_is_urgent()
@@ -1286,7 +1422,7 @@ impl Connection {
                     || !self.session.outbox.ready().is_empty()
             }
             Phase::Leaving { .. } => true,
-            Phase::Ended { ref parting, .. } => parting.is_some(),
+            Phase::Away { ref parting, .. } | Phase::Ended { ref parting, .. } => parting.is_some(),
             Phase::PeerLeft { .. } => false,
         }
     }
@@ -1319,7 +1455,7 @@ impl Connection {
             return Some(Action::ShutdownWrite);
         }
         match &mut self.phase {
-            Phase::Ended { parting, action } => {
+            Phase::Away { parting, action } | Phase::Ended { parting, action } => {
                 *parting = None;
                 action.take()
             }
@@ -1343,9 +1479,11 @@ impl Connection {
     #[must_use]
     pub fn poll_timeout(&mut self) -> Option<Moment> {
         self.armed = match &self.phase {
-            Phase::Handshake | Phase::Authenticating | Phase::Welcomed(_) => {
-                self.opening.as_ref().map(|opening| opening.deadline.into())
+            Phase::Handshake | Phase::Authenticating | Phase::Welcomed => {
+                let opening = self.opening.as_ref().map(|opening| opening.deadline.into());
+                opening.into_iter().chain(self.end_of_patience()).min()
             }
+            Phase::Away { .. } => self.end_of_patience(),
             Phase::Left { deadline, .. } | Phase::PeerLeft { deadline } => Some(*deadline),
             Phase::Ended { .. } => None,
             Phase::Open => self.next_supervision(),
@@ -1391,7 +1529,14 @@ impl Connection {
     #[must_use]
     pub fn state(&self) -> State {
         match self.phase {
-            Phase::Handshake | Phase::Authenticating | Phase::Welcomed(_) => State::Connecting,
+            Phase::Handshake | Phase::Welcomed | Phase::Away { .. } if self.is_reconnecting() => {
+                if self.is_leaving() {
+                    State::Closing
+                } else {
+                    State::Reconnecting
+                }
+            }
+            Phase::Handshake | Phase::Authenticating | Phase::Welcomed | Phase::Away { .. } => State::Connecting,
             Phase::Open => match &self.supervision {
                 Some(supervision) if supervision.detector.suspect_since().is_some() => State::Suspect,
                 _ => State::Open,
@@ -1431,12 +1576,12 @@ impl Connection {
 
     #[must_use]
     pub fn status(&self) -> &[u8] {
-        self.statuses.as_ref().map_or(&[], |statuses| &statuses.ours)
+        self.asides.as_ref().map_or(&[], |asides| &asides.status)
     }
 
     #[must_use]
     pub fn peer_status(&self) -> &[u8] {
-        self.statuses.as_ref().map_or(&[], |statuses| &statuses.peers)
+        self.asides.as_ref().map_or(&[], |asides| &asides.peer_status)
     }
 
     /// The ages that the peer told, and when.
@@ -1480,10 +1625,15 @@ impl Connection {
         self.session.budget_held()
     }
 
-    /// `None` before the link is open.
+    /// `None` before the first link is open; without one, as they were when it was lost.
     #[must_use]
     pub fn stats(&self, now: Instant) -> Option<Stats> {
-        let supervision = self.supervision.as_ref()?;
+        let (untaken_bytes, untaken_messages) = self.untaken();
+        let (inbox_bytes, inbox_messages) = (self.session.inbox.buffered_bytes(), self.session.inbox.messages());
+        let Some(supervision) = &self.supervision else {
+            let stats = self.lost()?.stats?;
+            return Some(Stats { untaken_bytes, untaken_messages, inbox_bytes, inbox_messages, ..stats });
+        };
         Some(Stats {
             beats: supervision.heartbeat.counts(),
             round_trip: supervision.heartbeat.round_trip(),
@@ -1494,10 +1644,10 @@ impl Connection {
             limit: supervision.limit(),
             bytes_sent: self.bytes_sent,
             bytes_heard: self.bytes_heard,
-            untaken_bytes: self.session.outbox.untaken_bytes(),
-            untaken_messages: self.session.outbox.untaken_messages(),
-            inbox_bytes: self.session.inbox.buffered_bytes(),
-            inbox_messages: self.session.inbox.messages(),
+            untaken_bytes,
+            untaken_messages,
+            inbox_bytes,
+            inbox_messages,
         })
     }
 }

@@ -1,0 +1,446 @@
+//! How a session outlives its links: when one is lost, the client comes back with another, and both go on from there.
+
+use std::mem;
+use std::time::{Duration, Instant};
+
+use super::{
+    Action, Beginning, Connection, Event, Introduction, Opening, Phase, ProtocolError, Role, Stats, first_kind,
+};
+use crate::proto::cause::{Cause, Ending, SessionEnd};
+use crate::proto::close::{Close, CloseCode};
+use crate::proto::frame::{Decoder, PREAMBLE};
+use crate::proto::handshake::{Credentials, HandshakeError, Hello, Position, Resumption, VERSION, Welcome};
+use crate::proto::moment::Moment;
+use crate::proto::session::{BASE_WINDOW_BYTES, SessionError};
+
+/// How long a goodbye is tried for on which nothing depends but that the peer hears it. Arbitrary.
+const COURTESY: Duration = Duration::from_secs(1);
+
+/// What goes on when a link doesn't.
+#[derive(Debug, Default)]
+pub(super) struct Continuity {
+    pub(super) client: Option<ClientSide>,
+    pub(super) lost: Option<Box<Lost>>,
+    farewell: Option<Box<Farewell>>,
+}
+
+/// What a client needs to come back.
+#[derive(Debug)]
+pub(super) struct ClientSide {
+    introduction: Introduction,
+    credentials: Option<Credentials>,
+    epoch: u64,
+    pub(super) proof: Proof,
+}
+
+/// What a link has yet to carry before it counts as good.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Proof {
+    Replay(u64),
+    /// The echo of a beat.
+    Echo(u64),
+    #[default]
+    Given,
+}
+
+/// Since the last link that was open.
+#[derive(Debug)]
+pub(super) struct Lost {
+    pub(super) ending: Ending,
+    deadline: Option<Moment>,
+    /// As they were then.
+    pub(super) stats: Option<Stats>,
+    /// The program knows that there was a link.
+    was_open: bool,
+}
+
+/// What is to be said once everything is taken.
+#[derive(Debug)]
+struct Farewell {
+    close: Close,
+    deadline: Moment,
+}
+
+/// What a HELLO says of the session that it names.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim {
+    pub resumption: Resumption,
+    pub(super) position: Position,
+    pub(super) largest_message: u64,
+}
+
+/// Why a session can't go on over the link that names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ResumeError {
+    /// The client lacks what was forgotten here: another session is to begin.
+    #[error("what comes next was forgotten")]
+    Forgotten,
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// It has ended, or is about to.
+    #[error("the session is over")]
+    Over,
+}
+
+impl Continuity {
+    pub(super) fn of_client(introduction: Introduction) -> Self {
+        let client = ClientSide { introduction, credentials: None, epoch: 0, proof: Proof::default() };
+        Self { client: Some(client), ..Self::default() }
+    }
+}
+
+// ---- the client -----------------------------------------------------------------------------------------------
+
+impl Connection {
+    pub(super) fn as_client(&mut self) -> Option<&mut ClientSide> {
+        self.continuity.as_mut()?.client.as_mut()
+    }
+
+    /// Says its preamble and HELLO.
+    pub(super) fn introduce(&mut self) {
+        let position = self.session.state_position();
+        let (rhythm, largest_message) = (self.config.heartbeat.rhythm(), self.config.largest_message_bytes);
+        let Some(client) = self.as_client() else { return };
+        let session = client.credentials.map(|credentials| {
+            client.epoch += 1;
+            Resumption { credentials, epoch: client.epoch }
+        });
+        let hello = Hello {
+            least_version: VERSION,
+            greatest_version: VERSION,
+            rhythm,
+            position: if session.is_some() { position } else { Position::start(BASE_WINDOW_BYTES) },
+            largest_message,
+            will_resume: client.introduction.will_resume,
+            client_id: client.introduction.client_id.clone(),
+            token: client.introduction.token.clone(),
+            session,
+        };
+        if let Some(opening) = &mut self.opening {
+            opening.names_session = session.is_some();
+        }
+        let first = self.first();
+        first.extend_from_slice(&PREAMBLE);
+        hello.encode(first);
+    }
+
+    /// A new connection to the server is there: what [`Connection::is_away`] waits for. Nothing of the one before may be read
+    /// any more. `seed` is random, another one for each link.
+    pub fn relink(&mut self, now: Instant, seed: u64) {
+        if self.role != Role::Client || !matches!(self.phase, Phase::Away { .. }) {
+            return;
+        }
+        self.forget_link();
+        self.phase = Phase::Handshake;
+        self.opening = Some(Box::new(Opening::new(now, &self.config, seed)));
+        self.introduce();
+    }
+
+    /// What WELCOME makes of the session; `None` if it is over.
+    pub(super) fn begin_or_go_on(
+        &mut self,
+        now: Instant,
+        welcome: &Welcome,
+    ) -> Result<Option<Beginning>, ProtocolError> {
+        let names_session = self.opening.as_ref().is_some_and(|opening| opening.names_session);
+        let was_open = self.is_reconnecting();
+        let known = self.as_client().and_then(|client| client.credentials);
+        let beginning = if welcome.resumed {
+            if !names_session || known.is_none_or(|known| known.id != welcome.credentials.id) {
+                return Err(HandshakeError::NotAsked.into());
+            }
+            let sent_before = self.session.sent();
+            let Some(replayed) = self.session.check_position(welcome.position)? else {
+                self.lose_session(now);
+                return Ok(None);
+            };
+            if let Some(opening) = &mut self.opening {
+                opening.sent_before = sent_before;
+            }
+            self.session.resume(welcome.position, welcome.largest_message)?;
+            Beginning::Resumed { replayed }
+        } else if was_open {
+            let may_double = self.session.is_doubtful();
+            let is_over = may_double && !self.config.resends;
+            if is_over || !self.session.restart(welcome.position.window, welcome.largest_message) {
+                self.lose_session(now);
+                return Ok(None);
+            }
+            Beginning::Fresh
+        } else {
+            self.session.on_peer_position(welcome.position, welcome.largest_message);
+            Beginning::New
+        };
+        if let Some(client) = self.as_client() {
+            if !welcome.resumed {
+                client.epoch = 0;
+            }
+            client.credentials = Some(welcome.credentials);
+        }
+        Ok(Some(beginning))
+    }
+
+    /// The server doesn't know the session, and what it had taken of it nobody can know.
+    fn lose_session(&mut self, now: Instant) {
+        let lost = self.continuity.as_mut().and_then(|continuity| continuity.lost.take());
+        let mut ending = lost.map_or_else(|| Ending::new(Cause::Reset), |lost| lost.ending);
+        ending.session = Some(SessionEnd::Forgotten);
+        // The new one has no use.
+        let close = Close::new(CloseCode::GOING_AWAY, "the session before was lost");
+        self.session.forget_received();
+        self.note_time(now);
+        self.finish(ending, Some(close), Action::Close);
+    }
+}
+
+// ---- the server -----------------------------------------------------------------------------------------------
+
+impl Connection {
+    /// The session that its HELLO names.
+    #[must_use]
+    pub fn claim(&self) -> Option<&Claim> {
+        self.opening.as_ref().filter(|_| matches!(self.phase, Phase::Authenticating))?.claim.as_ref()
+    }
+
+    /// The link that said HELLO for this session becomes its link, and the one before is over: nothing of that may be read any
+    /// more. `newcomer` is where it said so, and is nothing afterwards, unless this fails.
+    pub fn resume(&mut self, now: Instant, newcomer: &mut Self) -> Result<(), ResumeError> {
+        let Some(Claim { position, largest_message, .. }) = newcomer.claim().copied() else {
+            return Err(ResumeError::Over);
+        };
+        let is_over = matches!(self.phase, Phase::Left { .. } | Phase::PeerLeft { .. } | Phase::Ended { .. });
+        if is_over || self.retention == 0 {
+            return Err(ResumeError::Over);
+        }
+        let Some(replayed) = self.session.check_position(position)? else { return Err(ResumeError::Forgotten) };
+        self.note_time(now);
+        if !matches!(self.phase, Phase::Away { .. }) {
+            let mut ending = Ending::new(Cause::Reset);
+            ending.detail = Some("the peer came back over another connection".to_owned());
+            self.part(now, ending, None, None);
+        }
+        self.forget_link();
+        self.session.resume(position, largest_message)?;
+        self.was_taken = true;
+        mem::swap(&mut self.decoder, &mut newcomer.decoder);
+        self.heard_preamble = newcomer.heard_preamble;
+        self.first = newcomer.first.take();
+        self.opening = newcomer.opening.take();
+        (self.bytes_sent, self.bytes_heard) = (newcomer.bytes_sent, newcomer.bytes_heard);
+        newcomer.phase = Phase::Ended { parting: None, action: None };
+        if let Some(opening) = &mut self.opening {
+            opening.replayed = Some(replayed);
+        }
+        let credentials = match self.opening.as_ref().and_then(|opening| opening.claim) {
+            Some(claim) => claim.resumption.credentials,
+            None => return Err(ResumeError::Over),
+        };
+        self.welcome(credentials);
+        Ok(())
+    }
+
+    /// The client has come with a HELLO that lacks what was forgotten here: the session is over.
+    pub fn lose(&mut self, now: Instant) {
+        self.note_time(now);
+        if self.retention > 0 && !matches!(self.phase, Phase::PeerLeft { .. } | Phase::Ended { .. }) {
+            let lost = self.continuity.as_mut().and_then(|continuity| continuity.lost.take());
+            let mut ending = lost.map_or_else(|| Ending::new(Cause::Reset), |lost| lost.ending);
+            ending.session = Some(SessionEnd::Forgotten);
+            self.finish(ending, None, Action::Abort);
+        }
+    }
+}
+
+// ---- both -----------------------------------------------------------------------------------------------------
+
+impl Connection {
+    /// The link is lost, and the session waits for another.
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        matches!(self.phase, Phase::Away { .. })
+    }
+
+    /// A link was lost that was open, and none has been since.
+    #[must_use]
+    pub fn is_reconnecting(&self) -> bool {
+        self.lost().is_some()
+    }
+
+    pub(super) fn lost(&self) -> Option<&Lost> {
+        self.continuity.as_ref()?.lost.as_deref()
+    }
+
+    /// Something that was begun, and ends the session, waits for a link.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.continuity.as_ref().is_some_and(|continuity| continuity.farewell.is_some())
+    }
+
+    /// A session that has ended there says so again to who comes back for it.
+    pub(super) fn is_end_of_ours(&self, close: &Close) -> bool {
+        let is_refusal = close.code.0 > CloseCode::GOING_AWAY.0 && close.code.name().is_some();
+        let (sent, taken) = self.session.sent_offsets();
+        self.is_reconnecting() && close.ends_session && !is_refusal && (taken..=sent).contains(&close.taken)
+    }
+
+    /// Whether the session outlives this end of its link.
+    pub(super) fn goes_on(&self, ending: &Ending) -> bool {
+        let client = self.continuity.as_ref().and_then(|continuity| continuity.client.as_ref());
+        let may = match (self.role, client) {
+            (Role::Client, Some(client)) => {
+                client.introduction.will_resume && (client.credentials.is_some() || self.is_reconnecting())
+            }
+            (Role::Client, None) => false,
+            (Role::Server, _) => self.retention > 0,
+        };
+        may && match ending.cause {
+            Cause::Ended
+            | Cause::Reset
+            | Cause::Unreachable
+            | Cause::Frozen
+            | Cause::Silent
+            | Cause::Deaf
+            | Cause::Hung => true,
+            Cause::Closed | Cause::Handshake => match &ending.close {
+                // Our own, unless that is only for who isn't heard: the handshake took too long.
+                Some(close) if !ending.by_peer => close.code == CloseCode::HANDSHAKE_TIMEOUT,
+                Some(close) => !close.ends_session || (self.role == Role::Client && is_for_a_while(close)),
+                None => ending.cause == Cause::Handshake,
+            },
+            Cause::Refused | Cause::Tls | Cause::Protocol => false,
+        }
+    }
+
+    /// The link is over: `parting` is tried once, then `action`. The session, if there is one, waits for another.
+    pub(super) fn end(&mut self, now: Instant, ending: Ending, parting: Option<Close>, action: Action) {
+        if self.goes_on(&ending) {
+            self.part(now, ending, parting, Some(action));
+        } else {
+            self.finish(ending, parting, action);
+        }
+    }
+
+    /// The link goes, the session stays.
+    pub(super) fn part(&mut self, now: Instant, mut ending: Ending, parting: Option<Close>, action: Option<Action>) {
+        let stats = self.stats(now);
+        let was_open = self.supervision.is_some();
+        let parting = parting.map(|close| Box::new(close.link_only()));
+        let phase = mem::replace(&mut self.phase, Phase::Away { parting, action });
+        ending.untaken_bytes = self.session.outbox.untaken_bytes() as u64;
+        // Nobody knows of a session whose client didn't say its first word in it.
+        let patience = match self.role {
+            _ if !was_open => Some(self.config.handshake_timeout),
+            Role::Client => self.config.give_up_after,
+            Role::Server => Some(Duration::from_millis(self.retention.into())),
+        };
+        let continuity = self.continuity.get_or_insert_default();
+        if let Phase::Draining { close, deadline } | Phase::Leaving { close, deadline } = phase
+            && close.ends_session
+        {
+            continuity.farewell = Some(Box::new(Farewell { close: *close, deadline }));
+        }
+        if ending.cause == Cause::Closed && ending.close.as_ref().is_some_and(|close| close.ends_session) {
+            // Whatever comes next is another session; and what this one has taken is known.
+            if let Some(client) = &mut continuity.client {
+                client.credentials = None;
+            }
+            self.session.on_final_word();
+        }
+        if continuity.lost.is_none() {
+            let deadline = patience.map(|patience| Moment::from(now) + patience);
+            continuity.lost = Some(Box::new(Lost { ending: ending.clone(), deadline, stats, was_open }));
+        }
+        self.supervision = None;
+        self.opening = None;
+        (self.look_wanted, self.fin_wanted) = (false, false);
+        self.tell(Event::Parted { ending: Box::new(ending), was_open });
+    }
+
+    /// What is left of the link before.
+    fn forget_link(&mut self) {
+        self.decoder = Decoder::new(first_kind(self.role));
+        self.heard_preamble = false;
+        (self.first, self.control) = (None, None);
+        (self.offered_first, self.data_is_first) = (0, false);
+        (self.bytes_sent, self.bytes_heard) = (0, 0);
+        self.armed = None;
+    }
+
+    /// A new link is open. What was begun to be ended goes on with it.
+    pub(super) fn take_farewell(&mut self) -> Option<(Box<Close>, Moment)> {
+        let continuity = self.continuity.as_mut()?;
+        continuity.lost = None;
+        let farewell = continuity.farewell.take();
+        if continuity.client.is_none() {
+            self.continuity = None;
+        }
+        farewell.map(|farewell| (Box::new(farewell.close), farewell.deadline))
+    }
+
+    /// Says goodbye over the next link, if one comes in time.
+    pub(super) fn leave_later(&mut self, now: Instant, close: Close, deadline: Moment) {
+        let has_untaken = self.session.outbox.untaken_bytes() > 0;
+        let deadline = if has_untaken { deadline } else { deadline.min(Moment::from(now) + COURTESY) };
+        let Some(continuity) = &mut self.continuity else { return };
+        match &mut continuity.farewell {
+            Some(farewell) => farewell.deadline = farewell.deadline.min(deadline),
+            None => continuity.farewell = Some(Box::new(Farewell { close, deadline })),
+        }
+    }
+
+    /// When a session without a link is over.
+    pub(super) fn end_of_patience(&self) -> Option<Moment> {
+        let continuity = self.continuity.as_ref()?;
+        let lost = continuity.lost.as_ref().and_then(|lost| lost.deadline);
+        let farewell = continuity.farewell.as_ref().map(|farewell| farewell.deadline);
+        lost.into_iter().chain(farewell).min()
+    }
+
+    /// True if it is over.
+    pub(super) fn has_lost_patience(&mut self, now: Instant) -> bool {
+        let at = Moment::from(now);
+        let Some(continuity) = &mut self.continuity else { return false };
+        if continuity.farewell.as_ref().is_some_and(|farewell| at >= farewell.deadline)
+            && let Some(farewell) = continuity.farewell.take()
+        {
+            let ending = self.closed(farewell.close);
+            self.finish(ending, None, Action::Close);
+            return true;
+        }
+        if continuity.lost.as_ref().is_some_and(|lost| lost.deadline.is_some_and(|deadline| at >= deadline))
+            && let Some(lost) = continuity.lost.take()
+        {
+            let Lost { mut ending, was_open, .. } = *lost;
+            ending.session = was_open.then_some(SessionEnd::GivenUp);
+            self.finish(ending, None, Action::Close);
+            return true;
+        }
+        false
+    }
+
+    /// The client doesn't try any more, for this can't heal: every attempt's reason is in `detail`.
+    pub fn give_up(&mut self, now: Instant, cause: Cause, detail: String) {
+        self.note_time(now);
+        if matches!(self.phase, Phase::Away { .. }) {
+            let ending = Ending { detail: Some(detail), session: Some(SessionEnd::GivenUp), ..Ending::new(cause) };
+            self.finish(ending, None, Action::Close);
+        }
+    }
+
+    /// Each message that the peer's program isn't known to have taken, in order.
+    #[must_use]
+    pub fn undelivered(&self) -> Vec<Vec<u8>> {
+        self.session.undelivered()
+    }
+
+    /// Nobody asks for them.
+    pub fn forget_undelivered(&mut self) {
+        if matches!(self.phase, Phase::Ended { .. } | Phase::PeerLeft { .. }) {
+            self.session.forget_sent();
+        }
+    }
+}
+
+/// A refusal that doesn't stand for ever, or a goodbye for a while.
+fn is_for_a_while(close: &Close) -> bool {
+    matches!(close.code, CloseCode::GOING_AWAY | CloseCode::TOO_MANY | CloseCode::HANDSHAKE_TIMEOUT)
+}
