@@ -15,5 +15,6 @@ pub mod heartbeat;
 pub mod moment;
 pub mod placing;
 pub mod plain;
+pub mod race;
 pub mod session;
 pub mod verdict;
