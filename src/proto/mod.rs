@@ -1,6 +1,7 @@
 //! Decisions: no clock, no socket, no thread, no Python.
 #![forbid(unsafe_code)]
 
+pub mod backoff;
 pub mod cause;
 pub mod close;
 pub mod codec;
@@ -14,5 +15,6 @@ pub mod heartbeat;
 pub mod moment;
 pub mod placing;
 pub mod plain;
+pub mod race;
 pub mod session;
 pub mod verdict;
