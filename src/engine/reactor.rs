@@ -18,7 +18,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token};
 
 use crate::engine::clock;
-use crate::engine::link::{Errand, LATE, Link};
+use crate::engine::link::{Arrived, Errand, LATE, Link};
 use crate::engine::listener::Listener;
 use crate::engine::timers::Timers;
 use crate::net::sys::{self, DelayedWakeup, Wakeup};
@@ -81,6 +81,8 @@ pub struct Engine {
     soon: DelayedWakeup,
     next_key: AtomicUsize,
     orders: Mutex<Orders>,
+    /// For links whose lock was taken, perhaps.
+    deliveries: Mutex<Vec<(usize, Arrived)>>,
 }
 
 thread_local! {
@@ -129,6 +131,16 @@ impl Engine {
 
     pub fn attend(&self, key: usize) {
         self.order(Order::Attend(key));
+    }
+
+    /// Leaves something for a link, to be told that it has.
+    pub fn deliver(&self, key: usize, arrived: Arrived) {
+        self.deliveries.lock().unwrap_or_else(PoisonError::into_inner).push((key, arrived));
+    }
+
+    pub fn take_deliveries(&self, key: usize) -> Vec<Arrived> {
+        let mut deliveries = self.deliveries.lock().unwrap_or_else(PoisonError::into_inner);
+        deliveries.extract_if(.., |(whose, _)| *whose == key).map(|(_, arrived)| arrived).collect()
     }
 
     /// Wakes the thread for this after a moment, so that more can come together meanwhile.
@@ -182,6 +194,7 @@ impl Reactor {
             soon: DelayedWakeup::new()?,
             next_key: AtomicUsize::new(FIRST_MEMBER),
             orders: Mutex::default(),
+            deliveries: Mutex::default(),
         };
         engine.watch(engine.wakeup.as_fd(), WAKEUP, Interest::READABLE)?;
         engine.watch(engine.soon.as_fd(), SOON, Interest::READABLE)?;

@@ -4,7 +4,7 @@
 use std::mem::MaybeUninit;
 use std::time::{Duration, Instant};
 
-use super::cause::Cause;
+use super::cause::{Cause, SessionEnd};
 use super::close::Close;
 use super::codec::Framing;
 use super::connection::{Action, Connection, Event, State, Stats, Transmit};
@@ -219,6 +219,28 @@ impl Core {
             Self::Plain(plain) => plain.close(deadline),
         }
     }
+
+    /// At the next frame boundary, whatever hasn't been taken.
+    pub fn leave(&mut self, now: Instant, close: Close, deadline: Instant) {
+        match self {
+            Self::Framed(connection) => connection.leave(now, close, deadline),
+            Self::Plain(plain) => plain.close(deadline),
+        }
+    }
+
+    /// A client's session goes on over another connection.
+    pub fn relink(&mut self, now: Instant, seed: u64) {
+        if let Self::Framed(connection) = self {
+            connection.relink(now, seed);
+        }
+    }
+
+    /// A server's session is over.
+    pub fn lose(&mut self, now: Instant, how: SessionEnd) {
+        if let Self::Framed(connection) = self {
+            connection.lose(now, how);
+        }
+    }
 }
 
 // ---- output ---------------------------------------------------------------------------------------------------
@@ -280,6 +302,24 @@ impl Core {
         match self {
             Self::Framed(connection) => connection.state(),
             Self::Plain(plain) => plain.state(),
+        }
+    }
+
+    /// The session has no link, and waits for one.
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        match self {
+            Self::Framed(connection) => connection.is_away(),
+            Self::Plain(_) => false,
+        }
+    }
+
+    /// What a session without a link keeps.
+    #[must_use]
+    pub fn kept_bytes(&self) -> usize {
+        match self {
+            Self::Framed(connection) => connection.kept_bytes(),
+            Self::Plain(_) => 0,
         }
     }
 

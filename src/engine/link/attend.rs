@@ -66,8 +66,12 @@ impl Link {
             inner.read_all(now);
             inner.core.handle_pause(now);
         }
+        if errand.has(Errand::DELIVERY) {
+            self.take_deliveries(inner, now);
+        }
         if errand.has(Errand::ALARM) {
             self.on_alarm(inner, now);
+            self.come_back(inner, now);
         }
         self.turn(inner, now);
         self.leave_unsent(inner, now);

@@ -9,7 +9,7 @@ use super::{Attempt, INLINE_BYTES, Inner, Link, LinkError, Ping, Reader};
 use crate::engine::clock;
 use crate::engine::waiting::Interest;
 use crate::proto::close::Close;
-use crate::proto::connection::Connection;
+use crate::proto::connection::{Connection, State};
 use crate::proto::core::Core;
 use crate::proto::frame::{HEADER_BYTES, MAX_PAYLOAD_BYTES};
 use crate::proto::moment::Moment;
@@ -287,16 +287,30 @@ impl Link {
             return Err(error);
         }
         let at = clock::now();
-        let Some(number) = inner.core.ping(at) else { return Err(LinkError::NotOpen(inner.core.state())) };
+        let opening = inner.openings;
+        let Some(number) = inner.core.ping(at) else {
+            return match inner.core.state() {
+                // Once there is another link.
+                State::Reconnecting => Ok(Ping { number: 0, at, opening: opening.wrapping_sub(1) }),
+                state => Err(LinkError::NotOpen(state)),
+            };
+        };
         self.turn(&mut inner, at);
-        Ok(Ping { number, at })
+        Ok(Ping { number, at, opening })
     }
 
     /// Until the peer has answered; the round trip.
-    pub fn wait_pong(&self, ping: Ping, deadline: Option<Instant>) -> Result<Duration, LinkError> {
-        self.wait(Interest::PONG, deadline, |_, inner, now| {
+    pub fn wait_pong(&self, mut ping: Ping, deadline: Option<Instant>) -> Result<Duration, LinkError> {
+        self.wait(Interest::PONG, deadline, |link, inner, now| {
+            if ping.opening != inner.openings
+                && let Some(number) = inner.core.ping(now)
+            {
+                // The one before was asked on a link that is lost.
+                ping = Ping { number, at: now, opening: inner.openings };
+                link.turn(inner, now);
+            }
             match inner.extras.as_ref().and_then(|extras| extras.last_pong) {
-                Some((answered, round_trip)) if answered >= ping.number => {
+                Some((answered, round_trip)) if ping.opening == inner.openings && answered >= ping.number => {
                     Some(Ok(round_trip.unwrap_or(now.saturating_duration_since(ping.at))))
                 }
                 _ => inner.over().map(Err),

@@ -15,6 +15,7 @@
 //! has appended enough, who begins to wait, or the engine a moment later.
 
 mod attend;
+mod comeback;
 mod messages;
 mod turn;
 mod wait;
@@ -23,12 +24,12 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::mem::{self, MaybeUninit};
-use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::num::NonZeroU32;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{self, AtomicI32, AtomicU8, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
 use mio::Interest as Readiness;
@@ -51,7 +52,11 @@ use crate::proto::heartbeat::Ages;
 use crate::proto::moment::Moment;
 use crate::proto::plain::{EndOfStream, Plain, PlainStats};
 
+use comeback::{Comeback, Equipped};
+
 pub(super) use attend::LATE;
+pub(super) use comeback::Arrived;
+pub use comeback::Reconnect;
 pub use messages::Receiving;
 
 /// What is read, or written, in one system call.
@@ -141,6 +146,12 @@ pub enum What {
     Opened,
     Suspect { silence: Duration },
     Alive,
+    /// The link is lost, the session isn't.
+    Parted(Arc<Ending>),
+    /// There is a link again, and so many messages went again.
+    Resumed { replayed: u64 },
+    /// There is a link again, and the server knew nothing of the session.
+    Fresh,
     Ended(Arc<Ending>),
 }
 
@@ -152,6 +163,8 @@ pub type Observer = Arc<dyn Fn(&Occurrence) + Send + Sync>;
 pub struct Ping {
     number: u64,
     at: Instant,
+    /// On which link it was asked.
+    opening: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,7 +179,8 @@ pub struct Link {
     generation: u32,
     this: Weak<Link>,
     listener: Option<Weak<Listener>>,
-    ends: Ends,
+    /// Held for a few instructions, whatever other lock is.
+    ends: Mutex<Ends>,
     /// Of a plain peer; `None` for who speaks our protocol.
     framing: Option<Framing>,
     /// The descriptor's number while it is ours to close; for a forked child, which can't take the lock.
@@ -180,12 +194,18 @@ pub struct Link {
 }
 
 /// Both ends' addresses, of one family.
+#[derive(Clone)]
 enum Ends {
     V4 { local: SocketAddrV4, peer: SocketAddrV4 },
     V6(Box<[SocketAddrV6; 2]>),
 }
 
 impl Ends {
+    const UNKNOWN: Self = {
+        let nowhere = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+        Self::V4 { local: nowhere, peer: nowhere }
+    };
+
     fn of(socket: BorrowedFd<'_>) -> io::Result<Self> {
         let socket = SockRef::from(&socket);
         let [local, peer] = [socket.local_addr()?, socket.peer_addr()?];
@@ -226,6 +246,8 @@ impl Errand {
     pub(super) const ATTENTION: Self = Self(32);
     /// The machine was suspended.
     pub(super) const SUSPENSION: Self = Self(64);
+    /// The engine has something for it.
+    const DELIVERY: Self = Self(128);
 
     fn has(self, other: Self) -> bool {
         self.0 & other.0 != 0
@@ -300,6 +322,8 @@ struct Inner {
     is_flush_coming: bool,
     waiters: Waiters,
     opened_at: Option<Moment>,
+    /// How many links have been open.
+    openings: u32,
     /// The first occurrence, for who asks; mostly nobody does, and nothing else happens for long.
     is_opening_untold: bool,
     ending: Option<Arc<Ending>>,
@@ -323,6 +347,8 @@ struct Extras {
     write_error: Option<io::Error>,
     /// Of a plain link; dropped before the descriptor is closed.
     path_watch: Option<PathWatch>,
+    /// Of a client that comes back.
+    comeback: Option<Box<Comeback>>,
 }
 
 const _: () = assert!(size_of::<Inner>() <= 664);
@@ -383,18 +409,8 @@ impl Link {
         listener: Option<Weak<Listener>>,
         client_id: Box<str>,
     ) -> io::Result<Arc<Self>> {
-        let fd = socket.as_fd();
-        let ends = Ends::of(fd)?;
-        // Who waits for a message does so in recv(2); all other calls say MSG_DONTWAIT.
-        SockRef::from(&fd).set_nonblocking(false)?;
-        tuning::prepare(fd)?;
-        let rto_max_ms = match &core {
-            Core::Framed(_) => tuning::bound_retransmissions(fd, Duration::ZERO),
-            // That is for its guard to do.
-            Core::Plain(_) => None,
-        };
-        let acked_before =
-            tcp_info::sample(fd.as_raw_fd()).map_or(0, |sample| u32::try_from(sample.bytes_acked).unwrap_or_default());
+        let is_framed = matches!(core, Core::Framed(_));
+        let Equipped { socket, ends, acked_before, rto_max_ms } = comeback::equip(socket, is_framed)?;
         let engine = reactor::engine()?;
         let framing = core.framing();
         let inner = Inner {
@@ -420,6 +436,7 @@ impl Link {
             waiters: Waiters::default(),
             // A plain peer knows of no handshake.
             opened_at: framing.is_some().then_some(now.into()),
+            openings: 0,
             is_opening_untold: false,
             ending: None,
             share: None,
@@ -434,7 +451,7 @@ impl Link {
             generation: fork::generation(),
             this: this.clone(),
             listener,
-            ends,
+            ends: Mutex::new(ends),
             framing,
             number: AtomicI32::new(socket.as_raw_fd()),
             guest_number: AtomicU32::new(u32::MAX),
@@ -525,12 +542,26 @@ impl Link {
 impl Link {
     #[must_use]
     pub fn local_address(&self) -> SocketAddr {
-        self.ends.local()
+        self.copy_of_ends().local()
     }
 
     #[must_use]
     pub fn peer_address(&self) -> SocketAddr {
-        self.ends.peer()
+        self.copy_of_ends().peer()
+    }
+
+    /// In a forked child the lock may be as some thread of the parent had it.
+    fn copy_of_ends(&self) -> Ends {
+        match self.ends.try_lock() {
+            Ok(ends) => ends.clone(),
+            Err(TryLockError::Poisoned(ends)) => ends.into_inner().clone(),
+            Err(TryLockError::WouldBlock) if self.check_process().is_err() => Ends::UNKNOWN,
+            Err(TryLockError::WouldBlock) => self.ends.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+
+    fn set_ends(&self, ends: Ends) {
+        *self.ends.lock().unwrap_or_else(PoisonError::into_inner) = ends;
     }
 
     /// A number that no other link of this process has.

@@ -4,7 +4,7 @@ use std::io;
 use std::mem;
 use std::net::Shutdown;
 use std::num::NonZeroU32;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ use crate::engine::{fork, interpreter};
 use crate::net::{sys, tcp_info, tuning};
 use crate::proto::cause::Cause;
 use crate::proto::close::{Close, CloseCode};
-use crate::proto::connection::{Action, Connection, Event, State, Stats, Transmit};
+use crate::proto::connection::{Action, Beginning, Connection, Event, State, Stats, Transmit};
 use crate::proto::core::Core;
 use crate::proto::evidence::KernelView;
 use crate::proto::moment::Moment;
@@ -201,18 +201,42 @@ impl Link {
                 }
                 Interest::NOTHING
             }
-            // Going on with a session is the next step of the project: until then nothing but the time is of use later.
-            Event::Opened(_) => {
-                inner.opened_at = Some(now.into());
+            Event::Opened(beginning) => {
+                let is_first = inner.opened_at.is_none();
+                inner.opened_at.get_or_insert(now.into());
+                inner.openings = inner.openings.wrapping_add(1);
+                if let Some(extras) = &mut inner.extras {
+                    extras.last_pong = None;
+                }
                 if let (Some(socket), Some(stats)) = (&inner.socket, inner.core.stats(now)) {
                     tuning::set_patience(socket.as_fd(), stats.limit);
                 }
                 if let (Some(listener), Some(this)) = (&listener, self.this.upgrade()) {
-                    listener.on_opened(&this);
+                    listener.on_opened(&this, is_first);
                 }
-                self.record(inner, now, What::Opened)
+                let what = match beginning {
+                    _ if is_first => What::Opened,
+                    Beginning::Resumed { replayed } => What::Resumed { replayed },
+                    Beginning::New | Beginning::Fresh => What::Fresh,
+                };
+                self.record(inner, now, what) | Interest::ROOM | Interest::PONG
             }
-            Event::Parted { .. } | Event::Proven => Interest::NOTHING,
+            Event::Parted { ending, was_open } => {
+                self.plan_comeback(inner, now, &ending, was_open);
+                if !was_open {
+                    log::debug!(target: "longconn.link", "{}: an attempt failed: {ending}", self.peer_address());
+                    return Interest::NOTHING;
+                }
+                let news = self.record(inner, now, What::Parted(Arc::new(*ending)));
+                if let (Some(listener), Some(this)) = (&listener, self.this.upgrade()) {
+                    listener.on_parted(&this, inner.core.kept_bytes());
+                }
+                news
+            }
+            Event::Proven => {
+                inner.on_proven();
+                Interest::NOTHING
+            }
             Event::Suspect { silence } => self.record(inner, now, What::Suspect { silence }),
             Event::Alive => self.record(inner, now, What::Alive),
             Event::Pong { ping, round_trip } => {
@@ -223,6 +247,7 @@ impl Link {
             Event::Ended(ending) => {
                 let ending = Arc::new(*ending);
                 inner.ending = Some(ending.clone());
+                inner.stay_away();
                 inner.waiters.wake_everyone();
                 self.record(inner, now, What::Ended(ending))
             }
@@ -244,15 +269,22 @@ impl Link {
 
     pub(super) fn log(&self, occurrence: &Occurrence) {
         match &occurrence.what {
-            What::Opened => log::debug!(target: "longconn.link", "{}: open", self.ends.peer()),
+            What::Opened => log::debug!(target: "longconn.link", "{}: open", self.peer_address()),
             What::Suspect { silence } => {
-                log::debug!(target: "longconn.link", "{}: suspect, nothing heard for {silence:.2?}", self.ends.peer());
+                log::debug!(target: "longconn.link", "{}: suspect, nothing heard for {silence:.2?}", self.peer_address());
             }
-            What::Alive => log::debug!(target: "longconn.link", "{}: heard again", self.ends.peer()),
+            What::Alive => log::debug!(target: "longconn.link", "{}: heard again", self.peer_address()),
+            What::Resumed { replayed } => {
+                log::info!(target: "longconn.link", "{}: goes on, {replayed} messages went again", self.peer_address());
+            }
+            What::Fresh => log::info!(target: "longconn.link", "{}: goes on in a new session", self.peer_address()),
+            What::Parted(ending) => {
+                log::warn!(target: "longconn.link", "{}: {ending}; the session waits", self.peer_address());
+            }
             What::Ended(ending) if matches!(ending.cause, Cause::Closed | Cause::Handshake | Cause::Protocol) => {
-                log::debug!(target: "longconn.link", "{}: {ending}", self.ends.peer());
+                log::debug!(target: "longconn.link", "{}: {ending}", self.peer_address());
             }
-            What::Ended(ending) => log::warn!(target: "longconn.link", "{}: {ending}", self.ends.peer()),
+            What::Ended(ending) => log::warn!(target: "longconn.link", "{}: {ending}", self.peer_address()),
         }
     }
 
@@ -292,9 +324,11 @@ impl Link {
 
     /// The engine is woken only for an alarm that is earlier than what it has; it asks again when one rings.
     pub(super) fn set_alarm(&self, inner: &mut Inner) {
-        inner.deadline = if inner.socket.is_some() { inner.core.poll_timeout() } else { None };
+        let is_kept = inner.socket.is_some() || inner.core.is_away();
+        inner.deadline = if is_kept { inner.core.poll_timeout() } else { None };
         let return_of_role = (inner.reader == Reader::Callers && !inner.is_polled).then(|| inner.role_returns());
-        let Some(next) = inner.deadline.into_iter().chain(return_of_role).min() else { return };
+        let others = return_of_role.into_iter().chain(inner.next_attempt());
+        let Some(next) = inner.deadline.into_iter().chain(others).min() else { return };
         if inner.alarm.is_none_or(|alarm| next < alarm) {
             inner.alarm = Some(next);
             self.engine.set_alarm(self.key, next);
@@ -326,23 +360,15 @@ impl Link {
         }
     }
 
-    /// The link is over: for the kernel with RST, or in order.
+    /// The link is over: for the kernel with RST, or in order. Its session may wait for another.
     pub(super) fn give_up(&self, inner: &mut Inner, aborts: bool) {
-        let Some(socket) = inner.socket.take() else { return };
         if let Some(extras) = &mut inner.extras {
             extras.path_watch = None;
         }
-        if inner.is_watched {
-            self.engine.unwatch(socket.as_fd());
+        self.detach(inner, aborts);
+        if inner.core.is_away() {
+            return;
         }
-        if aborts && let Err(error) = sys::abort(socket.as_fd()) {
-            log::debug!(target: "longconn.engine", "{}: the connection could not be reset: {error}", self.ends.peer());
-        }
-        if inner.is_receiving {
-            // Who waits in recv(2) is to wake; it fails where that has woken already.
-            let _ = SockRef::from(&socket).shutdown(Shutdown::Both);
-        }
-        self.number.store(-1, Ordering::Relaxed);
         self.engine.release(self.key);
         inner.core.give_back_memory();
         inner.waiters.wake_everyone();
@@ -350,6 +376,11 @@ impl Link {
 }
 
 impl Inner {
+    /// It is this link's, and no earlier one's.
+    pub(super) fn has_socket(&self, socket: &Arc<OwnedFd>) -> bool {
+        self.socket.as_ref().is_some_and(|ours| Arc::ptr_eq(ours, socket))
+    }
+
     pub(super) fn extras(&mut self) -> &mut Extras {
         self.extras.get_or_insert_default()
     }
@@ -515,7 +546,7 @@ impl Inner {
     pub(super) fn give_way(&mut self, now: Instant, stats: &Stats) {
         if self.share.as_mut().is_some_and(|share| share.is_hoarding(now, stats.inbox_bytes)) {
             let close = Close::new(CloseCode::TOO_SLOW, "memory was granted for a message that doesn't come");
-            self.core.close(now, close.link_only(), now + PARTING);
+            self.core.leave(now, close, now + PARTING);
         }
     }
 

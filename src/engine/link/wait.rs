@@ -165,6 +165,10 @@ impl Link {
             inner = self.lock();
             now = clock::now();
             inner.last_read = now.into();
+            if !inner.has_socket(&socket) {
+                // It comes again, over another link; what was whole is here.
+                break Ok(Attempt::Later);
+            }
             match got {
                 Ok(bytes @ 1..) => {
                     let (of_headers, of_content) = place.shares(bytes);
@@ -185,8 +189,7 @@ impl Link {
             }
             self.turn(&mut inner, now);
         };
-        inner.is_polled = false;
-        inner.is_receiving = false;
+        self.end_receiving(&mut inner, &socket);
         inner.is_flowing = false;
         if inner.waiters.is_empty() {
             inner.core.set_waiting(now, false);
@@ -204,11 +207,23 @@ impl Link {
         result
     }
 
+    /// Others may read again. False if the link has another socket by now, or none: what was received of that one counts no more,
+    /// and what came over the other meanwhile is to be read.
+    fn end_receiving(&self, inner: &mut Inner, socket: &Arc<OwnedFd>) -> bool {
+        (inner.is_polled, inner.is_receiving) = (false, false);
+        let is_ours = inner.has_socket(socket);
+        if !is_ours && inner.socket.is_some() {
+            inner.is_unread = true;
+            self.engine.attend(self.key);
+        }
+        is_ours
+    }
+
     /// What [`Inner::begin_receiving`] has begun. Nothing follows from it before [`Link::settle_received`], which is to be
     /// called when `room` is nobody's any more: when nothing can be written, a turn reads what is left.
     pub(super) fn receive_in(
         &self,
-        socket: &OwnedFd,
+        socket: &Arc<OwnedFd>,
         room: &mut [MaybeUninit<u8>],
         deadline: Option<Instant>,
     ) -> (Guard<'_>, Instant, Result<(), WaitError>) {
@@ -216,16 +231,17 @@ impl Link {
         let got = sys::receive_waiting(socket.as_fd(), room);
         let mut inner = self.lock();
         let now = clock::now();
-        inner.is_polled = false;
-        inner.is_receiving = false;
         inner.last_read = now.into();
+        let is_ours = self.end_receiving(&mut inner, socket);
         if inner.waiters.is_empty() {
             inner.core.set_waiting(now, false);
         }
         let is_interrupted = matches!(&got, Err(error) if error.kind() == io::ErrorKind::Interrupted);
         let is_late = matches!(&got, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
             && deadline.is_some_and(|deadline| now >= deadline);
-        inner.digest(now, got, capacity);
+        if is_ours {
+            inner.digest(now, got, capacity);
+        }
         let result = match (is_interrupted, is_late) {
             (true, _) => Err(WaitError::Interrupted),
             (false, true) => Err(WaitError::TimedOut),
@@ -261,7 +277,9 @@ impl Link {
         let slept = place.sleep(polled.as_ref().map(AsFd::as_fd), events, now, deadline);
         let mut inner = self.lock();
         inner.waiters.leave(place);
-        if polled.is_some() {
+        if let Some(polled) = &polled
+            && inner.has_socket(polled)
+        {
             inner.is_polled = false;
             if matches!(slept, Ok(came) if came & libc::POLLOUT != 0) {
                 inner.is_write_blocked = false;

@@ -239,13 +239,13 @@ impl Connection {
         Ok(())
     }
 
-    /// The client has come with a HELLO that lacks what was forgotten here: the session is over.
-    pub fn lose(&mut self, now: Instant) {
+    /// The session is over: its client has come with a HELLO that lacks what was forgotten here, or doesn't come in time.
+    pub fn lose(&mut self, now: Instant, how: SessionEnd) {
         self.note_time(now);
         if self.retention > 0 && !matches!(self.phase, Phase::PeerLeft { .. } | Phase::Ended { .. }) {
             let lost = self.continuity.as_mut().and_then(|continuity| continuity.lost.take());
             let mut ending = lost.map_or_else(|| Ending::new(Cause::Reset), |lost| lost.ending);
-            ending.session = Some(SessionEnd::Forgotten);
+            ending.session = Some(how);
             self.finish(ending, None, Action::Abort);
         }
     }
@@ -258,6 +258,12 @@ impl Connection {
     #[must_use]
     pub fn is_away(&self) -> bool {
         matches!(self.phase, Phase::Away { .. })
+    }
+
+    /// What was not taken, either way.
+    #[must_use]
+    pub fn kept_bytes(&self) -> usize {
+        self.session.outbox.untaken_bytes() + self.session.inbox.buffered_bytes()
     }
 
     /// A link was lost that was open, and none has been since.

@@ -1,0 +1,363 @@
+//! Going on over another connection: a client makes one, a server is brought one.
+
+use std::mem;
+use std::net::{Shutdown, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+
+use super::{BOTH, Ends, Errand, Inner, Link, LinkError, Reader, new_seed};
+use crate::engine::dial::{self, Connected, Dial, DialConfig};
+use crate::engine::listener::Listener;
+use crate::net::dial::{DialError, Failure, Target};
+use crate::net::{sys, tcp_info, tuning};
+use crate::proto::backoff::{Backoff, BackoffConfig, Why};
+use crate::proto::cause::{Cause, Ending, SessionEnd};
+use crate::proto::close::{Close, CloseCode};
+use crate::proto::connection::{ResumeError, State};
+use crate::proto::core::Core;
+use crate::proto::moment::Moment;
+
+/// The winner of a race of addresses is asked first for so long (RFC 8305, section 8).
+const PREFERRED_FOR: Duration = Duration::from_secs(600);
+/// What every path carries: the least IPv4 datagram that all hosts take, less its headers (RFC 9293, section 3.7.1).
+const SMALL_SEGMENT: u16 = 536;
+/// For who keeps losing its connections and is told why: the reasons of so many attempts.
+const KEPT_REASONS: usize = 8;
+
+/// How a client comes back.
+#[derive(Clone, Debug)]
+pub struct Reconnect {
+    pub target: Arc<Target>,
+    pub backoff: BackoffConfig,
+    /// The server's word where to come back is followed.
+    pub follows: bool,
+}
+
+/// Something has come for a link while others may have its lock.
+pub(in crate::engine) enum Arrived {
+    Dialled(Result<Connected, DialError>),
+    /// It has said HELLO for the session of the link that this is for.
+    Client(Arc<Link>),
+    /// The listener has no room for a session that nobody comes back for.
+    Eviction,
+}
+
+/// A client's means of coming back.
+pub(super) struct Comeback {
+    how: Reconnect,
+    backoff: Backoff,
+    next: Option<Moment>,
+    dial: Option<Arc<Dial>>,
+    /// Where it was connected to, and until when.
+    preferred: (SocketAddr, Moment),
+    /// Full segments may have been what didn't get through.
+    max_segment: Option<u16>,
+    /// Of the attempts since the link was lost.
+    reasons: Vec<String>,
+}
+
+/// A socket that a link can use.
+pub(super) struct Equipped {
+    pub(super) socket: OwnedFd,
+    pub(super) ends: Ends,
+    pub(super) acked_before: u32,
+    pub(super) rto_max_ms: Option<u32>,
+}
+
+/// Has the kernel treat it as a link's.
+pub(super) fn equip(socket: OwnedFd, is_framed: bool) -> std::io::Result<Equipped> {
+    let fd = socket.as_fd();
+    let ends = Ends::of(fd)?;
+    // Who waits for a message does so in recv(2); all other calls say MSG_DONTWAIT.
+    SockRef::from(&fd).set_nonblocking(false)?;
+    tuning::prepare(fd)?;
+    // A plain peer's is for its guard to bound.
+    let rto_max_ms = if is_framed { tuning::bound_retransmissions(fd, Duration::ZERO) } else { None };
+    let acked_before =
+        tcp_info::sample(fd.as_raw_fd()).map_or(0, |sample| u32::try_from(sample.bytes_acked).unwrap_or_default());
+    Ok(Equipped { socket, ends, acked_before, rto_max_ms })
+}
+
+// ---- the client -----------------------------------------------------------------------------------------------
+
+impl Link {
+    /// From here on the link comes back by itself when it is lost.
+    pub fn set_reconnect(&self, how: Reconnect) -> Result<(), LinkError> {
+        let preferred = (self.peer_address(), Moment::from(crate::engine::clock::now()) + PREFERRED_FOR);
+        let backoff = Backoff::new(how.backoff);
+        let comeback =
+            Comeback { how, backoff, next: None, dial: None, preferred, max_segment: None, reasons: Vec::new() };
+        self.enter()?.extras().comeback = Some(Box::new(comeback));
+        Ok(())
+    }
+
+    /// When the next attempt is due after the end of a link, or of an attempt.
+    pub(super) fn plan_comeback(&self, inner: &mut Inner, now: Instant, ending: &Ending, was_open: bool) {
+        let Some(comeback) = inner.comeback() else { return };
+        let retry_after = ending.close.as_ref().map(|close| close.retry_after).filter(|after| !after.is_zero());
+        let why = match (retry_after, ending.cause) {
+            (Some(after), _) => Why::RetryAfter(after),
+            (None, Cause::Ended | Cause::Reset | Cause::Closed) => Why::LostWithOthers,
+            (None, _) if was_open => Why::Lost,
+            (None, _) => Why::Refused,
+        };
+        if was_open {
+            comeback.reasons.clear();
+            comeback.max_segment = None;
+            // Small frames came and went until then: it may be that only large packets are lost.
+            if matches!(ending.cause, Cause::Deaf | Cause::Frozen) && ending.untaken_bytes > u64::from(SMALL_SEGMENT) {
+                comeback.max_segment = Some(SMALL_SEGMENT);
+                log::warn!(
+                    target: "longconn.link",
+                    "{}: large packets may not get through; the next connection sends none over {SMALL_SEGMENT} bytes",
+                    self.peer_address()
+                );
+            }
+        } else {
+            comeback.note(ending.to_string());
+        }
+        if let Some(close) = &ending.close
+            && comeback.how.follows
+            && let Ok(place) = close.address.parse()
+        {
+            comeback.how.target = Arc::new(Target { places: vec![place] });
+        }
+        let delay = comeback.backoff.next(why, new_seed().unwrap_or_default());
+        comeback.next = Some(Moment::from(now) + delay);
+    }
+
+    /// Begins an attempt, if one is due.
+    pub(super) fn come_back(&self, inner: &mut Inner, now: Instant) {
+        let is_away = inner.core.is_away();
+        let Some(comeback) = inner.comeback() else { return };
+        if !is_away || comeback.next.is_none_or(|next| Moment::from(now) < next) {
+            return;
+        }
+        comeback.next = None;
+        let config = DialConfig {
+            timeout: None,
+            max_segment: comeback.max_segment,
+            preferred: Some(comeback.preferred.0).filter(|_| Moment::from(now) < comeback.preferred.1),
+        };
+        let (engine, key, this) = (self.engine.clone(), self.key, self.this.clone());
+        let done = Box::new(move |outcome| {
+            if let Some(link) = this.upgrade() {
+                engine.deliver(key, Arrived::Dialled(outcome));
+                link.expect_delivery();
+            }
+        });
+        match dial::dial(comeback.how.target.clone(), config, done) {
+            Ok(dial) => comeback.dial = Some(dial),
+            Err(error) => {
+                comeback.note(error.to_string());
+                let delay = comeback.backoff.next(Why::Local, new_seed().unwrap_or_default());
+                comeback.next = Some(Moment::from(now) + delay);
+            }
+        }
+    }
+
+    fn on_dialled(&self, inner: &mut Inner, now: Instant, outcome: Result<Connected, DialError>) {
+        let is_away = inner.core.is_away();
+        let Some(comeback) = inner.comeback() else { return };
+        comeback.dial = None;
+        if !is_away {
+            return;
+        }
+        let why = match outcome {
+            Ok(connected) => {
+                comeback.preferred = (connected.peer, Moment::from(now) + PREFERRED_FOR);
+                match equip(connected.socket, true).and_then(|equipped| self.attach(inner, equipped)) {
+                    Ok(()) => {
+                        inner.core.relink(now, new_seed().unwrap_or_default());
+                        return;
+                    }
+                    Err(error) => {
+                        let Some(comeback) = inner.comeback() else { return };
+                        comeback.note(error.to_string());
+                        Why::Local
+                    }
+                }
+            }
+            Err(error) => {
+                log::debug!(target: "longconn.link", "{error}");
+                comeback.note(error.to_string());
+                match error.kind {
+                    Failure::Refused => Why::Refused,
+                    Failure::Unanswered => Why::Unanswered { took: error.took },
+                    Failure::Local => Why::Local,
+                    // A name that isn't known now may be known again.
+                    Failure::Name { is_permanent } => if is_permanent { Why::Refused } else { Why::Local },
+                }
+            }
+        };
+        let Some(comeback) = inner.comeback() else { return };
+        let delay = comeback.backoff.next(why, new_seed().unwrap_or_default());
+        comeback.next = Some(Moment::from(now) + delay);
+    }
+
+    /// The newest reasons why there is no connection.
+    pub fn attempts(&self) -> Result<Vec<String>, LinkError> {
+        Ok(self.enter()?.comeback().map(|comeback| comeback.reasons.clone()).unwrap_or_default())
+    }
+}
+
+impl Comeback {
+    fn note(&mut self, reason: String) {
+        if self.reasons.len() == KEPT_REASONS {
+            self.reasons.remove(0);
+        }
+        self.reasons.push(reason);
+    }
+}
+
+impl Inner {
+    pub(super) fn comeback(&mut self) -> Option<&mut Comeback> {
+        self.extras.as_mut()?.comeback.as_deref_mut()
+    }
+
+    pub(super) fn next_attempt(&self) -> Option<Moment> {
+        self.extras.as_ref()?.comeback.as_ref()?.next
+    }
+
+    pub(super) fn on_proven(&mut self) {
+        if let Some(comeback) = self.comeback() {
+            comeback.backoff.on_proven();
+        }
+    }
+
+    /// It is over: nobody comes back.
+    pub(super) fn stay_away(&mut self) {
+        let comeback = self.extras.as_mut().and_then(|extras| extras.comeback.take());
+        if let Some(dial) = comeback.and_then(|comeback| comeback.dial) {
+            dial.cancel();
+        }
+    }
+}
+
+// ---- both -----------------------------------------------------------------------------------------------------
+
+impl Link {
+    /// Something was left for it at the engine's.
+    pub(in crate::engine) fn expect_delivery(&self) {
+        self.errands.fetch_or(Errand::DELIVERY.0, Ordering::SeqCst);
+        self.engine.attend(self.key);
+    }
+
+    pub(super) fn take_deliveries(&self, inner: &mut Inner, now: Instant) {
+        for arrived in self.engine.take_deliveries(self.key) {
+            match arrived {
+                Arrived::Dialled(outcome) => self.on_dialled(inner, now, outcome),
+                Arrived::Client(newcomer) => self.receive_client(inner, now, &newcomer),
+                Arrived::Eviction => {
+                    if inner.core.state() == State::Reconnecting {
+                        inner.core.lose(now, SessionEnd::GivenUp);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Another socket takes the place of the one before, if there is one still. Who waits on that one is woken by its end.
+    pub(super) fn attach(&self, inner: &mut Inner, equipped: Equipped) -> std::io::Result<()> {
+        let Equipped { socket, ends, acked_before, rto_max_ms } = equipped;
+        self.detach(inner, true);
+        self.engine.watch(socket.as_fd(), self.key, BOTH)?;
+        self.set_ends(ends);
+        self.number.store(socket.as_raw_fd(), Ordering::Relaxed);
+        inner.is_watched = true;
+        inner.reader = Reader::Engine;
+        inner.is_polled = inner.is_receiving;
+        inner.is_unread = false;
+        inner.is_held_back = false;
+        inner.is_flowing = false;
+        inner.is_write_blocked = false;
+        inner.is_judgement_put_off = false;
+        inner.receive_timeout = None;
+        inner.acked_before = acked_before;
+        inner.rto_max_ms = rto_max_ms.and_then(std::num::NonZeroU32::new);
+        inner.socket = Some(Arc::new(socket));
+        Ok(())
+    }
+
+    /// The link lets go of its socket: for the kernel with RST, or in order.
+    pub(super) fn detach(&self, inner: &mut Inner, aborts: bool) {
+        let Some(socket) = inner.socket.take() else { return };
+        if inner.is_watched {
+            self.engine.unwatch(socket.as_fd());
+            inner.is_watched = false;
+        }
+        if aborts && let Err(error) = sys::abort(socket.as_fd()) {
+            log::debug!(
+                target: "longconn.engine",
+                "{}: the connection could not be reset: {error}", self.peer_address()
+            );
+        }
+        if inner.is_receiving {
+            // Who waits in recv(2) is to wake; it fails where that has woken already.
+            let _ = SockRef::from(&socket).shutdown(Shutdown::Both);
+        }
+        self.number.store(-1, Ordering::Relaxed);
+        inner.waiters.wake_everyone();
+    }
+}
+
+// ---- the server -----------------------------------------------------------------------------------------------
+
+impl Link {
+    /// The session that `newcomer` has said HELLO for is this one's. Its lock is taken while ours is held; nobody does the
+    /// reverse.
+    fn receive_client(&self, inner: &mut Inner, now: Instant, newcomer: &Arc<Link>) {
+        let (Some(listener), Some(this)) = (self.listener.as_ref().and_then(std::sync::Weak::upgrade), self.this.upgrade())
+        else {
+            return;
+        };
+        let mut coming = newcomer.lock();
+        let (Core::Framed(ours), Core::Framed(theirs)) = (&mut inner.core, &mut coming.core) else { return };
+        let Some(resumption) = theirs.claim().map(|claim| claim.resumption) else { return };
+        if let Err(close) = listener.fence(&this, newcomer, &resumption) {
+            theirs.refuse(now, close);
+        } else {
+            match ours.resume(now, theirs) {
+                Ok(()) => {
+                    listener.on_moved(&this, newcomer, &resumption);
+                    self.move_in(inner, &mut coming, newcomer);
+                    return;
+                }
+                Err(ResumeError::Forgotten) => {
+                    ours.lose(now, SessionEnd::Forgotten);
+                    listener.admit_new(newcomer, theirs);
+                }
+                Err(ResumeError::Over) => listener.admit_new(newcomer, theirs),
+                Err(ResumeError::Session(error)) => {
+                    theirs.refuse(now, Close::new(CloseCode::PROTOCOL, &error.to_string()));
+                }
+            }
+        }
+        newcomer.turn(&mut coming, now);
+    }
+
+    /// Its socket is ours from here on, and it is nothing any more.
+    fn move_in(&self, inner: &mut Inner, coming: &mut Inner, newcomer: &Link) {
+        let Some(socket) = coming.socket.take() else { return };
+        if mem::take(&mut coming.is_watched) {
+            self.engine.unwatch(socket.as_fd());
+        }
+        newcomer.number.store(-1, Ordering::Relaxed);
+        self.engine.release(newcomer.key);
+        // Nobody but the engine polls who hasn't been admitted.
+        let Some(socket) = Arc::into_inner(socket) else { return };
+        let equipped = Equipped {
+            socket,
+            ends: newcomer.copy_of_ends(),
+            acked_before: coming.acked_before,
+            rto_max_ms: coming.rto_max_ms.map(std::num::NonZeroU32::get),
+        };
+        if let Err(error) = self.attach(inner, equipped) {
+            inner.core.handle_failure(crate::engine::clock::now(), Cause::Reset, error.to_string());
+        }
+    }
+}
