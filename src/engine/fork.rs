@@ -8,13 +8,14 @@ use std::cell::RefCell;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::engine::{budget, clock, guard, interpreter, notices, reactor};
+use crate::engine::{budget, clock, guard, interpreter, notices, reactor, resolver};
 
 /// How long a fork waits for a callback that is running.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 struct Held {
     reactor: reactor::Held,
+    resolver: resolver::Held,
     budget: budget::Held,
     guard: guard::Held,
     notices: notices::Held,
@@ -57,6 +58,7 @@ pub fn patience() -> Instant {
 pub fn rest(deadline: Instant) {
     guard::pause();
     reactor::pause();
+    resolver::pause(deadline);
     notices::pause(deadline);
 }
 
@@ -67,6 +69,7 @@ pub fn try_hold(deadline: Instant) -> bool {
     let held = (|| {
         Some(Held {
             reactor: reactor::try_hold()?,
+            resolver: resolver::try_hold()?,
             budget: budget::try_hold()?,
             guard: guard::try_hold()?,
             notices: notices::try_hold(deadline)?,
@@ -84,6 +87,7 @@ pub fn after_in_parent() {
         held.notices.release_in_parent();
         held.guard.release_in_parent();
         drop(held.budget);
+        held.resolver.release_in_parent();
         held.reactor.release_in_parent();
     }
 }
@@ -95,6 +99,7 @@ pub fn after_in_child() {
         held.notices.release_in_child();
         held.guard.release_in_child();
         held.budget.release_in_child();
+        held.resolver.release_in_child();
         held.reactor.release_in_child();
     }
 }
@@ -105,6 +110,7 @@ pub fn after_in_child() {
 #[must_use]
 pub fn shut_down(patience: Duration) -> bool {
     reactor::close();
+    resolver::close();
     reactor::pause();
     guard::close();
     guard::pause();

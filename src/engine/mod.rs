@@ -2,6 +2,7 @@
 
 pub mod budget;
 pub mod clock;
+pub mod dial;
 pub mod fork;
 pub mod guard;
 pub mod interpreter;
@@ -10,5 +11,6 @@ pub mod listener;
 pub mod notices;
 pub mod plain;
 pub mod reactor;
+mod resolver;
 mod timers;
 pub mod waiting;

@@ -2,14 +2,14 @@
 //!
 //! It starts with the first link or listener, blocks all signals and never attaches to Python. Nor does it wait for a link's
 //! lock: who has that does the engine's errand when giving it back. Locks are taken in this order: a link's, a listener's,
-//! the budget's, the engine's orders; the guard's is the last.
+//! a dial's, the budget's, the engine's orders; the guard's is the last.
 
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -18,6 +18,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token};
 
 use crate::engine::clock;
+use crate::engine::dial::Dial;
 use crate::engine::link::{Arrived, Errand, LATE, Link};
 use crate::engine::listener::Listener;
 use crate::engine::timers::Timers;
@@ -58,6 +59,8 @@ struct Orders {
 enum Member {
     Link(Arc<Link>),
     Listener(Arc<Listener>),
+    /// Once for itself, and once for each of its sockets with the number of that, negative when it is closed or handed over.
+    Dial(Arc<Dial>, Option<Arc<AtomicI32>>),
 }
 
 /// A member's place; there may be many thousands.
@@ -66,7 +69,7 @@ struct Seat {
     alarm: Option<Moment>,
 }
 
-/// Links and listeners that the engine looks after, as of its last turn.
+/// Links, listeners and attempts to connect that the engine looks after, as of its last turn.
 static MEMBERS: AtomicUsize = AtomicUsize::new(0);
 
 #[must_use]
@@ -74,7 +77,7 @@ pub fn members() -> usize {
     MEMBERS.load(Ordering::Relaxed)
 }
 
-/// What links and listeners know of the engine.
+/// What links, listeners and dials know of the engine.
 pub struct Engine {
     registry: Registry,
     wakeup: Wakeup,
@@ -118,6 +121,10 @@ impl Engine {
 
     pub fn adopt_listener(&self, key: usize, listener: Arc<Listener>) {
         self.order(Order::Adopt(key, Member::Listener(listener)));
+    }
+
+    pub fn adopt_dial(&self, key: usize, dial: Arc<Dial>, socket: Option<Arc<AtomicI32>>) {
+        self.order(Order::Adopt(key, Member::Dial(dial, socket)));
     }
 
     pub fn release(&self, key: usize) {
@@ -241,6 +248,7 @@ impl Reactor {
                     key => match self.members.get(&key).map(|seat| seat.member.clone()) {
                         Some(Member::Link(link)) => link.on_ready(event),
                         Some(Member::Listener(listener)) => listener.on_ready(now),
+                        Some(Member::Dial(dial, _)) => dial.on_ready(key, now),
                         None => {}
                     },
                 }
@@ -287,6 +295,7 @@ impl Reactor {
         match self.members.get(&key).map(|seat| &seat.member) {
             Some(Member::Link(link)) => link.run(Errand::ATTENTION),
             Some(Member::Listener(listener)) => listener.on_ready(now),
+            Some(Member::Dial(dial, _)) => dial.on_ready(key, now),
             None => {}
         }
     }
@@ -299,6 +308,7 @@ impl Reactor {
             match &seat.member {
                 Member::Link(link) => link.run(Errand::ALARM),
                 Member::Listener(listener) => listener.on_ready(now),
+                Member::Dial(dial, _) => dial.on_ready(key, now),
             }
         }
     }
@@ -441,6 +451,11 @@ impl Held {
             match &member {
                 Member::Link(link) => link.close_in_child(),
                 Member::Listener(listener) => listener.close_in_child(),
+                Member::Dial(_, None) => {}
+                Member::Dial(_, Some(number)) => match number.load(Ordering::Relaxed) {
+                    ..0 => {}
+                    number => sys::close_inherited(number),
+                },
             }
             mem::forget(member);
         };

@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 const STAGGER: Duration = Duration::from_millis(250);
 /// "Resolution Delay" (RFC 8305, section 3), here for names that stand before others in the caller's list.
 const RESOLUTION_DELAY: Duration = Duration::from_millis(50);
+/// How long a name is looked for before the last winner stands in for it: longer than servers that are there take. Those of a
+/// network that was away and is back are asked again after 5 s only (resolv.conf(5), "timeout").
+const STAND_IN_DELAY: Duration = Duration::from_millis(500);
 /// How long all addresses have to answer before each gets a second attempt. The kernel repeats a SYN each second, where it can be
 /// told to, so the two sockets' take turns and a path that is back is asked within half a second.
 const SECOND_ATTEMPT: Duration = Duration::from_millis(500);
@@ -52,18 +55,20 @@ pub struct Race {
     /// Whether each place's addresses are still being looked up.
     looks_up: Vec<bool>,
     preferred: Option<SocketAddr>,
+    /// When the preferred address is tried though no look-up has named it.
+    stands_in_at: Option<Instant>,
     /// Of the last address that had its first attempt.
     last_was_ipv6: Option<bool>,
     /// No first attempt comes before.
     next_start: Instant,
     waits_for_names_until: Instant,
     ends_at: Instant,
-    winner: Option<SocketAddr>,
+    winner: Option<Attempt>,
 }
 
 impl Race {
-    /// For so many places, whose addresses come by [`Race::handle_addresses`]. `preferred` goes first if it is among them:
-    /// the winner of a race before this one (RFC 8305, section 8).
+    /// For so many places, whose addresses come by [`Race::handle_addresses`]. `preferred` goes first if it is among them: the winner
+    /// of a race before this one (RFC 8305, section 8). Where a name isn't found in time it is tried all the same.
     #[must_use]
     pub fn new(places: usize, preferred: Option<SocketAddr>, now: Instant, timeout: Duration) -> Self {
         Self {
@@ -71,6 +76,7 @@ impl Race {
             attempts: Vec::new(),
             looks_up: vec![true; places],
             preferred,
+            stands_in_at: preferred.map(|_| now + STAND_IN_DELAY),
             last_was_ipv6: None,
             next_start: now,
             waits_for_names_until: now + RESOLUTION_DELAY,
@@ -85,30 +91,38 @@ impl Race {
             *looks_up = false;
         }
         for address in addresses {
-            if self.entrants.iter().all(|entrant| entrant.address != address) {
-                let at = self.entrants.partition_point(|entrant| entrant.place <= place);
-                // The attempts' numbers move with their entrants.
-                for entrant in self.attempts.iter_mut().flatten().filter(|entrant| **entrant >= at) {
-                    *entrant += 1;
-                }
-                let entrant = Entrant { place, address, first_start: None, has_second: false, has_failed: false };
-                self.entrants.insert(at, entrant);
-            }
+            self.enter(place, address);
         }
     }
 
-    /// The attempt was refused or couldn't be made; the next address has its turn at once.
-    pub fn handle_failure(&mut self, now: Instant, id: usize) {
-        if let Some(entrant) = self.attempts.get_mut(id).and_then(Option::take) {
-            self.entrants[entrant].has_failed = true;
-            self.next_start = self.next_start.min(now);
+    fn enter(&mut self, place: usize, address: SocketAddr) {
+        if self.entrants.iter().any(|entrant| entrant.address == address) {
+            return;
         }
+        let at = self.entrants.partition_point(|entrant| entrant.place <= place);
+        // The attempts' numbers move with their entrants.
+        for entrant in self.attempts.iter_mut().flatten().filter(|entrant| **entrant >= at) {
+            *entrant += 1;
+        }
+        let entrant = Entrant { place, address, first_start: None, has_second: false, has_failed: false };
+        self.entrants.insert(at, entrant);
+    }
+
+    /// The attempt was refused or couldn't be made; the next address has its turn at once.
+    /// Gives the attempt, if it was under way.
+    pub fn handle_failure(&mut self, now: Instant, id: usize) -> Option<Attempt> {
+        let entrant = self.attempts.get_mut(id).and_then(Option::take)?;
+        let Entrant { place, address, .. } = self.entrants[entrant];
+        self.entrants[entrant].has_failed = true;
+        self.next_start = self.next_start.min(now);
+        Some(Attempt { id, place, address })
     }
 
     /// The attempt won; what else is under way is to be closed.
     pub fn handle_connected(&mut self, id: usize) {
         if let Some(&Some(entrant)) = self.attempts.get(id) {
-            self.winner = Some(self.entrants[entrant].address);
+            let Entrant { place, address, .. } = self.entrants[entrant];
+            self.winner = Some(Attempt { id, place, address });
         }
     }
 
@@ -117,6 +131,13 @@ impl Race {
     pub fn poll_start(&mut self, now: Instant) -> Option<Attempt> {
         if self.is_over(now) {
             return None;
+        }
+        if self.stands_in_at().is_some_and(|at| at <= now) {
+            self.stands_in_at = None;
+            let place = self.places_unknown().next();
+            if let (Some(place), Some(address)) = (place, self.preferred) {
+                self.enter(place, address);
+            }
         }
         let (_, number) = self.next().filter(|&(at, _)| at <= now)?;
         let entrant = &mut self.entrants[number];
@@ -137,7 +158,8 @@ impl Race {
         if self.winner.is_some() || self.is_exhausted() {
             return None;
         }
-        Some(self.next().map_or(self.ends_at, |(at, _)| at.min(self.ends_at)))
+        let next = self.next().map(|(at, _)| at);
+        [next, self.stands_in_at()].into_iter().flatten().chain([self.ends_at]).min()
     }
 
     /// Won, or out of time, or nobody is left who could answer.
@@ -147,7 +169,7 @@ impl Race {
     }
 
     #[must_use]
-    pub fn winner(&self) -> Option<SocketAddr> {
+    pub fn winner(&self) -> Option<Attempt> {
         self.winner
     }
 
@@ -160,6 +182,10 @@ impl Race {
     pub fn unanswered(&self) -> impl Iterator<Item = (usize, SocketAddr, bool)> {
         let left = self.entrants.iter().filter(|entrant| !entrant.has_failed);
         left.map(|entrant| (entrant.place, entrant.address, entrant.first_start.is_some()))
+    }
+
+    fn stands_in_at(&self) -> Option<Instant> {
+        self.stands_in_at.filter(|_| self.looks_up.contains(&true))
     }
 
     fn is_exhausted(&self) -> bool {
