@@ -16,15 +16,16 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 use socket2::Socket;
 
-use crate::engine::link::{Attempt, Link, LinkError, Occurrence, What};
+use crate::engine::link::{Arrived, Attempt, Link, LinkError, Occurrence, What};
 use crate::engine::plain::PlainPeers;
 use crate::engine::reactor::{self, Engine};
+use crate::engine::sessions::Sessions;
 use crate::engine::waiting::{Interest, WaitError, Waiters};
 use crate::engine::{clock, fork};
 use crate::net::sys;
 use crate::proto::close::{Close, CloseCode};
 use crate::proto::connection::{Config, Connection};
-use crate::proto::handshake::{Credentials, Hello};
+use crate::proto::handshake::{Credentials, Hello, Resumption};
 use crate::proto::session::SendError;
 
 /// Accepted in one go.
@@ -50,6 +51,11 @@ pub struct ListenerConfig {
     pub max_handshakes: usize,
     /// Somebody decides about each client ([`Listener::next_client`]); else everyone is welcome.
     pub asks: bool,
+    /// How long a session is kept that has lost its link; zero: it ends with it.
+    pub retention: Duration,
+    /// Sessions that wait for their clients, and what all of them together keep that was not taken; the oldest end before their time.
+    pub max_waiting: usize,
+    pub max_waiting_bytes: usize,
 }
 
 impl Default for ListenerConfig {
@@ -61,6 +67,9 @@ impl Default for ListenerConfig {
             max_per_address: usize::MAX,
             max_handshakes: 1000,
             asks: false,
+            retention: Duration::from_secs(60),
+            max_waiting: 10_000,
+            max_waiting_bytes: 256 * 1024 * 1024,
         }
     }
 }
@@ -76,6 +85,12 @@ pub struct Counts {
     pub crowded_out: u64,
     /// Refused by the program.
     pub refused: u64,
+    /// Refused, for they claimed a session that isn't theirs, or said an old HELLO.
+    pub stale: u64,
+    /// Sessions that went on over another connection.
+    pub resumed: u64,
+    /// Sessions that ended without their client having come back.
+    pub expired: u64,
     /// Ended in the handshake otherwise: it broke the rules, took too long, went away.
     pub failed: u64,
     /// Times that no connection could be accepted, for want of descriptors or memory.
@@ -84,6 +99,8 @@ pub struct Counts {
     /// As it is now.
     pub handshakes: usize,
     pub open: usize,
+    pub waiting: usize,
+    pub waiting_bytes: usize,
 }
 
 /// A client that waits for a decision.
@@ -127,15 +144,20 @@ enum Stage {
     /// Welcome, and counted.
     Admitted,
     Open,
+    /// Its session waits for it.
+    Away,
 }
 
 struct Guest {
     link: Arc<Link>,
     stage: Stage,
+    /// Tells its session from others that had the same place; and the newest HELLO of it.
+    nonce: u64,
+    epoch: u64,
 }
 
-#[derive(Default)]
 struct Hall {
+    sessions: Sessions,
     /// Shared with who accepts at the moment; none once the listener is closed.
     socket: Option<Arc<Socket>>,
     /// A link knows its own number in it.
@@ -158,6 +180,26 @@ struct Hall {
 }
 
 impl Hall {
+    fn new(sessions: Sessions) -> Self {
+        Self {
+            sessions,
+            socket: None,
+            guests: Slab::new(),
+            admitted_of: HashMap::new(),
+            handshakes: 0,
+            admitted: 0,
+            to_decide: VecDeque::new(),
+            to_accept: VecDeque::new(),
+            with_messages: VecDeque::new(),
+            herald: None,
+            calls: 0,
+            observer: None,
+            occurrences: VecDeque::new(),
+            counts: Counts::default(),
+            waiters: Waiters::default(),
+        }
+    }
+
     /// `None` if it has gone; its number may be another's by now.
     fn guest(&mut self, link: &Arc<Link>) -> Option<&mut Guest> {
         self.guests.get_mut(link.guest_number()).filter(|guest| Arc::ptr_eq(&guest.link, link))
@@ -175,6 +217,15 @@ impl Hall {
         Some(self.guests.remove(link.guest_number()))
     }
 
+    fn refuse_stale(&mut self, link: &Arc<Link>) {
+        self.counts.stale += 1;
+        self.refuse(link);
+        log::warn!(
+            target: "longconn.link",
+            "{}: refused: it claims a session that isn't its own, or says an old HELLO again", link.peer_address()
+        );
+    }
+
     fn refuse(&mut self, link: &Arc<Link>) {
         if let Some(guest) = self.guest(link) {
             guest.stage = Stage::Refused;
@@ -183,22 +234,59 @@ impl Hall {
 
     fn remove(&mut self, link: &Arc<Link>) -> Option<Stage> {
         let Guest { stage, .. } = self.strike_out(link)?;
-        if stage != Stage::Open {
+        if !matches!(stage, Stage::Open | Stage::Away) {
             self.handshakes -= 1;
             self.counts.failed += u64::from(stage != Stage::Refused);
             self.to_decide.retain(|(other, _)| !Arc::ptr_eq(other, link));
         }
         if matches!(stage, Stage::Admitted | Stage::Open) {
-            self.admitted -= 1;
-            let address = link.peer_address().ip().to_canonical();
-            if let Some(count) = self.admitted_of.get_mut(&address) {
-                *count -= 1;
-                if *count == 0 {
-                    self.admitted_of.remove(&address);
-                }
-            }
+            self.uncount(link);
+        }
+        if stage == Stage::Away {
+            self.sessions.unpark(link);
         }
         Some(stage)
+    }
+
+    fn count(&mut self, link: &Link) {
+        self.admitted += 1;
+        *self.admitted_of.entry(link.peer_address().ip().to_canonical()).or_insert(0) += 1;
+    }
+
+    fn uncount(&mut self, link: &Link) {
+        self.admitted -= 1;
+        let address = link.peer_address().ip().to_canonical();
+        if let Some(count) = self.admitted_of.get_mut(&address) {
+            *count -= 1;
+            if *count == 0 {
+                self.admitted_of.remove(&address);
+            }
+        }
+    }
+
+    /// Where the session of a guest is that has proved that it is its client's.
+    fn find(&self, claim: &Resumption) -> Standing {
+        if let Some(close) = self.sessions.last_word(&claim.credentials) {
+            return Standing::Ended(close);
+        }
+        let Some(guest) = self.sessions.place(&claim.credentials.id).and_then(|place| self.guests.get(place)) else {
+            return Standing::Unknown;
+        };
+        let credentials = self.credentials(guest);
+        match guest.stage {
+            Stage::Admitted | Stage::Open | Stage::Away if credentials.id == claim.credentials.id => {
+                if claim.is_good(&credentials, guest.epoch) {
+                    Standing::Known(guest.link.clone())
+                } else {
+                    Standing::Stale
+                }
+            }
+            _ => Standing::Unknown,
+        }
+    }
+
+    fn credentials(&self, guest: &Guest) -> Credentials {
+        self.sessions.credentials(u32::try_from(guest.link.guest_number()).unwrap_or(u32::MAX), guest.nonce)
     }
 
     fn tell(&mut self, link: &Arc<Link>, occurrence: Occurrence) {
@@ -220,16 +308,27 @@ impl Hall {
     }
 }
 
-/// What is said to who comes while we go.
-pub(super) fn going_away() -> Close {
-    Close::new(CloseCode::GOING_AWAY, "the server is closing")
+/// What a HELLO names.
+enum Standing {
+    Unknown,
+    Stale,
+    Known(Arc<Link>),
+    Ended(Close),
 }
 
-fn new_credentials() -> io::Result<Credentials> {
-    let mut credentials = Credentials { id: [0; 16], secret: [0; 32] };
-    sys::fill_random(&mut credentials.id)?;
-    sys::fill_random(&mut credentials.secret)?;
-    Ok(credentials)
+/// What is said to who comes while we go.
+pub(super) fn going_away() -> Close {
+    Close::new(CloseCode::GOING_AWAY, "the server is closing").link_only()
+}
+
+fn stale() -> Close {
+    Close::new(CloseCode::STALE, "this isn't the session's client, or it has said something newer since")
+}
+
+fn new_nonce() -> io::Result<u64> {
+    let mut nonce = [0; 8];
+    sys::fill_random(&mut nonce)?;
+    Ok(u64::from_ne_bytes(nonce))
 }
 
 // ---- what the engine does -------------------------------------------------------------------------------------
@@ -241,6 +340,7 @@ impl Listener {
         socket.set_nonblocking(true)?;
         let address = socket.local_addr()?.as_socket().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
         let engine = reactor::engine()?;
+        let hall = Hall::new(Sessions::new()?);
         let listener = Arc::new_cyclic(|this| Self {
             key: engine.new_key(),
             engine,
@@ -250,7 +350,7 @@ impl Listener {
             address,
             number: AtomicI32::new(socket.as_raw_fd()),
             lists_messages: AtomicBool::new(false),
-            hall: Arc::new(Mutex::new(Hall { socket: Some(Arc::new(socket)), ..Hall::default() })),
+            hall: Arc::new(Mutex::new(Hall { socket: Some(Arc::new(socket)), ..hall })),
         });
         listener.engine.adopt_listener(listener.key, listener.clone());
         let hall = listener.lock();
@@ -327,7 +427,8 @@ impl Listener {
             // Closed meanwhile; nobody would tell this one to go.
             return Err(io::ErrorKind::NotConnected.into());
         }
-        link.set_guest_number(hall.guests.insert(Guest { link: link.clone(), stage: Stage::Handshake }));
+        let guest = Guest { link: link.clone(), stage: Stage::Handshake, nonce: new_nonce()?, epoch: 0 };
+        link.set_guest_number(hall.guests.insert(guest));
         drop(hall);
         link.begin(now).inspect_err(|_| {
             self.lock().strike_out(&link);
@@ -338,6 +439,11 @@ impl Listener {
     pub(super) fn on_hello(&self, link: &Arc<Link>, hello: Box<Hello>, core: &mut Connection) {
         if self.config.asks {
             let mut hall = self.lock();
+            // Nobody is asked about who claims what isn't its own.
+            if let Some(Standing::Stale) = hello.session.map(|claim| hall.find(&claim)) {
+                hall.refuse_stale(link);
+                return core.refuse(clock::now(), stale());
+            }
             // Bounded by the handshakes under way.
             hall.to_decide.push_back((link.clone(), hello));
             hall.waiters.wake_one(Interest::HELLO);
@@ -354,22 +460,110 @@ impl Listener {
         }
     }
 
-    /// Welcomes a client, if the limits allow it.
+    /// Welcomes a client, if the limits allow it, or brings it to the session that it names.
     fn admit(&self, link: &Arc<Link>, core: &mut Connection) {
-        match self.count_in(link).and_then(|()| {
-            new_credentials().map_err(|error| {
-                log::error!(target: "longconn.engine", "no random numbers: {error}");
-                Close::new(CloseCode::TOO_MANY, "out of resources")
-            })
-        }) {
-            // Going on with a session is the next step of the project.
-            Ok(credentials) => core.accept(credentials, Duration::ZERO),
+        let standing = core.claim().map(|claim| self.lock().find(&claim.resumption));
+        match standing {
+            None | Some(Standing::Unknown) => self.admit_new(link, core),
+            Some(Standing::Known(session)) => {
+                self.engine.deliver(session.key(), Arrived::Client(link.clone()));
+                session.expect_delivery();
+            }
+            Some(Standing::Stale) => {
+                self.lock().refuse_stale(link);
+                core.refuse(clock::now(), stale());
+            }
+            Some(Standing::Ended(close)) => {
+                self.lock().refuse(link);
+                core.refuse(clock::now(), close);
+            }
+        }
+    }
+
+    pub(super) fn admit_new(&self, link: &Arc<Link>, core: &mut Connection) {
+        match self.count_in(link) {
+            Ok(credentials) => core.accept(credentials, self.config.retention),
             Err(close) => core.refuse(clock::now(), close),
         }
     }
 
-    fn count_in(&self, link: &Arc<Link>) -> Result<(), Close> {
+    /// The client has the right to the session of `link`, whose lock is held, and it may come in.
+    pub(super) fn fence(&self, link: &Arc<Link>, newcomer: &Arc<Link>, claim: &Resumption) -> Result<(), Close> {
         let mut hall = self.lock();
+        match hall.find(claim) {
+            Standing::Known(session) if Arc::ptr_eq(&session, link) => {}
+            _ => {
+                hall.refuse_stale(newcomer);
+                return Err(stale());
+            }
+        }
+        let is_away = hall.guest(link).is_some_and(|guest| guest.stage == Stage::Away);
+        if is_away { self.check_room(&mut hall, newcomer) } else { Ok(()) }
+    }
+
+    /// It has come in: what it came with is the session's, and it is nobody any more.
+    pub(super) fn on_moved(&self, link: &Arc<Link>, newcomer: &Arc<Link>, claim: &Resumption) {
+        let mut hall = self.lock();
+        if hall.strike_out(newcomer).is_some() {
+            hall.handshakes -= 1;
+        }
+        let Some(guest) = hall.guest(link) else { return };
+        guest.epoch = claim.epoch;
+        let is_open = guest.stage == Stage::Open;
+        if is_open {
+            guest.stage = Stage::Away;
+        }
+        // Its address may be another from now on.
+        match guest.stage {
+            Stage::Admitted => {
+                hall.uncount(link);
+                hall.count(newcomer);
+            }
+            _ if is_open => hall.uncount(link),
+            _ => {}
+        }
+    }
+
+    /// The link of a session is lost, which keeps so much; its lock is held.
+    pub(super) fn on_parted(&self, link: &Arc<Link>, bytes: usize) {
+        let mut hall = self.lock();
+        let Some(guest) = hall.guest(link) else { return };
+        let is_open = guest.stage == Stage::Open;
+        if is_open {
+            guest.stage = Stage::Away;
+            hall.uncount(link);
+        }
+        let ListenerConfig { max_waiting, max_waiting_bytes, .. } = self.config;
+        let evicted = hall.sessions.park(link.clone(), bytes, max_waiting, max_waiting_bytes);
+        drop(hall);
+        for link in evicted {
+            self.engine.deliver(link.key(), Arrived::Eviction);
+            link.expect_delivery();
+        }
+    }
+
+    /// The last word in a session that we have ended; its link's lock is held.
+    pub(super) fn on_last_word(&self, link: &Arc<Link>, close: Close) {
+        let mut hall = self.lock();
+        if let Some(guest) = hall.guest(link).filter(|guest| matches!(guest.stage, Stage::Open | Stage::Away)) {
+            let (nonce, place) = (guest.nonce, u32::try_from(link.guest_number()).unwrap_or(u32::MAX));
+            let credentials = hall.sessions.credentials(place, nonce);
+            hall.sessions.remember(clock::now(), &credentials, close, self.config.retention);
+        }
+    }
+
+    fn count_in(&self, link: &Arc<Link>) -> Result<Credentials, Close> {
+        let mut hall = self.lock();
+        self.check_room(&mut hall, link)?;
+        let Some(guest) = hall.guest(link) else { return Err(going_away()) };
+        guest.stage = Stage::Admitted;
+        let nonce = guest.nonce;
+        hall.count(link);
+        Ok(hall.sessions.credentials(u32::try_from(link.guest_number()).unwrap_or(u32::MAX), nonce))
+    }
+
+    /// The limits hold, for one more.
+    fn check_room(&self, hall: &mut Hall, link: &Arc<Link>) -> Result<(), Close> {
         let address = link.peer_address().ip().to_canonical();
         if hall.socket.is_none() {
             return Err(going_away());
@@ -385,26 +579,32 @@ impl Listener {
         } else if of_address >= self.config.max_per_address {
             format!("{of_address} connections of {address} are open, no more are taken")
         } else {
-            let Some(guest) = hall.guest(link) else { return Err(going_away()) };
-            guest.stage = Stage::Admitted;
-            hall.admitted += 1;
-            *hall.admitted_of.entry(address).or_insert(0) += 1;
             return Ok(());
         };
         hall.counts.too_many += 1;
         hall.refuse(link);
-        Err(Close::new(CloseCode::TOO_MANY, &refusal))
+        Err(Close::new(CloseCode::TOO_MANY, &refusal).link_only())
     }
 
     /// A plain client has come; its link's lock is held. It is welcome, if the limits allow it.
     pub(super) fn on_connected(&self, link: &Arc<Link>) -> Result<(), Close> {
         self.count_in(link)?;
-        self.on_opened(link);
+        self.on_opened(link, true);
         Ok(())
     }
 
-    pub(super) fn on_opened(&self, link: &Arc<Link>) {
+    /// For the first time, or again.
+    pub(super) fn on_opened(&self, link: &Arc<Link>, is_first: bool) {
         let mut hall = self.lock();
+        if !is_first {
+            hall.sessions.unpark(link);
+            if let Some(guest) = hall.guest(link) {
+                guest.stage = Stage::Open;
+                hall.count(link);
+                hall.counts.resumed += 1;
+            }
+            return;
+        }
         hall.counts.opened += 1;
         hall.handshakes -= 1;
         if let Some(guest) = hall.guest(link) {
@@ -421,7 +621,8 @@ impl Listener {
         let mut hall = self.lock();
         let is_end = matches!(occurrence.what, What::Ended(_));
         let stage = if is_end { hall.remove(link) } else { hall.guest(link).map(|guest| guest.stage) };
-        if stage == Some(Stage::Open) {
+        if matches!(stage, Some(Stage::Open | Stage::Away)) {
+            hall.counts.expired += u64::from(stage == Some(Stage::Away) && is_end);
             hall.tell(link, occurrence);
         }
         // Events end when the last has gone.
@@ -619,7 +820,7 @@ impl Listener {
     /// Who is here.
     pub fn connections(&self) -> Result<Vec<Arc<Link>>, LinkError> {
         let hall = self.enter()?;
-        let open = hall.guests.iter().filter(|(_, guest)| guest.stage == Stage::Open);
+        let open = hall.guests.iter().filter(|(_, guest)| matches!(guest.stage, Stage::Open | Stage::Away));
         Ok(open.map(|(_, guest)| guest.link.clone()).collect())
     }
 
@@ -631,7 +832,8 @@ impl Listener {
     pub fn counts(&self) -> Result<Counts, LinkError> {
         let hall = self.enter()?;
         let open = hall.guests.iter().filter(|(_, guest)| guest.stage == Stage::Open).count();
-        Ok(Counts { handshakes: hall.handshakes, open, ..hall.counts })
+        let (waiting, waiting_bytes) = hall.sessions.away();
+        Ok(Counts { handshakes: hall.handshakes, open, waiting, waiting_bytes, ..hall.counts })
     }
 
     /// Takes nobody any more, and tells everyone why; [`Listener::wait_closed`] tells when they are gone, which is within
@@ -645,9 +847,13 @@ impl Listener {
         }
         hall.to_decide.clear();
         hall.waiters.wake_everyone();
-        let links: Vec<_> = hall.guests.iter().map(|(_, guest)| guest.link.clone()).collect();
+        let links: Vec<_> =
+            hall.guests.iter().map(|(_, guest)| (guest.link.clone(), guest.stage == Stage::Away)).collect();
         drop(hall);
-        links.iter().try_for_each(|link| link.close(close.clone(), grace))
+        // Nobody can come back any more.
+        links
+            .iter()
+            .try_for_each(|(link, is_away)| link.close(close.clone(), if *is_away { Duration::ZERO } else { grace }))
     }
 
     /// Until nobody is here any more.
@@ -657,6 +863,15 @@ impl Listener {
 }
 
 impl Client {
+    /// The connection whose session it goes on with, if it is accepted.
+    #[must_use]
+    pub fn session(&self) -> Option<Arc<Link>> {
+        match self.listener.upgrade()?.enter().ok()?.find(&self.hello.session?) {
+            Standing::Known(session) => Some(session),
+            _ => None,
+        }
+    }
+
     #[must_use]
     pub fn link(&self) -> &Arc<Link> {
         &self.link

@@ -12,5 +12,6 @@ pub mod notices;
 pub mod plain;
 pub mod reactor;
 mod resolver;
+mod sessions;
 mod timers;
 pub mod waiting;

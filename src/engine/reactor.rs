@@ -141,11 +141,11 @@ impl Engine {
     }
 
     /// Leaves something for a link, to be told that it has.
-    pub fn deliver(&self, key: usize, arrived: Arrived) {
+    pub(super) fn deliver(&self, key: usize, arrived: Arrived) {
         self.deliveries.lock().unwrap_or_else(PoisonError::into_inner).push((key, arrived));
     }
 
-    pub fn take_deliveries(&self, key: usize) -> Vec<Arrived> {
+    pub(super) fn take_deliveries(&self, key: usize) -> Vec<Arrived> {
         let mut deliveries = self.deliveries.lock().unwrap_or_else(PoisonError::into_inner);
         deliveries.extract_if(.., |(whose, _)| *whose == key).map(|(_, arrived)| arrived).collect()
     }

@@ -11,7 +11,6 @@ use socket2::SockRef;
 
 use super::{BOTH, Ends, Errand, Inner, Link, LinkError, Reader, new_seed};
 use crate::engine::dial::{self, Connected, Dial, DialConfig};
-use crate::engine::listener::Listener;
 use crate::net::dial::{DialError, Failure, Target};
 use crate::net::{sys, tcp_info, tuning};
 use crate::proto::backoff::{Backoff, BackoffConfig, Why};
@@ -190,7 +189,13 @@ impl Link {
                     Failure::Unanswered => Why::Unanswered { took: error.took },
                     Failure::Local => Why::Local,
                     // A name that isn't known now may be known again.
-                    Failure::Name { is_permanent } => if is_permanent { Why::Refused } else { Why::Local },
+                    Failure::Name { is_permanent } => {
+                        if is_permanent {
+                            Why::Refused
+                        } else {
+                            Why::Local
+                        }
+                    }
                 }
             }
         };
@@ -311,7 +316,8 @@ impl Link {
     /// The session that `newcomer` has said HELLO for is this one's. Its lock is taken while ours is held; nobody does the
     /// reverse.
     fn receive_client(&self, inner: &mut Inner, now: Instant, newcomer: &Arc<Link>) {
-        let (Some(listener), Some(this)) = (self.listener.as_ref().and_then(std::sync::Weak::upgrade), self.this.upgrade())
+        let (Some(listener), Some(this)) =
+            (self.listener.as_ref().and_then(std::sync::Weak::upgrade), self.this.upgrade())
         else {
             return;
         };

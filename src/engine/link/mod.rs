@@ -42,7 +42,6 @@ use crate::engine::reactor::{self, Engine};
 use crate::engine::waiting::{Interest, WaitError, Waiters};
 use crate::engine::{clock, fork};
 use crate::net::sys::{self, RawTcpInfo, Wakeup};
-use crate::net::{tcp_info, tuning};
 use crate::proto::cause::Ending;
 use crate::proto::close::{Close, CloseCode};
 use crate::proto::codec::{EncodeError, Framing};
@@ -144,12 +143,16 @@ pub struct Occurrence {
 #[derive(Clone, Debug)]
 pub enum What {
     Opened,
-    Suspect { silence: Duration },
+    Suspect {
+        silence: Duration,
+    },
     Alive,
     /// The link is lost, the session isn't.
     Parted(Arc<Ending>),
     /// There is a link again, and so many messages went again.
-    Resumed { replayed: u64 },
+    Resumed {
+        replayed: u64,
+    },
     /// There is a link again, and the server knew nothing of the session.
     Fresh,
     Ended(Arc<Ending>),

@@ -5,7 +5,6 @@ use std::mem;
 use std::net::Shutdown;
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
@@ -246,6 +245,12 @@ impl Link {
             Event::Taken => Interest::TAKEN | Interest::ROOM,
             Event::Ended(ending) => {
                 let ending = Arc::new(*ending);
+                if let (Some(listener), Some(this)) = (&listener, self.this.upgrade())
+                    && let Core::Framed(core) = &inner.core
+                    && let Some(close) = core.last_word(&ending)
+                {
+                    listener.on_last_word(&this, close);
+                }
                 inner.ending = Some(ending.clone());
                 inner.stay_away();
                 inner.waiters.wake_everyone();

@@ -260,6 +260,13 @@ impl Connection {
         matches!(self.phase, Phase::Away { .. })
     }
 
+    /// What we have said last in a session that would have gone on, for who hasn't heard it.
+    #[must_use]
+    pub fn last_word(&self, ending: &Ending) -> Option<Close> {
+        let close = ending.close.as_ref().filter(|close| !ending.by_peer && close.ends_session)?;
+        (self.retention > 0).then(|| Close { taken: self.session.taken(), ..close.clone() })
+    }
+
     /// What was not taken, either way.
     #[must_use]
     pub fn kept_bytes(&self) -> usize {
