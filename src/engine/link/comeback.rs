@@ -204,6 +204,14 @@ impl Link {
         comeback.next = Some(Moment::from(now) + delay);
     }
 
+    /// Each message that the peer's program isn't known to have taken, in order; after the end.
+    pub fn undelivered(&self) -> Result<Vec<Vec<u8>>, LinkError> {
+        match &self.enter()?.core {
+            Core::Framed(core) => Ok(core.undelivered()),
+            Core::Plain(_) => Ok(Vec::new()),
+        }
+    }
+
     /// The newest reasons why there is no connection.
     pub fn attempts(&self) -> Result<Vec<String>, LinkError> {
         Ok(self.enter()?.comeback().map(|comeback| comeback.reasons.clone()).unwrap_or_default())
