@@ -357,6 +357,7 @@ impl Connection {
 
     /// What is left of the link before.
     fn forget_link(&mut self) {
+        self.session.forget_tail();
         self.decoder = Decoder::new(first_kind(self.role));
         self.heard_preamble = false;
         (self.first, self.control) = (None, None);

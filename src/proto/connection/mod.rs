@@ -1066,16 +1066,15 @@ impl Connection {
     /// The oldest `messages` of those that were read are with the program. False if it was too late for that: our CLOSE
     /// had said that they aren't.
     pub fn take(&mut self, now: Instant, messages: usize) -> bool {
-        let before = self.session.taken();
         let round_trip = self.supervision.as_ref().and_then(|supervision| supervision.heartbeat.round_trip().smoothed);
-        self.session.take(now, messages, round_trip);
+        let taken = self.session.take(now, messages, round_trip);
         if !self.tells_progress {
             self.last_progress = now.into();
         }
         if matches!(self.phase, Phase::Ended { parting: None, .. }) && !self.session.has_untaken() {
             self.give_back_memory();
         }
-        self.session.taken() > before
+        taken > 0
     }
 
     /// The link is over, and its driver has done what was to be done.
@@ -1566,6 +1565,12 @@ impl Connection {
     #[must_use]
     pub fn sent_offsets(&self) -> (u64, u64) {
         self.session.sent_offsets()
+    }
+
+    /// Up to where our program took what the peer sent: final once our CLOSE is out, or the peer's is in.
+    #[must_use]
+    pub fn taken_offset(&self) -> u64 {
+        self.session.taken()
     }
 
     /// Bytes of this link that the kernel took.

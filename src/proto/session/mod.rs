@@ -181,6 +181,11 @@ impl Session {
         *self = Self { outbox, inbox, ..Self::default() };
     }
 
+    /// What has yet to go waits for another link.
+    pub fn forget_tail(&mut self) {
+        self.outbox.forget_tail();
+    }
+
     /// How far it was handed to the kernel.
     #[must_use]
     pub fn sent(&self) -> u64 {
@@ -251,11 +256,12 @@ impl Session {
         self.inbox.read()
     }
 
-    /// The oldest `messages` of what was read are with the program now.
-    pub fn take(&mut self, now: Instant, messages: usize, round_trip: Option<Duration>) {
+    /// The oldest of what was read are with the program now, at most `messages`. How many it were.
+    pub fn take(&mut self, now: Instant, messages: usize, round_trip: Option<Duration>) -> usize {
         let before = self.inbox.taken;
-        self.inbox.take(messages);
+        let taken = self.inbox.take(messages);
         self.on_taken(now, before, round_trip);
+        taken
     }
 
     fn on_taken(&mut self, now: Instant, before: u64, round_trip: Option<Duration>) {
