@@ -228,6 +228,8 @@ struct World {
     entries: Vec<Entry>,
     newcomers: Vec<Newcomer>,
     wires: Vec<Option<Wire>>,
+    /// The session that WELCOME named on each.
+    sessions_of_wires: Vec<Option<usize>>,
     /// Each HELLO that the client said, and on which wire.
     hellos: Vec<(usize, Vec<u8>)>,
     /// Where somebody had the last word: so many of the client's messages were taken in that session, and no more.
@@ -285,6 +287,7 @@ impl World {
             entries: Vec::new(),
             newcomers: Vec::new(),
             wires: Vec::new(),
+            sessions_of_wires: Vec::new(),
             hellos: Vec::new(),
             exact: Vec::new(),
             steps_without_time: 0,
@@ -329,6 +332,7 @@ impl World {
             wire.pipes[self.dice.below(2) as usize].bytes_per_second = 2000 + self.dice.below(200_000) as u32;
         }
         self.wires.push(Some(wire));
+        self.sessions_of_wires.push(None);
         let index = self.wires.len() - 1;
         let seed = self.dice.below(u64::MAX);
         let connection = Connection::server(self.now, self.server_config.clone().into(), seed);
@@ -485,19 +489,8 @@ impl World {
 
     fn on_client_open(&mut self, beginning: Beginning) {
         let client = self.client.as_mut().unwrap();
-        let by_wire = |entry: &Entry| entry.wire.is_some() && entry.wire == client.wire;
+        let index = self.sessions_of_wires[client.wire.unwrap()].unwrap();
         let known_taken = client.known_taken();
-        let Some(index) = self.entries.iter().rposition(by_wire) else {
-            // The process was killed while its WELCOME was under way.
-            let index = self.entries.len();
-            self.entries.push(Entry::of_the_dead());
-            return self.on_client_at(beginning, index, known_taken);
-        };
-        self.on_client_at(beginning, index, known_taken);
-    }
-
-    fn on_client_at(&mut self, beginning: Beginning, index: usize, known_taken: usize) {
-        let client = self.client.as_mut().unwrap();
         let entry = &mut self.entries[index];
         match beginning {
             Beginning::New => assert!(client.session.is_none(), "a new session in the place of another"),
@@ -537,10 +530,7 @@ impl World {
         self.dials_at = Some(self.any_time(400));
         let client = self.client.as_mut().unwrap();
         client.replayed_up_to = None;
-        if ending.cause == Cause::Closed && ending.close.as_ref().is_some_and(|close| close.ends_session) {
-            assert!(ending.by_peer);
-            client.had_final_word = true;
-        }
+        client.had_final_word |= is_last_word(ending);
     }
 
     fn on_client_ended(&mut self, ending: Ending) {
@@ -558,13 +548,13 @@ impl World {
         let known_taken = check_undelivered(&client.side, 0, &client.sent);
         let truth = self.entries[session].start + self.entries[session].taken;
         assert!(known_taken <= truth, "{known_taken} known to be taken, {truth} were");
-        if (ending.cause == Cause::Closed && ending.by_peer) || client.had_final_word {
+        if is_last_word(&ending) || client.had_final_word {
             assert_eq!(known_taken, truth, "after a last word: {ending}");
             self.exact.push((session, known_taken));
         }
         if ending.session == Some(SessionEnd::Forgotten) {
             let entry = &self.entries[session];
-            let is_kept = entry.side.is_some() && entry.is_in_table && entry.ending.is_none();
+            let is_kept = !self.retention.is_zero() && entry.side.is_some() && entry.is_in_table && entry.ending.is_none();
             assert!(!is_kept, "the server has the session");
         }
         client.ending = Some(ending);
@@ -640,6 +630,7 @@ impl World {
         match side.connection.resume(now, &mut newcomer.side.connection) {
             Ok(()) => {
                 trace!(self, "server: session {index} goes on over wire {wire}, epoch {}", claim.epoch);
+                self.sessions_of_wires[wire] = Some(index);
                 entry.epoch = claim.epoch;
                 side.socket = mem::take(&mut newcomer.side.socket);
                 if let Some(old) = entry.wire.replace(wire)
@@ -676,6 +667,7 @@ impl World {
         credentials.secret[..8].copy_from_slice(&self.dice.below(u64::MAX).to_be_bytes());
         newcomer.side.connection.accept(credentials, self.retention);
         trace!(self, "server: session {index} on wire {}", newcomer.wire);
+        self.sessions_of_wires[newcomer.wire] = Some(index);
         self.entries.push(Entry {
             side: Some(newcomer.side),
             wire: Some(newcomer.wire),
@@ -738,7 +730,7 @@ impl World {
                     let known_taken = check_undelivered(side, 1 + index, &entry.sent);
                     let truth = entry.taken_by_client;
                     assert!(known_taken <= truth, "{known_taken} known to be taken, {truth} were");
-                    if ending.cause == Cause::Closed && ending.by_peer {
+                    if is_last_word(&ending) {
                         assert_eq!(known_taken, truth, "after a last word: {ending}");
                     }
                     entry.ending = Some(*ending);
@@ -931,25 +923,6 @@ impl World {
 }
 
 impl Entry {
-    /// A session whose process was killed before the client had heard of it.
-    fn of_the_dead() -> Self {
-        Self {
-            side: None,
-            wire: None,
-            credentials: Credentials { id: [0xff; 16], secret: [0; 32] },
-            epoch: 0,
-            is_in_table: false,
-            start: 0,
-            taken: 0,
-            sent: Vec::new(),
-            taken_by_client: 0,
-            was_shown: false,
-            goodbye: None,
-            ending: None,
-            is_remembered_until: None,
-        }
-    }
-
     /// Whole ones that are here, read or not.
     fn untaken_messages(&self, now: Instant) -> usize {
         let Some(side) = &self.side else { return 0 };
@@ -966,6 +939,11 @@ fn told(event: &Event) -> String {
         Event::Hello(hello) => format!("HELLO {:?}", hello.session),
         event => format!("{event:?}"),
     }
+}
+
+/// The peer has said what its program took, and that it takes no more.
+fn is_last_word(ending: &Ending) -> bool {
+    ending.cause == Cause::Closed && ending.by_peer && ending.close.as_ref().is_some_and(|close| close.ends_session)
 }
 
 /// Nobody breaks a rule here, and nobody honest is stale.
@@ -1258,6 +1236,18 @@ impl World {
         let wire = self.wires.last_mut().unwrap().as_mut().unwrap();
         wire.strike(now, Fault::Reset, [0; 2]);
     }
+
+    /// Until the server knows that the link is lost.
+    fn part(&mut self) {
+        self.reset();
+        while self.entries[0].wire.is_some() || self.client().wire.is_some() {
+            assert!(self.step(self.now + ms(1000)));
+        }
+    }
+
+    fn client_ending(&mut self) -> &Ending {
+        self.client().ending.as_ref().unwrap()
+    }
 }
 
 #[test]
@@ -1282,6 +1272,83 @@ fn what_came_of_a_session_that_is_lost_is_still_the_programs_to_take() {
     world.calm_down();
     world.come_to_rest();
     assert_eq!((world.entries[0].taken_by_client, world.entries[1].taken_by_client), (3, 1));
+}
+
+#[test]
+fn a_position_states_the_credit_that_an_ack_would_have_given() {
+    let mut world = World::open();
+    world.client().side.takes = false;
+    // The whole window, to the byte.
+    for _ in 0..16 {
+        world.session_sends_one(0, 16_380);
+    }
+    world.run(100);
+    world.part();
+    let now = world.now;
+    let side = &mut world.client().side;
+    (0..16).for_each(|_| assert!(side.peek()));
+    side.take(now, 16);
+    world.calm_down();
+    world.come_to_rest();
+}
+
+#[test]
+fn a_session_that_has_ended_says_so_again_with_what_it_took() {
+    let mut world = World::open();
+    world.client_sends_one(100);
+    world.run(100);
+    world.session(0).takes = false;
+    world.client_sends_one(100);
+    world.client_sends_one(100);
+    world.run(15);
+    let now = world.now;
+    let side = world.session(0);
+    assert!(side.peek());
+    side.take(now, 1);
+    // Neither its ACK nor its CLOSE arrives.
+    let close = Close::new(CloseCode::TOO_SLOW, "no time");
+    side.connection.leave(now, close.clone(), now + ms(1000));
+    world.entries[0].goodbye = Some(close);
+    world.part();
+    world.serve_entry(0, true);
+    world.come_to_rest();
+    let ending = world.client_ending();
+    assert_eq!((ending.cause, ending.by_peer), (Cause::Closed, true), "{ending}");
+    let undelivered = world.client().side.connection.undelivered();
+    assert_eq!(undelivered, [message(0, 2, 100)]);
+}
+
+#[test]
+fn a_goodbye_that_waited_for_a_link_ends_the_session_once() {
+    let mut world = World::open();
+    world.part();
+    let (now, close) = (world.now, Close::new(CloseCode::NORMAL, "done"));
+    world.client().side.connection.close(now, close, now + ms(5000));
+    world.serve_client(true);
+    assert_eq!(world.client().side.connection.state(), State::Closing);
+    world.come_to_rest();
+    let ending = world.entries[0].ending.as_ref().unwrap();
+    assert_eq!((ending.cause, ending.by_peer), (Cause::Closed, true), "{ending}");
+}
+
+#[test]
+fn a_session_that_ends_before_its_new_link_is_open_ends_once() {
+    let mut world = World::open();
+    world.part();
+    while world.entries[0].wire.is_none() {
+        assert!(world.step(world.now + ms(1000)));
+    }
+    // The link dies with its CLOSE, and no end of stream comes.
+    let now = world.now;
+    let both = Fault::Silence { directions: [true, true], mends: None };
+    world.wires.last_mut().unwrap().as_mut().unwrap().strike(now, both, [0; 2]);
+    let mut bytes = Vec::new();
+    Close::new(CloseCode::NORMAL, "done").encode(&mut bytes);
+    world.session(0).connection.handle_input(now, &bytes);
+    world.serve_entry(0, true);
+    assert!(world.entries[0].ending.is_some());
+    world.session(0).connection.handle_timeout(now + ms(20_000));
+    world.serve_entry(0, true);
 }
 
 #[test]

@@ -277,9 +277,8 @@ impl Connection {
 
     /// A session that has ended there says so again to who comes back for it.
     pub(super) fn is_end_of_ours(&self, close: &Close) -> bool {
-        let is_refusal = close.code.0 > CloseCode::GOING_AWAY.0 && close.code.name().is_some();
         let (sent, taken) = self.session.sent_offsets();
-        self.is_reconnecting() && close.ends_session && !is_refusal && (taken..=sent).contains(&close.taken)
+        self.is_reconnecting() && close.ends_session && !is_refusal(close) && (taken..=sent).contains(&close.taken)
     }
 
     /// Whether the session outlives this end of its link.
@@ -398,6 +397,9 @@ impl Connection {
 
     /// True if it is over.
     pub(super) fn has_lost_patience(&mut self, now: Instant) -> bool {
+        if matches!(self.phase, Phase::Left { .. } | Phase::PeerLeft { .. } | Phase::Ended { .. }) {
+            return false;
+        }
         let at = Moment::from(now);
         let Some(continuity) = &mut self.continuity else { return false };
         if continuity.farewell.as_ref().is_some_and(|farewell| at >= farewell.deadline)
@@ -439,6 +441,20 @@ impl Connection {
             self.session.forget_sent();
         }
     }
+}
+
+/// It is about a HELLO, and not about the session that this names.
+fn is_refusal(close: &Close) -> bool {
+    matches!(
+        close.code,
+        CloseCode::PROTOCOL
+            | CloseCode::VERSION
+            | CloseCode::LIMIT
+            | CloseCode::UNAUTHORIZED
+            | CloseCode::TOO_MANY
+            | CloseCode::HANDSHAKE_TIMEOUT
+            | CloseCode::STALE
+    )
 }
 
 /// A refusal that doesn't stand for ever, or a goodbye for a while.

@@ -140,6 +140,7 @@ impl Default for Session {
 impl Session {
     /// What HELLO or WELCOME states; it acknowledges, too. The link before must not be read any more.
     pub fn state_position(&mut self) -> Position {
+        self.extend_credit();
         let Inbox { received, taken, .. } = self.inbox;
         (self.acked, self.ack, self.eager) = (taken, AckDue::No, false);
         self.measured_from = None;
@@ -429,11 +430,15 @@ impl Session {
         }
     }
 
+    /// What was taken leaves room for as much.
+    fn extend_credit(&mut self) {
+        self.credit = self.credit.max(self.inbox.taken + self.window);
+        self.extension = self.extension.filter(|end| end.get() > self.credit);
+    }
+
     /// The pending ACK, as it is now.
     pub fn encode_ack(&mut self, out: &mut Vec<u8>) {
-        let grown = self.inbox.taken + self.window;
-        self.credit = self.credit.max(grown);
-        self.extension = self.extension.filter(|end| end.get() > self.credit);
+        self.extend_credit();
         let (taken, credit) = (self.inbox.taken, self.credit);
         put_frame(out, Kind::Ack, |out| {
             out.extend_from_slice(&taken.to_be_bytes());
