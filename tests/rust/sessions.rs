@@ -1352,6 +1352,38 @@ fn a_session_that_ends_before_its_new_link_is_open_ends_once() {
 }
 
 #[test]
+fn a_goodbye_to_the_link_alone_leaves_the_session_as_it_is() {
+    for by_server in [false, true] {
+        let mut world = World::open();
+        (world.client().side.takes, world.session(0).takes) = (false, false);
+        for _ in 0..3 {
+            world.session_sends_one(0, 100);
+            world.client_sends_one(100);
+        }
+        world.run(100);
+        let (now, close) = (world.now, Close::new(CloseCode::GOING_AWAY, "another link").link_only());
+        let side = if by_server { world.session(0) } else { &mut world.client().side };
+        assert!(side.peek());
+        side.connection.close(now, close, now + ms(1000));
+        side.connection.send(&message(usize::from(by_server), 3, 10)).unwrap();
+        side.take(now, 1);
+        assert_eq!(side.received.len(), 1, "its word isn't the last one");
+        if by_server {
+            world.entries[0].sent.push(10);
+            world.serve_entry(0, true);
+        } else {
+            world.client().sent.push(10);
+            world.serve_client(true);
+        }
+        world.run(1000);
+        world.calm_down();
+        world.come_to_rest();
+        assert!(world.client().ending.is_none() && world.entries[0].ending.is_none());
+        assert_eq!(world.entries[0].epoch, 1);
+    }
+}
+
+#[test]
 fn a_frame_that_was_cut_short_is_not_finished_on_the_next_link() {
     for by_server in [false, true] {
         let mut world = World::open();

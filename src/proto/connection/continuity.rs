@@ -208,7 +208,10 @@ impl Connection {
         let Some(Claim { position, largest_message, .. }) = newcomer.claim().copied() else {
             return Err(ResumeError::Over);
         };
-        let is_over = matches!(self.phase, Phase::Left { .. } | Phase::PeerLeft { .. } | Phase::Ended { .. });
+        let is_over = match &self.phase {
+            Phase::Left { close, .. } => close.ends_session,
+            phase => matches!(phase, Phase::PeerLeft { .. } | Phase::Ended { .. }),
+        };
         if is_over || self.retention == 0 {
             return Err(ResumeError::Over);
         }
@@ -300,9 +303,10 @@ impl Connection {
             | Cause::Deaf
             | Cause::Hung => true,
             Cause::Closed | Cause::Handshake => match &ending.close {
-                // Our own, unless that is only for who isn't heard: the handshake took too long.
-                Some(close) if !ending.by_peer => close.code == CloseCode::HANDSHAKE_TIMEOUT,
-                Some(close) => !close.ends_session || (self.role == Role::Client && is_for_a_while(close)),
+                Some(close) => {
+                    let is_for_a_while = ending.by_peer && self.role == Role::Client && is_for_a_while(close);
+                    !close.ends_session || is_for_a_while
+                }
                 None => ending.cause == Cause::Handshake,
             },
             Cause::Refused | Cause::Tls | Cause::Protocol => false,

@@ -1029,6 +1029,7 @@ impl Connection {
     fn may_send(&self) -> bool {
         match self.phase {
             Phase::Open => true,
+            Phase::Leaving { ref close, .. } | Phase::Left { ref close, .. } => !close.ends_session,
             Phase::Handshake | Phase::Welcomed | Phase::Away { .. } => self.is_reconnecting() && !self.is_leaving(),
             _ => false,
         }
@@ -1399,8 +1400,10 @@ impl Connection {
             Slot::Close => match mem::replace(&mut self.phase, Phase::Handshake) {
                 Phase::Leaving { close, deadline } => {
                     self.fin_wanted = true;
+                    if close.ends_session {
+                        self.discard_inbox();
+                    }
                     self.phase = Phase::Left { close, deadline: deadline.min(Moment::from(now) + self.farewell()) };
-                    self.discard_inbox();
                 }
                 Phase::Away { action, .. } => self.phase = Phase::Away { parting: None, action },
                 Phase::Ended { action, .. } => self.phase = Phase::Ended { parting: None, action },
