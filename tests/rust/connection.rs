@@ -462,7 +462,7 @@ fn a_peer_that_gave_us_up_by_a_mere_reset_is_known_to_have() {
     for mut pair in seeded(one_second).chain(seeded(|| with_limit(ms(1000), ms(2500)))) {
         pair.run(ms(20_000));
         pair.pipes[0].is_cut = true;
-        while !pair.sides[1].is_over {
+        while !pair.sides[1].socket.is_over {
             assert!(pair.step(pair.now + ms(5000)));
         }
         // Its CLOSE stays behind what its kernel repeats, for our acknowledgements don't arrive.
@@ -1025,7 +1025,7 @@ fn close_sends_what_was_accepted_waits_until_it_is_taken_and_both_know_why() {
     is_normal(&pair, 0, false);
     is_normal(&pair, 1, true);
     assert_eq!(pair.sides[0].ending().unwrap().untaken_bytes, 0);
-    assert!(pair.sides.iter().all(|side| side.is_over && !side.aborted));
+    assert!(pair.sides.iter().all(|side| side.socket.is_over && !side.aborted));
 }
 
 #[test]
@@ -1066,7 +1066,7 @@ fn both_may_close_at_once() {
     pair.run(ms(5000));
     for index in 0..2 {
         is_normal(&pair, index, false);
-        assert!(pair.sides[index].is_over);
+        assert!(pair.sides[index].socket.is_over);
     }
 }
 
@@ -1206,7 +1206,7 @@ fn schedule(seed: u64) {
             Some(ending) => {
                 assert!(has_fault, "seed {seed}: {ending}");
                 assert_ne!(ending.cause, Cause::Protocol, "seed {seed}: {ending}");
-                assert!(pair.sides.iter().all(|side| side.ending().is_some() && side.is_over), "seed {seed}");
+                assert!(pair.sides.iter().all(|side| side.ending().is_some() && side.socket.is_over), "seed {seed}");
             }
         }
     }

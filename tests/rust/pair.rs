@@ -3,12 +3,12 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part of this module")]
 
 use std::collections::VecDeque;
-use std::mem::MaybeUninit;
+use std::mem::{self, MaybeUninit};
 use std::time::{Duration, Instant};
 
 use longconn::proto::cause::Ending;
 use longconn::proto::close::{Close, CloseCode};
-use longconn::proto::connection::{Action, Config, Connection, Event, Introduction};
+use longconn::proto::connection::{Action, Config, Connection, Event, Introduction, Transmit};
 use longconn::proto::evidence::KernelView;
 use longconn::proto::handshake::Credentials;
 use longconn::proto::heartbeat::HeartbeatConfig;
@@ -55,6 +55,8 @@ pub struct Pipe {
     busy_until: Option<Instant>,
     /// Bytes arrive and are acknowledged, and nobody gets them.
     pub swallows: bool,
+    /// Something in between has ended it: what is written now never arrives.
+    is_broken: bool,
     in_flight: VecDeque<(Instant, Vec<u8>)>,
     in_flight_bytes: usize,
     written: u64,
@@ -66,6 +68,142 @@ pub struct Pipe {
     reset_due: Option<Instant>,
 }
 
+impl Pipe {
+    pub fn with_latency(latency: Duration) -> Self {
+        Self { latency, ..Self::default() }
+    }
+
+    /// All that was ever handed to the kernel.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// The kernel takes what it has room for.
+    pub fn carry(&mut self, now: Instant, bytes: &[u8]) {
+        self.written += bytes.len() as u64;
+        if self.is_broken {
+            return;
+        }
+        self.in_flight_bytes += bytes.len();
+        let packet = if self.bytes_per_second == 0 { bytes.len() } else { 1400 };
+        for bytes in bytes.chunks(packet) {
+            let mut sent = self.busy_until.map_or(now, |busy| busy.max(now));
+            if self.bytes_per_second > 0 {
+                sent += Duration::from_secs(bytes.len() as u64) / self.bytes_per_second;
+                self.busy_until = Some(sent);
+            }
+            self.in_flight.push_back((sent + self.latency, bytes.to_vec()));
+        }
+    }
+
+    pub fn end(&mut self, now: Instant) {
+        self.fin_due.get_or_insert(now + self.latency);
+    }
+
+    /// What is under way before the RST arrives before it.
+    pub fn reset(&mut self, now: Instant) {
+        self.reset_due = Some(now + self.latency);
+    }
+
+    /// Of what was and will be written only so much ever arrives.
+    pub fn lose_behind(&mut self, offset: u64) {
+        self.is_broken = true;
+        let mut left = usize::try_from(offset.saturating_sub(self.arrived)).unwrap_or(usize::MAX);
+        for (_, bytes) in &mut self.in_flight {
+            bytes.truncate(left);
+            left -= bytes.len();
+        }
+        self.in_flight.retain(|(_, bytes)| !bytes.is_empty());
+        self.in_flight_bytes = self.in_flight.iter().map(|(_, bytes)| bytes.len()).sum();
+    }
+
+    /// Bytes are due, to which a kernel answers RST if it has forgotten the connection.
+    pub fn has_due(&self, now: Instant) -> bool {
+        !self.is_cut && self.in_flight.front().is_some_and(|(due, _)| *due <= now)
+    }
+
+    /// Nothing is under way to the other end.
+    pub fn is_empty(&self) -> bool {
+        self.in_flight.is_empty() && self.fin_due.is_none() && self.reset_due.is_none()
+    }
+
+    /// When something happens next; `back_is_cut` tells of the other direction.
+    pub fn next_moment(&self, back_is_cut: bool) -> Option<Instant> {
+        let mut next = if back_is_cut { None } else { self.acks.front().map(|(due, _)| *due) };
+        if !self.is_cut {
+            let fin = self.fin_due.filter(|_| self.in_flight.is_empty());
+            let due = [self.in_flight.front().map(|(due, _)| *due), fin, self.reset_due];
+            next = next.into_iter().chain(due.into_iter().flatten()).min();
+        }
+        next
+    }
+
+    /// What is due goes to `socket`, and its acknowledgements come back; `back` is the other direction.
+    pub fn arrive(&mut self, now: Instant, back: (bool, Duration), socket: &mut Socket) {
+        let (back_is_cut, back_latency) = back;
+        if !self.is_cut {
+            while self.in_flight.front().is_some_and(|(due, _)| *due <= now) {
+                let Some((_, bytes)) = self.in_flight.pop_front() else { break };
+                self.arrived += bytes.len() as u64;
+                self.in_flight_bytes -= bytes.len();
+                self.acks.push_back((now + back_latency, self.arrived));
+                if !socket.is_over && !self.swallows {
+                    socket.buffer.extend_from_slice(&bytes);
+                }
+            }
+            if self.in_flight.is_empty() && self.fin_due.is_some_and(|due| due <= now) {
+                self.fin_due = None;
+                socket.fin_arrived = true;
+            }
+            if self.reset_due.is_some_and(|due| due <= now) {
+                self.reset_due = None;
+                socket.reset_arrived = true;
+            }
+        }
+        if !back_is_cut {
+            while self.acks.front().is_some_and(|(due, _)| *due <= now) {
+                let Some((_, acked)) = self.acks.pop_front() else { break };
+                self.acked = acked;
+                self.last_ack = Some(now);
+            }
+        }
+    }
+
+    fn view(&self, now: Instant) -> KernelView {
+        KernelView {
+            written: self.written,
+            bytes_acked: self.acked,
+            unacked: u32::from(self.acked < self.written),
+            unsent: 0,
+            probes: 0,
+            since_ack_received: self.last_ack.map_or(ms(1_000_000), |at| now.saturating_duration_since(at)),
+            send_window: Some(65_535),
+        }
+    }
+}
+
+/// What a kernel holds for one end of a connection.
+#[derive(Debug, Default)]
+pub struct Socket {
+    buffer: Vec<u8>,
+    fin_arrived: bool,
+    reset_arrived: bool,
+    /// It was closed, or reset.
+    pub is_over: bool,
+}
+
+/// How a driver goes about its work.
+#[derive(Debug)]
+pub struct Driving<'d> {
+    /// Chunks and writes are cut at random.
+    pub splits: bool,
+    /// Messages are received into their places, some of the time.
+    pub places: bool,
+    pub dice: &'d mut Dice,
+    /// What the kernel holds of what is under way.
+    pub kernel_bytes: usize,
+}
+
 #[derive(Debug)]
 pub struct Side {
     pub connection: Connection,
@@ -73,18 +211,23 @@ pub struct Side {
     pub received: Vec<Vec<u8>>,
     /// Every whole message is taken at once.
     pub takes: bool,
+    /// What was read, and isn't taken yet.
+    pub peeked: Vec<Vec<u8>>,
+    /// Messages that could be read and not be taken.
+    pub too_late: u64,
+    /// What a message or a window wants of the process's memory it gets.
+    pub grants: bool,
+    /// A client that says HELLO gets a new session; else that is left to the test.
+    pub accepts: bool,
+    pub socket: Socket,
     /// The process is stopped; its kernel isn't.
     pub is_frozen: bool,
     /// Its kernel tells nothing.
     pub is_blind: bool,
-    pub is_over: bool,
     pub aborted: bool,
     pub looks: u64,
     /// A message that is received into its place.
     placed: Option<Placed>,
-    kernel_buffer: Vec<u8>,
-    fin_arrived: bool,
-    reset_arrived: bool,
     timeout: Option<Instant>,
 }
 
@@ -95,15 +238,16 @@ impl Side {
             events: Vec::new(),
             received: Vec::new(),
             takes: true,
+            peeked: Vec::new(),
+            too_late: 0,
+            grants: true,
+            accepts: true,
+            socket: Socket::default(),
             is_frozen: false,
             is_blind: false,
-            is_over: false,
             aborted: false,
             looks: 0,
             placed: None,
-            kernel_buffer: Vec::new(),
-            fin_arrived: false,
-            reset_arrived: false,
             timeout: None,
         }
     }
@@ -150,6 +294,119 @@ impl Side {
         }
     }
 
+    /// The link is over; of the frame begun nothing is left.
+    fn give_room_back(&mut self, now: Instant) {
+        if let Some(Placed { room, filled, .. }) = self.placed.take() {
+            // SAFETY: as above.
+            self.connection.take_back(now, None, unsafe { room[..filled].assume_init_ref() });
+        }
+    }
+
+    /// Reads one message more without taking it.
+    pub fn peek(&mut self) -> bool {
+        let message = self.connection.read().map(<[u8]>::to_vec);
+        let is_there = message.is_some();
+        self.peeked.extend(message);
+        is_there
+    }
+
+    /// So many of what was read are with the program.
+    pub fn take(&mut self, now: Instant, messages: usize) {
+        let taken: Vec<_> = self.peeked.drain(..messages.min(self.peeked.len())).collect();
+        if taken.is_empty() {
+        } else if self.connection.take(now, taken.len()) {
+            self.received.extend(taken);
+        } else {
+            self.too_late += taken.len() as u64;
+        }
+    }
+
+    /// When something is to be done.
+    pub fn next_moment(&self) -> Option<Instant> {
+        self.timeout.filter(|_| !self.is_frozen)
+    }
+
+    /// A turn of its driver, that begins with what has arrived. `out` leads from it; none where there is no link.
+    pub fn serve(&mut self, now: Instant, out: Option<&mut Pipe>, driving: &mut Driving<'_>) {
+        if self.is_frozen {
+            return;
+        }
+        let mut input = &mem::take(&mut self.socket.buffer)[..];
+        while !input.is_empty() {
+            let length = if driving.splits { 1 + driving.dice.below(input.len() as u64) as usize } else { input.len() };
+            let starts = driving.places && self.takes && self.peeked.is_empty() && driving.dice.below(2) == 0;
+            let placed = if starts || self.placed.is_some() { self.place(now, &input[..length]) } else { 0 };
+            let (chunk, rest) = input.split_at(if placed > 0 { placed } else { length });
+            if placed == 0 {
+                self.connection.handle_input(now, chunk);
+            }
+            input = rest;
+        }
+        if self.socket.fin_arrived || self.socket.reset_arrived || driving.dice.below(16) == 0 {
+            self.take_back(now);
+        }
+        if mem::take(&mut self.socket.fin_arrived) {
+            self.connection.handle_end(now);
+        }
+        if mem::take(&mut self.socket.reset_arrived) {
+            self.connection.handle_reset(now);
+        }
+        if self.timeout.is_some_and(|due| now >= due) {
+            self.connection.handle_timeout(now);
+        }
+        self.turn(now, out, driving);
+    }
+
+    /// Takes, transmits, acts and listens, as the core's contract has it.
+    pub fn turn(&mut self, now: Instant, mut out: Option<&mut Pipe>, driving: &mut Driving<'_>) {
+        loop {
+            if self.takes {
+                self.take(now, usize::MAX);
+                while self.peek() {
+                    self.take(now, 1);
+                }
+            }
+            if self.grants && self.connection.budget_wanted() > 0 {
+                self.connection.grant_budget();
+            }
+            let out = out.as_deref_mut().filter(|_| !self.socket.is_over);
+            let Some(out) = out else {
+                while self.connection.poll_action().is_some() {}
+                break;
+            };
+            transmit(now, &mut self.connection, out, driving);
+            match self.connection.poll_action() {
+                None => break,
+                Some(Action::Look) => {
+                    self.looks += 1;
+                    let view = (!self.is_blind).then(|| out.view(now));
+                    self.connection.handle_kernel(now, view);
+                }
+                Some(Action::ShutdownWrite) => out.end(now),
+                Some(Action::Abort) => {
+                    (self.socket.is_over, self.aborted) = (true, true);
+                    out.reset(now);
+                }
+                Some(Action::Close) => {
+                    self.socket.is_over = true;
+                    out.end(now);
+                }
+            }
+        }
+        while let Some(event) = self.connection.poll_event() {
+            match event {
+                Event::Hello(_) if self.accepts => self.connection.accept(CREDENTIALS, ms(60_000)),
+                Event::Parted { .. } => self.give_room_back(now),
+                _ => {}
+            }
+            self.events.push((now, event));
+        }
+        if let Some(out) = out.filter(|_| !self.socket.is_over) {
+            transmit(now, &mut self.connection, out, driving);
+        }
+        self.timeout = self.connection.poll_timeout().map(Moment::instant);
+    }
+
     pub fn ending(&self) -> Option<&Ending> {
         self.events.iter().find_map(|(_, event)| match event {
             Event::Ended(ending) => Some(&**ending),
@@ -171,6 +428,25 @@ struct Placed {
     placing: Placing,
     room: Vec<MaybeUninit<u8>>,
     filled: usize,
+}
+
+fn transmit(now: Instant, connection: &mut Connection, out: &mut Pipe, driving: &mut Driving<'_>) {
+    loop {
+        let Transmit { first, control, data } = connection.poll_transmit(now);
+        let whole = first.len() + control.len() + data.len();
+        let length = whole.min(driving.kernel_bytes.saturating_sub(out.in_flight_bytes));
+        let most = 1 + driving.dice.below(length as u64 * 2) as usize;
+        let length = if driving.splits { length.min(most) } else { length };
+        if length == 0 {
+            return;
+        }
+        let mut bytes = Vec::with_capacity(length);
+        for part in [first, control, data] {
+            bytes.extend_from_slice(&part[..part.len().min(length - bytes.len())]);
+        }
+        connection.transmitted(now, length);
+        out.carry(now, &bytes);
+    }
 }
 
 /// Side 0 is the client; pipe 0 leads from it.
@@ -252,185 +528,35 @@ impl Pair {
     }
 
     fn next_moment(&self) -> Option<Instant> {
-        let mut moments = Vec::new();
-        for (index, side) in self.sides.iter().enumerate() {
-            if !side.is_frozen && !side.is_over {
-                moments.extend(side.timeout);
-            }
-            let pipe = &self.pipes[index];
-            if !pipe.is_cut {
-                moments.extend(pipe.in_flight.front().map(|(due, _)| *due));
-                moments.extend(pipe.fin_due.filter(|_| pipe.in_flight.is_empty()));
-                moments.extend(pipe.reset_due);
-            }
-            if !self.pipes[1 - index].is_cut {
-                moments.extend(pipe.acks.front().map(|(due, _)| *due));
-            }
-        }
-        moments.into_iter().min()
+        let [first, second] = &self.pipes;
+        let pipes = [first.next_moment(second.is_cut), second.next_moment(first.is_cut)];
+        let sides = self.sides.iter().filter(|side| !side.socket.is_over).map(Side::next_moment);
+        pipes.into_iter().chain(sides).flatten().min()
     }
 
     /// What is due on the pipe that leads to side `index`.
     fn arrive(&mut self, index: usize) {
-        let now = self.now;
-        let back_is_cut = self.pipes[index].is_cut;
-        let back_latency = self.pipes[index].latency;
-        let side = &mut self.sides[index];
-        let pipe = &mut self.pipes[1 - index];
-        if !pipe.is_cut {
-            while pipe.in_flight.front().is_some_and(|(due, _)| *due <= now) {
-                let Some((_, bytes)) = pipe.in_flight.pop_front() else { break };
-                pipe.arrived += bytes.len() as u64;
-                pipe.in_flight_bytes -= bytes.len();
-                pipe.acks.push_back((now + back_latency, pipe.arrived));
-                if !side.is_over && !pipe.swallows {
-                    side.kernel_buffer.extend_from_slice(&bytes);
-                }
-            }
-            if pipe.in_flight.is_empty() && pipe.fin_due.is_some_and(|due| due <= now) {
-                pipe.fin_due = None;
-                side.fin_arrived = true;
-            }
-            if pipe.reset_due.is_some_and(|due| due <= now) {
-                pipe.reset_due = None;
-                side.reset_arrived = true;
-            }
-        }
-        if !back_is_cut {
-            while pipe.acks.front().is_some_and(|(due, _)| *due <= now) {
-                let Some((_, acked)) = pipe.acks.pop_front() else { break };
-                pipe.acked = acked;
-                pipe.last_ack = Some(now);
-            }
-        }
+        let back = &self.pipes[index];
+        let back = (back.is_cut, back.latency);
+        self.pipes[1 - index].arrive(self.now, back, &mut self.sides[index].socket);
+    }
+
+    fn act(&mut self, index: usize, act: fn(&mut Side, Instant, Option<&mut Pipe>, &mut Driving<'_>)) {
+        let &mut Self { splits, places, kernel_bytes, .. } = self;
+        let mut driving = Driving { splits, places, dice: &mut self.dice, kernel_bytes };
+        act(&mut self.sides[index], self.now, Some(&mut self.pipes[index]), &mut driving);
     }
 
     /// A turn of the driver of side `index`.
     pub fn serve(&mut self, index: usize) {
-        let now = self.now;
-        let side = &mut self.sides[index];
-        if side.is_frozen || side.is_over {
-            return;
+        if !self.sides[index].socket.is_over {
+            self.act(index, Side::serve);
         }
-        let mut input = &std::mem::take(&mut side.kernel_buffer)[..];
-        while !input.is_empty() {
-            let length = if self.splits { 1 + self.dice.below(input.len() as u64) as usize } else { input.len() };
-            let starts = self.places && side.takes && self.dice.below(2) == 0;
-            let placed = if starts || side.placed.is_some() { side.place(now, &input[..length]) } else { 0 };
-            let (chunk, rest) = input.split_at(if placed > 0 { placed } else { length });
-            if placed == 0 {
-                side.connection.handle_input(now, chunk);
-            }
-            input = rest;
-        }
-        if side.fin_arrived || side.reset_arrived || self.dice.below(16) == 0 {
-            side.take_back(now);
-        }
-        if std::mem::take(&mut side.fin_arrived) {
-            side.connection.handle_end(now);
-        }
-        if std::mem::take(&mut side.reset_arrived) {
-            side.connection.handle_reset(now);
-        }
-        if side.timeout.is_some_and(|due| now >= due) {
-            side.connection.handle_timeout(now);
-        }
-        self.turn(index);
     }
 
     /// Takes, transmits, acts and listens, as the core's contract has it.
     pub fn turn(&mut self, index: usize) {
-        let now = self.now;
-        loop {
-            if self.sides[index].takes {
-                let side = &mut self.sides[index];
-                while let Some(message) = side.connection.read() {
-                    side.received.push(message.to_vec());
-                    side.connection.take(now, 1);
-                }
-            }
-            let side = &mut self.sides[index];
-            if side.connection.budget_wanted() > 0 {
-                side.connection.grant_budget();
-            }
-            self.transmit(index);
-            let side = &mut self.sides[index];
-            match side.connection.poll_action() {
-                None => break,
-                Some(Action::Look) => {
-                    side.looks += 1;
-                    let view = (!side.is_blind).then(|| self.view(index));
-                    self.sides[index].connection.handle_kernel(now, view);
-                }
-                Some(Action::ShutdownWrite) => {
-                    let pipe = &mut self.pipes[index];
-                    pipe.fin_due = Some(now + pipe.latency);
-                }
-                Some(Action::Abort) => {
-                    (side.is_over, side.aborted) = (true, true);
-                    let pipe = &mut self.pipes[index];
-                    // What is under way before the RST arrives before it.
-                    pipe.reset_due = Some(now + pipe.latency);
-                }
-                Some(Action::Close) => {
-                    side.is_over = true;
-                    let pipe = &mut self.pipes[index];
-                    pipe.fin_due.get_or_insert(now + pipe.latency);
-                }
-            }
-        }
-        let side = &mut self.sides[index];
-        while let Some(event) = side.connection.poll_event() {
-            if let Event::Hello(_) = event {
-                side.connection.accept(CREDENTIALS, ms(60_000));
-            }
-            side.events.push((now, event));
-        }
-        self.transmit(index);
-        let side = &mut self.sides[index];
-        side.timeout = side.connection.poll_timeout().map(Moment::instant);
-    }
-
-    fn transmit(&mut self, index: usize) {
-        let now = self.now;
-        let connection = &mut self.sides[index].connection;
-        let pipe = &mut self.pipes[index];
-        loop {
-            let transmit = connection.poll_transmit(now);
-            let mut bytes = [transmit.first, transmit.control, transmit.data].concat();
-            let room = self.kernel_bytes.saturating_sub(pipe.in_flight_bytes);
-            let length = bytes.len().min(room);
-            let length = if self.splits { length.min(1 + self.dice.below(length as u64 * 2) as usize) } else { length };
-            if length == 0 {
-                return;
-            }
-            bytes.truncate(length);
-            connection.transmitted(now, length);
-            pipe.written += length as u64;
-            pipe.in_flight_bytes += length;
-            let packet = if pipe.bytes_per_second == 0 { length } else { 1400 };
-            for bytes in bytes.chunks(packet) {
-                let mut sent = pipe.busy_until.map_or(now, |busy| busy.max(now));
-                if pipe.bytes_per_second > 0 {
-                    sent += Duration::from_secs(bytes.len() as u64) / pipe.bytes_per_second;
-                    pipe.busy_until = Some(sent);
-                }
-                pipe.in_flight.push_back((sent + pipe.latency, bytes.to_vec()));
-            }
-        }
-    }
-
-    fn view(&self, index: usize) -> KernelView {
-        let pipe = &self.pipes[index];
-        KernelView {
-            written: pipe.written,
-            bytes_acked: pipe.acked,
-            unacked: u32::from(pipe.acked < pipe.written),
-            unsent: 0,
-            probes: 0,
-            since_ack_received: pipe.last_ack.map_or(ms(1_000_000), |at| self.now.saturating_duration_since(at)),
-            send_window: Some(65_535),
-        }
+        self.act(index, Side::turn);
     }
 
     pub fn send(&mut self, index: usize, message: &[u8]) {

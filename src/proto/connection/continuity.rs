@@ -208,7 +208,10 @@ impl Connection {
         let Some(Claim { position, largest_message, .. }) = newcomer.claim().copied() else {
             return Err(ResumeError::Over);
         };
-        let is_over = matches!(self.phase, Phase::Left { .. } | Phase::PeerLeft { .. } | Phase::Ended { .. });
+        let is_over = match &self.phase {
+            Phase::Left { close, .. } => close.ends_session,
+            phase => matches!(phase, Phase::PeerLeft { .. } | Phase::Ended { .. }),
+        };
         if is_over || self.retention == 0 {
             return Err(ResumeError::Over);
         }
@@ -290,9 +293,8 @@ impl Connection {
 
     /// A session that has ended there says so again to who comes back for it.
     pub(super) fn is_end_of_ours(&self, close: &Close) -> bool {
-        let is_refusal = close.code.0 > CloseCode::GOING_AWAY.0 && close.code.name().is_some();
         let (sent, taken) = self.session.sent_offsets();
-        self.is_reconnecting() && close.ends_session && !is_refusal && (taken..=sent).contains(&close.taken)
+        self.is_reconnecting() && close.ends_session && !is_refusal(close) && (taken..=sent).contains(&close.taken)
     }
 
     /// Whether the session outlives this end of its link.
@@ -314,9 +316,10 @@ impl Connection {
             | Cause::Deaf
             | Cause::Hung => true,
             Cause::Closed | Cause::Handshake => match &ending.close {
-                // Our own, unless that is only for who isn't heard: the handshake took too long.
-                Some(close) if !ending.by_peer => close.code == CloseCode::HANDSHAKE_TIMEOUT,
-                Some(close) => !close.ends_session || (self.role == Role::Client && is_for_a_while(close)),
+                Some(close) => {
+                    let is_for_a_while = ending.by_peer && self.role == Role::Client && is_for_a_while(close);
+                    !close.ends_session || is_for_a_while
+                }
                 None => ending.cause == Cause::Handshake,
             },
             Cause::Refused | Cause::Tls | Cause::Protocol => false,
@@ -370,6 +373,7 @@ impl Connection {
 
     /// What is left of the link before.
     fn forget_link(&mut self) {
+        self.session.forget_tail();
         self.decoder = Decoder::new(first_kind(self.role));
         self.heard_preamble = false;
         (self.first, self.control) = (None, None);
@@ -410,6 +414,9 @@ impl Connection {
 
     /// True if it is over.
     pub(super) fn has_lost_patience(&mut self, now: Instant) -> bool {
+        if matches!(self.phase, Phase::Left { .. } | Phase::PeerLeft { .. } | Phase::Ended { .. }) {
+            return false;
+        }
         let at = Moment::from(now);
         let Some(continuity) = &mut self.continuity else { return false };
         if continuity.farewell.as_ref().is_some_and(|farewell| at >= farewell.deadline)
@@ -451,6 +458,20 @@ impl Connection {
             self.session.forget_sent();
         }
     }
+}
+
+/// It is about a HELLO, and not about the session that this names.
+fn is_refusal(close: &Close) -> bool {
+    matches!(
+        close.code,
+        CloseCode::PROTOCOL
+            | CloseCode::VERSION
+            | CloseCode::LIMIT
+            | CloseCode::UNAUTHORIZED
+            | CloseCode::TOO_MANY
+            | CloseCode::HANDSHAKE_TIMEOUT
+            | CloseCode::STALE
+    )
 }
 
 /// A refusal that doesn't stand for ever, or a goodbye for a while.

@@ -1029,6 +1029,7 @@ impl Connection {
     fn may_send(&self) -> bool {
         match self.phase {
             Phase::Open => true,
+            Phase::Leaving { ref close, .. } | Phase::Left { ref close, .. } => !close.ends_session,
             Phase::Handshake | Phase::Welcomed | Phase::Away { .. } => self.is_reconnecting() && !self.is_leaving(),
             _ => false,
         }
@@ -1066,16 +1067,15 @@ impl Connection {
     /// The oldest `messages` of those that were read are with the program. False if it was too late for that: our CLOSE
     /// had said that they aren't.
     pub fn take(&mut self, now: Instant, messages: usize) -> bool {
-        let before = self.session.taken();
         let round_trip = self.supervision.as_ref().and_then(|supervision| supervision.heartbeat.round_trip().smoothed);
-        self.session.take(now, messages, round_trip);
+        let taken = self.session.take(now, messages, round_trip);
         if !self.tells_progress {
             self.last_progress = now.into();
         }
         if matches!(self.phase, Phase::Ended { parting: None, .. }) && !self.session.has_untaken() {
             self.give_back_memory();
         }
-        self.session.taken() > before
+        taken > 0
     }
 
     /// The link is over, and its driver has done what was to be done.
@@ -1288,8 +1288,9 @@ impl Connection {
     pub fn poll_transmit(&mut self, now: Instant) -> Transmit<'_> {
         self.control = None;
         let taken = self.session.taken();
+        // Who is refused because its session has ended is told what that one took.
         let put_close = |close: &Close, control: &mut Option<Box<Control>>| {
-            Control::put(control, Slot::Close, |out| Close { taken, ..close.clone() }.encode(out));
+            Control::put(control, Slot::Close, |out| Close { taken: taken.max(close.taken), ..close.clone() }.encode(out));
         };
         let mut sends_data = false;
         match &self.phase {
@@ -1399,8 +1400,10 @@ impl Connection {
             Slot::Close => match mem::replace(&mut self.phase, Phase::Handshake) {
                 Phase::Leaving { close, deadline } => {
                     self.fin_wanted = true;
+                    if close.ends_session {
+                        self.discard_inbox();
+                    }
                     self.phase = Phase::Left { close, deadline: deadline.min(Moment::from(now) + self.farewell()) };
-                    self.discard_inbox();
                 }
                 Phase::Away { action, .. } => self.phase = Phase::Away { parting: None, action },
                 Phase::Ended { action, .. } => self.phase = Phase::Ended { parting: None, action },
@@ -1566,6 +1569,12 @@ impl Connection {
     #[must_use]
     pub fn sent_offsets(&self) -> (u64, u64) {
         self.session.sent_offsets()
+    }
+
+    /// Up to where our program took what the peer sent: final once our CLOSE is out, or the peer's is in.
+    #[must_use]
+    pub fn taken_offset(&self) -> u64 {
+        self.session.taken()
     }
 
     /// Bytes of this link that the kernel took.

@@ -113,11 +113,12 @@ impl Inbox {
         }
     }
 
-    /// The oldest of what was read is taken; at most `messages`.
-    pub(super) fn take(&mut self, messages: usize) {
-        if let Some(stock) = &mut self.stock {
-            self.taken += stock.take(messages);
-        }
+    /// The oldest of what was read is taken; at most `messages`. How many it were.
+    pub(super) fn take(&mut self, messages: usize) -> usize {
+        let Some(stock) = &mut self.stock else { return 0 };
+        let (count, bytes) = stock.take(messages);
+        self.taken += bytes;
+        count
     }
 
     /// Another session begins, without the message begun; whole ones are still the program's to take.
@@ -282,10 +283,10 @@ impl Stock {
         count
     }
 
-    /// How far the offset went by it.
-    pub(super) fn take(&mut self, messages: usize) -> u64 {
-        let mut taken = 0;
-        for _ in 0..messages {
+    /// How many were taken, and how far the offset went by it.
+    pub(super) fn take(&mut self, messages: usize) -> (usize, u64) {
+        let (mut count, mut taken) = (0, 0);
+        while count < messages {
             let Some(message) = self.message_at(self.taken_at).filter(|message| message.end <= self.read_at) else {
                 break;
             };
@@ -294,9 +295,10 @@ impl Stock {
                 _ => self.orphans -= 1,
             }
             self.taken_at = message.end;
+            count += 1;
         }
         self.clear_taken();
-        taken
+        (count, taken)
     }
 
     /// Gives back the room of what was taken.

@@ -140,6 +140,7 @@ impl Default for Session {
 impl Session {
     /// What HELLO or WELCOME states; it acknowledges, too. The link before must not be read any more.
     pub fn state_position(&mut self) -> Position {
+        self.extend_credit();
         let Inbox { received, taken, .. } = self.inbox;
         (self.acked, self.ack, self.eager) = (taken, AckDue::No, false);
         self.measured_from = None;
@@ -179,6 +180,11 @@ impl Session {
         self.inbox.restart();
         let Self { outbox, inbox, .. } = mem::take(self);
         *self = Self { outbox, inbox, ..Self::default() };
+    }
+
+    /// What has yet to go waits for another link.
+    pub fn forget_tail(&mut self) {
+        self.outbox.forget_tail();
     }
 
     /// How far it was handed to the kernel.
@@ -251,11 +257,12 @@ impl Session {
         self.inbox.read()
     }
 
-    /// The oldest `messages` of what was read are with the program now.
-    pub fn take(&mut self, now: Instant, messages: usize, round_trip: Option<Duration>) {
+    /// The oldest of what was read are with the program now, at most `messages`. How many it were.
+    pub fn take(&mut self, now: Instant, messages: usize, round_trip: Option<Duration>) -> usize {
         let before = self.inbox.taken;
-        self.inbox.take(messages);
+        let taken = self.inbox.take(messages);
         self.on_taken(now, before, round_trip);
+        taken
     }
 
     fn on_taken(&mut self, now: Instant, before: u64, round_trip: Option<Duration>) {
@@ -423,11 +430,15 @@ impl Session {
         }
     }
 
+    /// What was taken leaves room for as much.
+    fn extend_credit(&mut self) {
+        self.credit = self.credit.max(self.inbox.taken + self.window);
+        self.extension = self.extension.filter(|end| end.get() > self.credit);
+    }
+
     /// The pending ACK, as it is now.
     pub fn encode_ack(&mut self, out: &mut Vec<u8>) {
-        let grown = self.inbox.taken + self.window;
-        self.credit = self.credit.max(grown);
-        self.extension = self.extension.filter(|end| end.get() > self.credit);
+        self.extend_credit();
         let (taken, credit) = (self.inbox.taken, self.credit);
         put_frame(out, Kind::Ack, |out| {
             out.extend_from_slice(&taken.to_be_bytes());

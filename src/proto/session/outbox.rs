@@ -59,7 +59,7 @@ struct Flight {
     /// The offset of the first of `bytes`; what was taken lies there a while longer.
     start: u64,
     sent: u64,
-    /// A frame's start at or before `sent`.
+    /// A frame's start at or before `sent`, or `sent` itself where the rest of a frame has no link.
     boundary: u64,
     /// A frame's start at or before `credit`; from there is looked how far it goes.
     allowed: u64,
@@ -179,6 +179,13 @@ impl Outbox {
     /// Something was handed to the kernel, and isn't known to be taken.
     pub(super) fn is_doubtful(&self) -> bool {
         self.sent() > self.taken
+    }
+
+    /// A frame that was cut short isn't finished: the link is no more that had its beginning.
+    pub(super) fn forget_tail(&mut self) {
+        if let Some(flight) = &mut self.flight {
+            flight.boundary = flight.sent;
+        }
     }
 
     /// The peer has said the last word about what it took.
