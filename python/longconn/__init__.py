@@ -4,8 +4,10 @@ import atexit as _atexit
 
 from . import _longconn, processes, socket
 from ._longconn import LongConnection, TcpInfo
+from .backoff import Backoff
 from .errors import (
     AlreadyClosed,
+    BufferFull,
     Cause,
     ConnectFailed,
     ForkedError,
@@ -17,6 +19,7 @@ from .errors import (
     PeerReset,
     PeerTimedOut,
     ProtocolError,
+    SessionLost,
 )
 from .framing import LengthPrefixed, Lines, PlainHeartbeat
 from .guarding import Guard, guard
@@ -31,7 +34,9 @@ from .short import exchange
 __all__ = [
     "AlreadyClosed",
     "Applied",
+    "Backoff",
     "Broadcast",
+    "BufferFull",
     "Cause",
     "ConnectFailed",
     "DetectionTime",
@@ -56,6 +61,7 @@ __all__ = [
     "PlainHeartbeat",
     "ProtocolError",
     "ServerStats",
+    "SessionLost",
     "TcpInfo",
     "connect",
     "default_keepalive",

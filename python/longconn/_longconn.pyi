@@ -25,6 +25,7 @@ __all__ = [
     "after_in_parent",
     "apply_keepalive",
     "before_fork",
+    "dial",
     "has_rto_max",
     "keepalive_of",
     "listen",
@@ -244,7 +245,8 @@ class LongConnection:
 
     @property
     def state(self) -> str:
-        """``open``, ``suspect`` (silent for longer than usual), ``closing`` or ``closed``."""
+        """``open``, ``suspect`` (silent for longer than usual), ``reconnecting`` (lost, and to be made again; on a server:
+        until its client comes back), ``closing`` or ``closed``."""
 
     @property
     def lost(self) -> Cause | None:
@@ -278,6 +280,14 @@ class LongConnection:
     def progress(self) -> None:
         """Tell that the program goes forward. From the first call on nothing else counts as that: a program that
         stops calling it is reported to the peer as making no progress."""
+
+    @property
+    def unacknowledged(self) -> int:
+        """Messages of ours that the peer's program isn't known to have taken."""
+
+    @property
+    def undelivered(self) -> list[bytes]:
+        """These messages, in order: after the end, what may be lost; a copy each time."""
 
     def stats(self) -> LinkStats:
         """What is measured and counted."""
@@ -345,9 +355,9 @@ class Server:
     def messages(self, timeout: float | timedelta | None) -> Messages: ...
     def events(self) -> Events: ...
     def connections(self) -> list[LongConnection]: ...
-    def broadcast(self, data: Any) -> tuple[int, int, int]: ...
+    def broadcast(self, data: Any, closes_the_slow: bool) -> tuple[int, int, int]: ...
     def counts(self) -> dict[str, int]: ...
-    def close(self, drain: float, code: int, reason: str) -> None: ...
+    def close(self, drain: float, code: int, reason: str, retry_after: float, come_back_to: str) -> None: ...
     def abandon(self) -> None: ...
 
 def open_link(
@@ -359,7 +369,10 @@ def open_link(
     token: bytes,
     timeout: float | None,
     on_event: Callable[[Event], object] | None,
+    coming_back: tuple[Any, ...] | None,
+    raises_when_full: bool,
 ) -> LongConnection: ...
+def dial(places: list[tuple[str, int]], timeout: float | timedelta | EllipsisType | None) -> int: ...
 def open_plain_link(
     fd: int, *, settings: tuple[Any, ...], on_event: Callable[[Event], object] | None
 ) -> LongConnection: ...
@@ -375,6 +388,10 @@ def listen(
     max_handshakes: int,
     authenticate: Callable[[str, bytes, tuple[str, int]], object] | None,
     on_event: Callable[[LongConnection, Event], object] | None,
+    retention: float,
+    max_waiting: int,
+    max_waiting_bytes: int,
+    raises_when_full: bool,
 ) -> Server: ...
 def add_fast_methods(class_: type[SocketMixin], /) -> None:
     """Give the class, of the mixin and of `socket.socket`, bare C functions for small `recv` and `send`."""

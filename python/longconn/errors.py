@@ -8,6 +8,7 @@ from enum import StrEnum
 
 __all__ = [
     "AlreadyClosed",
+    "BufferFull",
     "Cause",
     "ConnectFailed",
     "ForkedError",
@@ -19,6 +20,7 @@ __all__ = [
     "PeerReset",
     "PeerTimedOut",
     "ProtocolError",
+    "SessionLost",
 ]
 
 
@@ -72,7 +74,10 @@ class PeerLost(LongConnError, ConnectionError):
         kernel_answers: Whether the peer's kernel still acknowledged; None where nobody knows.
         given_up: If the peer gave *us* up: ``unheard`` (nothing of ours arrived there) or ``paused`` (this process
             was stopped or asleep meanwhile).
+        undelivered: Of a `LongConnection`: every message that the peer's program isn't known to have taken, in order.
     """
+
+    undelivered: list[bytes]
 
     def __init__(
         self,
@@ -95,6 +100,20 @@ class PeerLost(LongConnError, ConnectionError):
         self.level = level
         self.kernel_answers = kernel_answers
         self.given_up = given_up
+        self.undelivered = []
+
+
+class SessionLost(PeerLost):
+    """The session of a `LongConnection` is over, and with it messages that the peer's program may not have taken.
+
+    Its last connection was lost (`cause`, and ``__cause__`` has the details), and no other was made in time, or the peer
+    knew nothing of the session any more: its process was started anew, or the client came back too late.
+
+    Attributes:
+        undelivered: Every message that the peer's program isn't *known* to have taken, in order. None that it hasn't
+            taken is missing; it may hold some of which the news that they were taken was under way. Send again what
+            bears to be done twice.
+    """
 
 
 class PeerTimedOut(PeerLost, TimeoutError):
@@ -114,7 +133,10 @@ class PeerClosed(LongConnError, ConnectionError):
         reason: The peer's words.
         peer: Address of the other side.
         cause: `Cause.CLOSED`.
+        undelivered: Messages that the peer's program hasn't taken and never will, in order.
     """
+
+    undelivered: list[bytes]
 
     def __init__(self, text: str = "", *, code: int = 0, reason: str = "", peer: object = None) -> None:
         super().__init__(text)
@@ -122,6 +144,7 @@ class PeerClosed(LongConnError, ConnectionError):
         self.reason = reason
         self.peer = peer
         self.cause = Cause.CLOSED
+        self.undelivered = []
 
 
 class AlreadyClosed(LongConnError, OSError):
@@ -176,6 +199,10 @@ class ProtocolError(LongConnError, ConnectionError):
         super().__init__(text)
         self.peer = peer
         self.cause = Cause.PROTOCOL
+
+
+class BufferFull(LongConnError, BlockingIOError):
+    """No room for a message, and ``when_full="raise"``: nothing was sent; ``errno`` is EAGAIN."""
 
 
 class ForkedError(LongConnError, ConnectionError):
@@ -250,9 +277,47 @@ def link_ended(
     given_up: str | None,
     code: int | None,
     reason: str,
+    more: tuple[bool, bool, list[bytes]],
+) -> LongConnError:
+    """The end of a link, or of a session, as an exception; called by the native side."""
+    was_open, is_session, undelivered = more
+    error = _link_ended(
+        cause, text, peer, by_peer, silence, limit, level, kernel_answers, given_up, code, reason, was_open
+    )
+    if isinstance(error, PeerClosed | PeerLost):
+        error.undelivered = undelivered
+    if not (is_session and undelivered):
+        return error
+    lost = SessionLost(
+        getattr(error, "errno", None),
+        f"{_who(peer)}: {text}; {len(undelivered)} messages may not have been taken (.undelivered)",
+        cause=Cause(cause),
+        silence=silence,
+        limit=limit,
+        peer=peer,
+        level=level,
+        kernel_answers=kernel_answers,
+        given_up=given_up,
+    )
+    lost.undelivered = undelivered
+    lost.__cause__ = error
+    return lost
+
+
+def _link_ended(
+    cause: str,
+    text: str,
+    peer: object,
+    by_peer: bool,
+    silence: float,
+    limit: float | None,
+    level: str | None,
+    kernel_answers: bool | None,
+    given_up: str | None,
+    code: int | None,
+    reason: str,
     was_open: bool,
 ) -> LongConnError:
-    """The end of a link as an exception; called by the native side."""
     who, what = _who(peer), Cause(cause)
     if not was_open:
         if code is not None and by_peer:
@@ -264,6 +329,9 @@ def link_ended(
         return AlreadyClosed(_errno.EBADF, f"{who}: {text} by this side; connect again")
     if what is Cause.PROTOCOL:
         return ProtocolError(f"{who}: {text}", peer=peer)
+    if what is Cause.HANDSHAKE and code is not None and by_peer:
+        # it was here before, and isn't wanted any more
+        return HandshakeRejected(f"{who}: {text}", code=code, reason=reason, peer=peer)
     # Never a TimeoutError, though time was up: a loop that goes on after the timeout of a call would not end.
     number = _LOST.get(what)
     return (PeerReset if what is Cause.RESET else PeerLost)(
@@ -277,3 +345,32 @@ def link_ended(
         kernel_answers=kernel_answers,
         given_up=given_up,
     )
+
+
+def dial_failed(
+    target: str, attempts: list[tuple[str, str | None, int | None, int | None, str]]
+) -> OSError | LongConnError:
+    """Why no connection was made; of each attempt its place, address, errno, error of the look-up, and text."""
+    if len(attempts) == 1 and (code := attempts[0][3]) is not None:
+        import socket
+
+        return socket.gaierror(code, attempts[0][4])
+    places = [attempt[0] for attempt in attempts]
+    peer = target.rpartition(":")
+    who = (peer[0].strip("[]"), int(peer[2])) if "," not in target and peer[2].isdigit() else None
+    if all(number is None and code is None for _, _, number, code, _ in attempts):
+        reasons = "; ".join(f"{_place(attempt)}: {attempt[4]}" for attempt in attempts) if len(attempts) > 1 else ""
+        return TimeoutError(f"{target} did not answer in time" + (f": {reasons}" if reasons else ""))
+    if len(attempts) == 1:
+        text = attempts[0][4]
+    else:
+        text = "; ".join(f"{_place(attempt)}: {attempt[4]}" for attempt in attempts)
+    numbers = [number for _, _, number, _, _ in attempts if number is not None]
+    return ConnectFailed(
+        numbers[-1] if numbers else None, f"no connection to {target}: {text}", peer=who if places else None
+    )
+
+
+def _place(attempt: tuple[str, str | None, int | None, int | None, str]) -> str:
+    place, address = attempt[:2]
+    return place if address is None or address == place else f"{place} at {address}"

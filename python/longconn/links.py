@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
+import sys
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _longconn
 from ._longconn import LongConnection
-from .errors import AlreadyClosed, Cause, ConnectFailed, LongConnError
+from .backoff import Backoff
+from .errors import AlreadyClosed, Cause, LongConnError
 from .framing import plain_settings
 from .heartbeat import Heartbeat
 from .keepalive import Keepalive, in_seconds
@@ -68,6 +70,10 @@ class LinkStats(NamedTuple):
     peer_ages_told_seconds_ago: float | None
     tcp_info: TcpInfo | None
     """What the kernel knows of the connection; None once it is over."""
+    connections: int = 1
+    """How many there have been, one after another, in this session; what is counted above is of the last."""
+    messages_after_close: int = 0
+    """That came after this side's goodbye, or weren't received by then: nobody takes them."""
 
 
 class Event(NamedTuple):
@@ -76,11 +82,15 @@ class Event(NamedTuple):
     time: float
     """As of ``time.time()``."""
     state: str
-    """The new one: ``open``, ``suspect`` or ``closed``."""
+    """The new one: ``open``, ``suspect``, ``reconnecting`` or ``closed``."""
     cause: Cause | None
-    """Why it is closed."""
+    """Why the connection was lost, or is closed."""
     error: LongConnError | None
-    """The same with all details, as calls on the connection raise it."""
+    """The same with all details, as calls on the connection raise it once it is closed."""
+    replayed: int | None = None
+    """The session goes on over another connection, and so many messages were sent again, as a whole or in part."""
+    fresh: bool = False
+    """It goes on in another session: the server knew nothing of the one before, or had closed."""
 
 
 class Broadcast(NamedTuple):
@@ -115,6 +125,16 @@ class ServerStats(NamedTuple):
     """Times that no connection could be accepted, for want of descriptors or memory."""
     events_dropped: int
     """Events that found 10,000 others waiting, for `LongServer.events` or for ``on_event``."""
+    refused_stale: int
+    """Claimed a session that isn't theirs, or said an old HELLO again."""
+    resumed: int
+    """Sessions that went on over another connection."""
+    expired: int
+    """Sessions that ended without their client having come back."""
+    waiting: int
+    """Sessions that have lost their connection, as it is now, and wait for their clients."""
+    waiting_bytes: int
+    """What these keep: bytes that were not taken, by either side."""
 
 
 def _rhythm(heartbeat: object) -> tuple[Any, ...]:
@@ -156,34 +176,30 @@ def _check_callable(value: Any, name: str) -> None:
         raise TypeError(f"{name}: a callable or None, not {type(value).__name__}")
 
 
-def _dial(host: str, port: int, deadline: float | None) -> KeepaliveSocket:
-    """To the first address that answers in its part of the time; the heartbeat makes a guard superfluous."""
-    failure: OSError | None = None
-    found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
-    for tried, (family, kind, proto, _, address) in enumerate(found):
-        sock = KeepaliveSocket(family, kind, proto, keepalive=False)
-        try:
-            if deadline is not None:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise TimeoutError("timed out")
-                sock.settimeout(left / (len(found) - tried))
-            sock.connect(address)
-            if sock.getsockname() == sock.getpeername():
-                # both ends got the same port: nobody listens
-                raise ConnectionRefusedError(111, "Connection refused: it would be a connection to itself")
-            return sock
-        except BaseException as error:
-            sock.close()
-            if not isinstance(error, OSError):
-                raise
-            failure = error
-    if isinstance(failure, TimeoutError) and failure.errno is None:
-        raise TimeoutError(f"{host}:{port} did not answer in time") from None
-    text = "it has no address" if failure is None else failure.strerror or str(failure)
-    raise ConnectFailed(
-        None if failure is None else failure.errno, f"no connection to {host}:{port}: {text}", peer=(host, port)
-    ) from failure
+def _places(address: Any) -> list[tuple[str, int]]:
+    """One place, or several in a list."""
+    is_several = isinstance(address, list | tuple) and all(
+        isinstance(each, list | tuple) or (isinstance(each, str) and ":" in each) for each in address
+    )
+    return [split_address(each) for each in address] if is_several and address else [split_address(address)]
+
+
+def _is_choice(value: object, name: str, choices: tuple[str, str]) -> bool:
+    """Whether it is the second."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: {choices[0]!r} or {choices[1]!r}")
+    return value == choices[1]
+
+
+def _retention(value: object) -> float:
+    seconds = in_seconds(value, "session_retention")
+    if not 0 <= seconds <= 86400:  # nor NaN
+        raise ValueError(f"session_retention={seconds:g}: 0 to 86400 seconds")
+    return seconds
+
+
+def _optional_seconds(value: object, name: str) -> float | None:
+    return None if value is None else _positive_seconds(value, name)
 
 
 def connect(
@@ -196,16 +212,25 @@ def connect(
     token: bytes = b"",
     largest_message_bytes: int = 16 * 1024 * 1024,
     keepalive: Keepalive | Literal[False] | None = None,
+    reconnect: Backoff | bool = True,
+    give_up_after: float | timedelta | None = None,
+    on_session_lost: Literal["raise", "resend"] = "raise",
+    follow: bool = False,
+    when_full: Literal["wait", "raise"] = "wait",
     on_event: Callable[[Event], object] | None = None,
 ) -> LongConnection:
     """Connect to a `LongServer`, and have the connection supervised from both sides; or to any TCP program.
+
+    A connection that is lost is made again, and the session goes on over the new one: what was sent arrives once and in
+    order, calls just take longer. `LongConnection.events` and *on_event* tell of it.
 
     With *framing* the peer is a plain one, which doesn't speak longconn's protocol: bytes, lines, or messages with a
     length before them go out and come in, the guard and the kernel's keepalive watch the path, and a `PlainHeartbeat`
     the program, if its protocol has one.
 
     Args:
-        address: ``(host, port)`` or ``"host:port"``, ``"[::1]:port"``.
+        address: ``(host, port)`` or ``"host:port"``, ``"[::1]:port"``, or a list of several: who answers first is it
+            (RFC 8305), each time.
         framing: None: the peer is a `LongServer`. ``"raw"``, ``"lines"``, `Lines` or `LengthPrefixed`: a plain peer.
         heartbeat: How soon a lost peer is noticed; None is ``Heartbeat()``. Of a plain peer a `PlainHeartbeat`; None is
             none.
@@ -217,6 +242,16 @@ def connect(
         largest_message_bytes: The largest message that this side takes, up to 1 GiB; or line. A raw stream has none.
         keepalive: The kernel's probes beside the heartbeat, which doesn't need them; None: none. Of a plain peer the
             probes and the guard; None: `default_keepalive()`; False: none.
+        reconnect: When a lost connection is tried again; True is ``Backoff()``. False: the first loss is the end, and raised
+            as `PeerLost`. Plain peers are never connected to again.
+        give_up_after: Seconds without a connection after which the session is given up; None: never. Then calls raise
+            `SessionLost` if messages may not have been taken, else `PeerLost`.
+        on_session_lost: If the server has lost the session (it was started anew, or the client came back too late) and
+            messages may or may not have been taken: ``"raise"``: calls raise `SessionLost`, with these messages.
+            ``"resend"``: they are sent again, in a new session, so that some may arrive twice. Messages that can't have
+            been taken go in a new session without asking.
+        follow: A server that goes away may say where to come back; True: that is believed.
+        when_full: What `send` does when 2 MiB wait to be taken: ``"wait"``, or ``"raise"`` `BufferFull`.
         on_event: Called with each `Event`, on longconn's own thread; `LongConnection.events` is told the same.
 
     Raises:
@@ -247,21 +282,28 @@ def connect(
         if not seconds > 0:  # nor NaN
             raise ValueError(f"timeout={seconds:g}: more than 0 seconds, or None")
         deadline = time.monotonic() + seconds
-    host, port = split_address(address)
-    sock = _dial(host, port, deadline)
-    try:
-        if plain is None and keepalive and keepalive.probes:
-            _longconn.apply_keepalive(
-                sock.fileno(),
-                enabled=True,
-                idle=keepalive.idle,
-                interval=keepalive.interval,
-                count=keepalive.count,
-                user_timeout=keepalive.user_timeout,
-            )
-        fd = sock.detach()
-    finally:
-        sock.close()
+    if not isinstance(reconnect, bool | Backoff):
+        raise TypeError(f"reconnect: a Backoff, True or False, not {type(reconnect).__name__}")
+    resends = _is_choice(on_session_lost, "on_session_lost", ("raise", "resend"))
+    raises_when_full = _is_choice(when_full, "when_full", ("wait", "raise"))
+    give_up_after = _optional_seconds(give_up_after, "give_up_after")
+    places = _places(address)
+    probes = None
+    if plain is None and keepalive and keepalive.probes:
+        probes = (keepalive.idle, keepalive.interval, keepalive.count, keepalive.user_timeout)
+    coming_back = None
+    if plain is None and reconnect is not False:
+        backoff = Backoff() if reconnect is True else reconnect
+        coming_back = (
+            places, backoff.first, backoff.cap, backoff.factor, bool(follow), resends, give_up_after, probes
+        )
+    sys.audit("longconn.connect", places)
+    fd = _longconn.dial(places, None if deadline is None else max(0.0, deadline - time.monotonic()))
+    if probes is not None:
+        idle, interval, count, user_timeout = probes
+        _longconn.apply_keepalive(
+            fd, enabled=True, idle=idle, interval=interval, count=count, user_timeout=user_timeout
+        )
     if plain is not None:
         return _longconn.open_plain_link(fd, settings=plain, on_event=on_event)
     left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -274,8 +316,11 @@ def connect(
             token=token,
             timeout=left,
             on_event=on_event,
+            coming_back=coming_back,
+            raises_when_full=raises_when_full,
         )
     except TimeoutError:
+        host, port = places[0]
         raise TimeoutError(f"{host}:{port} accepted the connection and did not finish the handshake in time") from None
 
 
@@ -349,6 +394,10 @@ class LongServer:
         max_handshakes: int = 1000,
         largest_message_bytes: int = 16 * 1024 * 1024,
         keepalive: Keepalive | Literal[False] | None = None,
+        session_retention: float | timedelta = 60.0,
+        max_waiting_sessions: int = 10_000,
+        max_waiting_bytes: int = 256 * 1024 * 1024,
+        when_full: Literal["wait", "raise"] = "wait",
         backlog: int = 1024,
         reuse_port: bool = False,
         on_event: Callable[[LongConnection, Event], object] | None = None,
@@ -375,6 +424,10 @@ class LongServer:
             "max_handshakes": _whole(max_handshakes, "max_handshakes", 1, _MANY),
             "authenticate": authenticate,
             "on_event": on_event,
+            "retention": _retention(session_retention),
+            "max_waiting": _whole(max_waiting_sessions, "max_waiting_sessions", 0, _MANY),
+            "max_waiting_bytes": _whole(max_waiting_bytes, "max_waiting_bytes", 0, 1 << 48),
+            "raises_when_full": _is_choice(when_full, "when_full", ("wait", "raise")),
         }
         _whole(backlog, "backlog", 0, 65535)
         if isinstance(address, tuple | list) and len(address) >= 2 and address[0] == "":
@@ -447,15 +500,29 @@ class LongServer:
         """Who is here: each with its ``client_id``, ``state`` and ``opened_at``."""
         return self._server.connections()
 
-    def broadcast(self, data: Any) -> Broadcast:
-        """Send one message to every open connection that has room for it, and wait for none."""
-        return Broadcast(*self._server.broadcast(data))
+    def broadcast(self, data: Any, *, behind: Literal["skip", "close"] = "skip") -> Broadcast:
+        """Send one message to every connection that has room for it, and wait for none.
+
+        Args:
+            data: Any bytes-like object. A client that is away gets it when it comes back.
+            behind: What becomes of connections of which 2 MiB wait to be taken: ``"skip"``: they don't get this message;
+                ``"close"``: they are closed (too slow), so that who is here has got everything.
+        """
+        return Broadcast(*self._server.broadcast(data, _is_choice(behind, "behind", ("skip", "close"))))
 
     def stats(self) -> ServerStats:
         """What was counted."""
         return ServerStats(**self._server.counts())
 
-    def close(self, *, drain: float | timedelta = 10.0, code: int = 1, reason: str = "the server is closing") -> None:
+    def close(
+        self,
+        *,
+        drain: float | timedelta = 10.0,
+        code: int = 1,
+        reason: str = "the server is closing",
+        retry_after: float | timedelta = 0.0,
+        come_back_to: str = "",
+    ) -> None:
         """Take nobody any more, tell everyone why, and wait until they are gone.
 
         Args:
@@ -463,11 +530,21 @@ class LongServer:
             code: 1 means that the server goes away or restarts, 0 is the normal end; 4096 to 65535 are the program's
                 own.
             reason: For people; at most 1024 bytes.
+            retry_after: Seconds before which nobody is to come back, at most 300; clients spread themselves behind it.
+            come_back_to: ``"host:port"`` of a server to come back to, for clients that were made with ``follow=True``.
+
+        With code 1 clients come back by themselves, in a new session, with what wasn't taken: nothing is lost, and nothing
+        arrives twice.
         """
         seconds = in_seconds(drain, "drain")
         if not 0 <= seconds <= 86400:  # nor NaN
             raise ValueError(f"drain={seconds:g}: 0 to 86400 seconds")
-        self._server.close(seconds, code, reason)
+        later = in_seconds(retry_after, "retry_after")
+        if not 0 <= later <= 300:
+            raise ValueError(f"retry_after={later:g}: 0 to 300 seconds")
+        if come_back_to:
+            split_address(come_back_to)
+        self._server.close(seconds, code, reason, later, come_back_to)
         self._closed = True
 
     def __enter__(self) -> LongServer:

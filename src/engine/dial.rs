@@ -14,9 +14,11 @@ use std::time::{Duration, Instant};
 use mio::Interest;
 
 use crate::engine::reactor::{self, Engine};
+use crate::engine::waiting::WaitError;
 use crate::engine::{clock, fork, resolver};
 use crate::net::dial::{self, DialError, FailedAttempt, Place, Target};
 use crate::net::resolve::{self, Addresses, LookUpError};
+use crate::net::sys::{self, Wakeup};
 use crate::proto::race::{ATTEMPT_TIMEOUT, Race};
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -37,7 +39,7 @@ pub struct Connected {
     pub peer: SocketAddr,
 }
 
-type Outcome = Result<Connected, DialError>;
+pub type Outcome = Result<Connected, DialError>;
 type Done = Box<dyn FnOnce(Outcome) + Send>;
 
 pub struct Dial {
@@ -261,5 +263,48 @@ impl Dial {
             let took = now.saturating_duration_since(self.began);
             DialError::new(self.target.to_string(), mem::take(&mut course.failed), took)
         })
+    }
+}
+
+/// A dial that a thread waits for.
+pub struct Dialling {
+    dial: Arc<Dial>,
+    answer: Arc<Answer>,
+}
+
+struct Answer {
+    outcome: Mutex<Option<Outcome>>,
+    wakeup: Wakeup,
+}
+
+impl Dialling {
+    pub fn begin(target: Arc<Target>, config: DialConfig) -> io::Result<Self> {
+        let answer = Arc::new(Answer { outcome: Mutex::default(), wakeup: Wakeup::new()? });
+        let posted = answer.clone();
+        let done = Box::new(move |outcome| {
+            *posted.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+            posted.wakeup.set();
+        });
+        Ok(Self { dial: dial(target, config, done)?, answer })
+    }
+
+    /// It is over at the latest when its own time is.
+    pub fn wait(&self) -> Result<Outcome, WaitError> {
+        loop {
+            if let Some(outcome) = self.answer.outcome.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                return Ok(outcome);
+            }
+            match sys::wait_either(None, 0, self.answer.wakeup.as_fd(), None) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(WaitError::Interrupted),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+impl Drop for Dialling {
+    fn drop(&mut self) {
+        self.dial.cancel();
     }
 }

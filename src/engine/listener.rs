@@ -28,6 +28,8 @@ use crate::proto::connection::{Config, Connection};
 use crate::proto::handshake::{Credentials, Hello, Resumption};
 use crate::proto::session::SendError;
 
+/// How long who is closed for being slow may take to hear it. Arbitrary.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// Accepted in one go.
 const ACCEPT_BATCH: usize = 64;
 /// Without descriptors or memory accepting is tried again after this.
@@ -805,12 +807,18 @@ impl Listener {
     }
 
     /// Sends to every open connection that has room; waits for none.
-    pub fn broadcast(&self, message: &[u8]) -> Result<Broadcast, LinkError> {
+    pub fn broadcast(&self, message: &[u8], closes_the_slow: bool) -> Result<Broadcast, LinkError> {
         let mut outcome = Broadcast::default();
         for link in self.connections()? {
             match link.send_if_room(message) {
                 Ok(()) => outcome.sent += 1,
-                Err(Some(SendError::Full { .. })) => outcome.full += 1,
+                Err(Some(SendError::Full { .. })) => {
+                    outcome.full += 1;
+                    if closes_the_slow {
+                        let close = Close::new(CloseCode::TOO_SLOW, "too far behind for what is sent to all");
+                        link.leave(close, GOODBYE)?;
+                    }
+                }
                 Err(_) => outcome.failed += 1,
             }
         }
@@ -881,6 +889,14 @@ impl Client {
     pub fn accept(self) -> Result<(), LinkError> {
         let Some(listener) = self.listener.upgrade() else { return Err(LinkError::Closed) };
         self.link.decide(|core| listener.admit(&self.link, core))
+    }
+
+    /// The program knows that it isn't the one whose session it names.
+    pub fn refuse_stale(self) -> Result<(), LinkError> {
+        if let Some(listener) = self.listener.upgrade() {
+            listener.enter()?.refuse_stale(&self.link);
+        }
+        self.link.decide(|core| core.refuse(clock::now(), stale()))
     }
 
     pub fn refuse(self, close: Close) -> Result<(), LinkError> {

@@ -314,6 +314,15 @@ impl Core {
         }
     }
 
+    /// Of framed links.
+    #[must_use]
+    pub fn untaken_messages(&self) -> u64 {
+        match self {
+            Self::Framed(connection) => connection.untaken().1,
+            Self::Plain(_) => 0,
+        }
+    }
+
     /// What a session without a link keeps.
     #[must_use]
     pub fn kept_bytes(&self) -> usize {

@@ -12,15 +12,18 @@ use pyo3::types::{PyBytes, PyDict, PyList};
 use pyo3::{PyTraverseError, PyVisit};
 
 use super::buffer::Buffer;
+use super::dial::{Places, target};
 use super::errors::{ended, link_error, seconds};
 use super::events::{Events, observe, time_of};
-use super::keepalive::take_over;
+use super::keepalive::{keepalive, take_over};
 use super::plain::{check_framed, is_told_as_empty, receive_size};
 use super::pulse;
 use super::socket::bytes_of;
 use super::tcp_info::TcpInfo;
 use super::timeout::Timeout;
-use crate::engine::link::{Attempt, Link, LinkError};
+use crate::engine::clock;
+use crate::engine::link::{Attempt, Link, LinkError, Reconnect};
+use crate::proto::backoff::BackoffConfig;
 use crate::proto::cause::{Cause, Ending};
 use crate::proto::close::{Close, CloseCode, FIRST_APPLICATION_CODE};
 use crate::proto::connection::{Config, Introduction, State};
@@ -38,10 +41,11 @@ pub(super) const CARRIED_BYTES: usize = 1024;
 /// Between looks at whether a signal has come, while an iterable is sent.
 const SIGNAL_CHECKS: usize = 1024;
 
-pub(super) const STATES: [(State, &str); 5] = [
+pub(super) const STATES: [(State, &str); 6] = [
     (State::Connecting, "connecting"),
     (State::Open, "open"),
     (State::Suspect, "suspect"),
+    (State::Reconnecting, "reconnecting"),
     (State::Closing, "closing"),
     (State::Closed, "closed"),
 ];
@@ -54,11 +58,7 @@ pub(super) fn state_name(state: State) -> &'static str {
 /// application limit, interpreter limit; seconds.
 pub(super) type Rhythm = (f64, Option<f64>, bool, f64, f64, usize, f64, f64, Option<f64>, Option<f64>);
 
-pub(super) fn config(
-    heartbeat: Rhythm,
-    largest_message_bytes: u64,
-    handshake_timeout: Duration,
-) -> PyResult<Arc<Config>> {
+pub(super) fn config(heartbeat: Rhythm, largest_message_bytes: u64, handshake_timeout: Duration) -> PyResult<Config> {
     let (interval, limit, is_phi, floor, threshold, window, min_std, pause, application, interpreter) = heartbeat;
     let heartbeat = HeartbeatConfig {
         want: seconds(interval)?,
@@ -74,7 +74,23 @@ pub(super) fn config(
         interpreter_limit: interpreter.map(seconds).transpose()?,
     };
     heartbeat.validate().map_err(|error| PyValueError::new_err(error.to_string()))?;
-    Ok(Arc::new(Config { heartbeat, largest_message_bytes, handshake_timeout, ..Config::default() }))
+    Ok(Config { heartbeat, largest_message_bytes, handshake_timeout, ..Config::default() })
+}
+
+/// How a client comes back: to which places, the first spread, the cap and the factor of its backoff, whether it follows the
+/// server's word, whether it sends again what may have been taken, when it gives up; seconds. And the kernel's probes.
+pub(super) type ComingBack = (Places, f64, f64, f64, bool, bool, Option<f64>, Option<(f64, f64, u32, Option<f64>)>);
+
+fn reconnect((places, first, cap, factor, follows, _, _, probes): ComingBack) -> PyResult<Reconnect> {
+    let backoff = BackoffConfig { first: seconds(first)?, cap: seconds(cap)?, factor };
+    backoff.validate().map_err(|error| PyValueError::new_err(error.to_string()))?;
+    let keepalive = match probes {
+        Some((idle, interval, count, user_timeout)) => {
+            Some(keepalive(Some(true), Some(idle), Some(interval), Some(count), user_timeout)?)
+        }
+        None => None,
+    };
+    Ok(Reconnect { target: target(places), backoff, follows, keepalive })
 }
 
 /// A connection of messages that is supervised by heartbeats in both directions.
@@ -91,11 +107,14 @@ pub(super) struct LongConnection {
     is_told: AtomicBool,
     /// What `authenticate` has made of the client.
     principal: Option<Py<PyAny>>,
+    /// Where there is no room, `send` doesn't wait.
+    raises_when_full: bool,
 }
 
 impl LongConnection {
-    pub(super) fn new(link: Arc<Link>, is_owner: bool, principal: Option<Py<PyAny>>) -> Self {
+    pub(super) fn new(link: Arc<Link>, is_owner: bool, principal: Option<Py<PyAny>>, raises_when_full: bool) -> Self {
         Self {
+            raises_when_full,
             link,
             timeout: AtomicU64::new(f64::NAN.to_bits()),
             is_owner: AtomicBool::new(is_owner),
@@ -163,14 +182,22 @@ impl LongConnection {
             Ok(Attempt::Later) => {}
             Err(error) => return Err(self.error(py, error)),
         }
-        let deadline = deadline.begin(self);
+        let deadline = if self.raises_when_full { Some(clock::now()) } else { deadline.begin(self) };
         if buffer.is_readonly() {
             let bytes = buffer.bytes();
-            return self.wait(py, deadline, |link, deadline| link.send(bytes, deadline));
+            return self.full(py, wait_for(py, &self.link, deadline, |link, deadline| link.send(bytes, deadline))?);
         }
         // Others may write to it once we are detached.
         let bytes = buffer.bytes().to_vec();
-        self.wait(py, deadline, |link, deadline| link.send(&bytes, deadline))
+        self.full(py, wait_for(py, &self.link, deadline, |link, deadline| link.send(&bytes, deadline))?)
+    }
+
+    /// What came of a message, where the program may want to be told at once that there is no room.
+    fn full(&self, py: Python<'_>, sent: Result<(), LinkError>) -> PyResult<()> {
+        sent.map_err(|error| match error {
+            LinkError::TimedOut if self.raises_when_full => super::errors::buffer_full(py, &self.link),
+            error => self.error(py, error),
+        })
     }
 
     /// `take` runs under the link's lock; it is tried until it has given something.
@@ -535,6 +562,21 @@ impl LongConnection {
         self.ask(py, Link::progress)
     }
 
+    /// Messages that the peer's program isn't known to have taken.
+    #[getter]
+    fn unacknowledged(&self, py: Python<'_>) -> PyResult<u64> {
+        check_framed(&self.link, "unacknowledged")?;
+        self.ask(py, Link::unacknowledged)
+    }
+
+    /// These messages, once the connection is over.
+    #[getter]
+    fn undelivered<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        check_framed(&self.link, "undelivered")?;
+        let messages = self.ask(py, Link::undelivered)?;
+        PyList::new(py, messages.iter().map(|message| PyBytes::new(py, message)))
+    }
+
     /// What is measured and counted.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         if self.link.framing().is_some() {
@@ -543,6 +585,8 @@ impl LongConnection {
             let Some(stats) = stats else { return Err(PyValueError::new_err("the connection was never open")) };
             return super::plain::stats(py, state, &stats, tcp_info.as_ref());
         }
+        let (connections, after_close) = self
+            .ask(py, |link| Ok((link.openings()?, link.ending()?.map_or(0, |ending| ending.messages_after_close))))?;
         let (state, stats, ages, peer_ages_at, tcp_info) = self.ask(py, |link| {
             let ages = link.peer_ages()?;
             let (ages, told_at) = (ages.map(|(_, ages)| ages), ages.map(|(at, _)| at));
@@ -575,6 +619,8 @@ impl LongConnection {
         let told = peer_ages_at.map(|at| crate::engine::clock::now().saturating_duration_since(at));
         fields.set_item("peer_ages_told_seconds_ago", number(told))?;
         fields.set_item("tcp_info", tcp_info.map(|info| Py::new(py, TcpInfo::new(&info))).transpose()?)?;
+        fields.set_item("connections", connections)?;
+        fields.set_item("messages_after_close", after_close)?;
         py.import("longconn.links")?.getattr("LinkStats")?.call((), Some(&fields))
     }
 
@@ -720,7 +766,18 @@ impl Drop for LongConnection {
 /// Makes a link of a connected TCP socket, which it takes over, and waits for the handshake.
 #[pyfunction]
 #[allow(clippy::too_many_arguments, reason = "one for each of connect's")]
-#[pyo3(signature = (fd, *, heartbeat, largest_message_bytes, client_id, token, timeout, on_event))]
+#[pyo3(signature = (
+    fd,
+    *,
+    heartbeat,
+    largest_message_bytes,
+    client_id,
+    token,
+    timeout,
+    on_event,
+    coming_back,
+    raises_when_full
+))]
 pub(super) fn open_link(
     py: Python<'_>,
     fd: RawFd,
@@ -730,23 +787,36 @@ pub(super) fn open_link(
     token: Vec<u8>,
     timeout: Timeout,
     on_event: Option<Py<PyAny>>,
+    coming_back: Option<ComingBack>,
+    raises_when_full: bool,
 ) -> PyResult<LongConnection> {
     let socket = take_over(fd)?;
     let deadline = timeout.deadline(None);
     // The caller's deadline comes first, or the time is nobody's to choose but the peer's.
     let handshake_timeout = timeout.or(None).unwrap_or(AGES).saturating_add(HASTE).min(AGES);
-    let config = config(heartbeat, largest_message_bytes, handshake_timeout)?;
-    let introduction = Introduction { client_id, token, will_resume: false };
+    let mut config = config(heartbeat, largest_message_bytes, handshake_timeout)?;
+    if let Some((.., resends, give_up_after, _)) = &coming_back {
+        config.resends = *resends;
+        config.give_up_after = give_up_after.map(seconds).transpose()?;
+    }
+    let introduction = Introduction { client_id, token, will_resume: coming_back.is_some() };
+    let coming_back = coming_back.map(reconnect).transpose()?;
     let link = py
-        .detach(|| Link::client(socket, config, introduction))
-        .map_err(|error| super::errors::listener_error(py, error))?;
+        .detach(|| {
+            let link = Link::client(socket, Arc::new(config), introduction)?;
+            if let Some(coming_back) = coming_back {
+                link.set_reconnect(coming_back)?;
+            }
+            Ok(link)
+        })
+        .map_err(|error: LinkError| super::errors::listener_error(py, error))?;
     pulse::begin();
     observe(py, &link, on_event).map_err(|error| link_error(py, error, &link, false))?;
     let give_up = || {
         let _ = py.detach(|| link.close(Close::new(CloseCode::NORMAL, ""), Duration::ZERO));
     };
     match wait_for(py, &link, deadline, Link::wait_open) {
-        Ok(Ok(_)) => Ok(LongConnection::new(link, true, None)),
+        Ok(Ok(_)) => Ok(LongConnection::new(link, true, None, raises_when_full)),
         Ok(Err(LinkError::Ended(ending))) => Err(ended(py, &ending, &link, false).unwrap_or_else(|error| error)),
         Ok(Err(error)) => {
             give_up();

@@ -4,6 +4,7 @@ use std::io;
 
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyTimeoutError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyList};
 
 use crate::engine::link::{Link, LinkError};
 use crate::proto::cause::{Cause, Ending, GivenUp, Level};
@@ -68,6 +69,14 @@ pub(super) fn listener_error(py: Python<'_>, error: LinkError) -> PyErr {
     }
 }
 
+/// There is no room for a message, and the program doesn't want to wait for it.
+pub(super) fn buffer_full(py: Python<'_>, link: &Link) -> PyErr {
+    let untaken = py.detach(|| link.unacknowledged()).unwrap_or_default();
+    let text = format!("no room: {untaken} messages wait for the peer's program to take them");
+    let made = error_class(py, "BufferFull").and_then(|class| class.call1((libc::EAGAIN, text)));
+    made.map_or_else(|error| error, PyErr::from_value)
+}
+
 fn error_class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
     py.import("longconn.errors")?.getattr(name)
 }
@@ -75,6 +84,9 @@ fn error_class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> 
 pub(super) fn ended(py: Python<'_>, ending: &Ending, link: &Link, was_open: bool) -> PyResult<PyErr> {
     let address = link.peer_address();
     let close = ending.close.as_ref();
+    // Of a link that is only lost nothing is undelivered yet.
+    let messages = py.detach(|| link.undelivered_at_the_end()).unwrap_or_default();
+    let undelivered = PyList::new(py, messages.iter().map(|message| PyBytes::new(py, message)))?;
     let made = error_class(py, "link_ended")?.call1((
         ending.cause.name(),
         ending.to_string(),
@@ -87,7 +99,7 @@ pub(super) fn ended(py: Python<'_>, ending: &Ending, link: &Link, was_open: bool
         ending.given_up.map(GivenUp::name),
         close.map(|close| close.code.0),
         close.map_or("", |close| &close.reason),
-        was_open,
+        (was_open, ending.session.is_some(), undelivered),
     ))?;
     Ok(PyErr::from_value(made))
 }

@@ -130,18 +130,27 @@ pub(super) fn time_of(py: Python<'_>, at: Instant) -> PyResult<f64> {
 
 fn event<'py>(py: Python<'py>, link: &Arc<Link>, occurrence: &Occurrence) -> PyResult<Bound<'py, PyAny>> {
     let time = time_of(py, occurrence.at.instant())?;
+    let mut replayed = None;
     let (state, error) = match &occurrence.what {
-        What::Opened | What::Alive => (State::Open, None),
+        What::Opened | What::Alive | What::Fresh => (State::Open, None),
+        What::Resumed { replayed: messages } => {
+            replayed = Some(*messages);
+            (State::Open, None)
+        }
         What::Suspect { .. } => (State::Suspect, None),
+        What::Parted(ending) => {
+            (State::Reconnecting, Some((ending.cause.name(), ended(py, ending, link, true)?.into_value(py))))
+        }
         What::Ended(ending) => {
             let was_open = py.detach(|| link.was_open()).is_ok_and(|was_open| was_open);
             (State::Closed, Some((ending.cause.name(), ended(py, ending, link, was_open)?.into_value(py))))
         }
     };
+    let is_fresh = matches!(occurrence.what, What::Fresh);
     let links = py.import("longconn.links")?;
     let (cause, error) = match error {
         Some((cause, error)) => (Some(links.getattr("Cause")?.call1((cause,))?), Some(error)),
         None => (None, None),
     };
-    links.getattr("Event")?.call1((time, state_name(state), cause, error))
+    links.getattr("Event")?.call1((time, state_name(state), cause, error, replayed, is_fresh))
 }

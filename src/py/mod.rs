@@ -3,6 +3,7 @@
 mod buffer;
 mod callback;
 mod connection;
+mod dial;
 mod errors;
 mod events;
 mod fast;
@@ -28,6 +29,8 @@ mod _longconn {
 
     #[pymodule_export]
     use super::connection::{LongConnection, open_link};
+    #[pymodule_export]
+    use super::dial::dial;
     #[pymodule_export]
     use super::events::Events;
     #[pymodule_export]

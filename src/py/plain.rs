@@ -85,7 +85,7 @@ pub(super) fn open_plain_link(
     let peers = plain_peers(settings)?;
     let link = py.detach(|| Link::plain(socket, &peers)).map_err(|error| os_error(&error))?;
     pulse::begin();
-    let connection = LongConnection::new(link.clone(), true, None);
+    let connection = LongConnection::new(link.clone(), true, None, false);
     observe(py, &link, on_event).map_err(|error| super::errors::link_error(py, error, &link, true))?;
     Ok(connection)
 }

@@ -75,6 +75,7 @@ pub(super) struct Door {
     pub(super) on_event: Callback,
     principals: Mutex<Kept<PyAny>>,
     mode: AtomicU8,
+    raises_when_full: bool,
     /// Connections that were shown, unless they are accepted: the same object each time.
     shown: Mutex<Kept<LongConnection>>,
 }
@@ -90,7 +91,7 @@ impl Door {
             return Ok(connection);
         }
         let principal = self.principal(py, &link);
-        let connection = Py::new(py, LongConnection::new(link.clone(), false, principal))?;
+        let connection = Py::new(py, LongConnection::new(link.clone(), false, principal, self.raises_when_full))?;
         if self.mode.load(Ordering::Relaxed) == LISTS_MESSAGES {
             let gone = lock(&self.shown).keep(&link, connection.clone_ref(py));
             drop(gone);
@@ -197,7 +198,7 @@ impl Server {
         let link = wait_for_listener(py, &self.listener, timeout.deadline(None), Listener::accept)?
             .map_err(|error| listener_error(py, error))?;
         let principal = self.door.principal(py, &link);
-        Ok(LongConnection::new(link, true, principal))
+        Ok(LongConnection::new(link, true, principal, self.door.raises_when_full))
     }
 
     fn messages(slf: Bound<'_, Self>, timeout: Timeout) -> PyResult<Messages> {
@@ -217,9 +218,15 @@ impl Server {
     }
 
     /// (sent, full, failed)
-    fn broadcast(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<(usize, usize, usize)> {
+    fn broadcast(
+        &self,
+        py: Python<'_>,
+        data: &Bound<'_, PyAny>,
+        closes_the_slow: bool,
+    ) -> PyResult<(usize, usize, usize)> {
         let data = Buffer::readable(data)?.bytes().to_vec();
-        let outcome = py.detach(|| self.listener.broadcast(&data)).map_err(|error| listener_error(py, error))?;
+        let outcome =
+            py.detach(|| self.listener.broadcast(&data, closes_the_slow)).map_err(|error| listener_error(py, error))?;
         Ok((outcome.sent, outcome.full, outcome.failed))
     }
 
@@ -236,11 +243,25 @@ impl Server {
         fields.set_item("crowded_out", counts.crowded_out)?;
         fields.set_item("out_of_resources", counts.starved)?;
         fields.set_item("events_dropped", counts.occurrences_dropped)?;
+        fields.set_item("refused_stale", counts.stale)?;
+        fields.set_item("resumed", counts.resumed)?;
+        fields.set_item("expired", counts.expired)?;
+        fields.set_item("waiting", counts.waiting)?;
+        fields.set_item("waiting_bytes", counts.waiting_bytes)?;
         Ok(fields)
     }
 
-    fn close(&self, py: Python<'_>, drain: f64, code: i64, reason: &str) -> PyResult<()> {
-        let (close, drain) = (close_frame(code, reason)?, seconds(drain)?);
+    fn close(
+        &self,
+        py: Python<'_>,
+        drain: f64,
+        code: i64,
+        reason: &str,
+        retry_after: f64,
+        come_back_to: &str,
+    ) -> PyResult<()> {
+        let close = close_frame(code, reason)?.coming_back(seconds(retry_after)?, come_back_to);
+        let drain = seconds(drain)?;
         match py.detach(|| self.listener.close(&close, drain)) {
             Ok(()) => {
                 wait_for_listener(py, &self.listener, None, Listener::wait_closed)?
@@ -311,7 +332,11 @@ impl Messages {
     max_connections_per_address,
     max_handshakes,
     authenticate,
-    on_event
+    on_event,
+    retention,
+    max_waiting,
+    max_waiting_bytes,
+    raises_when_full
 ))]
 #[allow(clippy::too_many_arguments, reason = "one for each of LongServer's")]
 pub(super) fn listen(
@@ -326,20 +351,27 @@ pub(super) fn listen(
     max_handshakes: usize,
     authenticate: Option<Py<PyAny>>,
     on_event: Option<Py<PyAny>>,
+    retention: f64,
+    max_waiting: usize,
+    max_waiting_bytes: usize,
+    raises_when_full: bool,
 ) -> PyResult<Server> {
     let socket = take_over(fd)?;
     let asks = authenticate.is_some();
     let config = ListenerConfig {
-        link: config(heartbeat, largest_message_bytes, seconds(handshake_timeout)?)?,
+        link: Arc::new(config(heartbeat, largest_message_bytes, seconds(handshake_timeout)?)?),
         plain: plain.map(plain_peers).transpose()?.map(Arc::new),
         max_connections,
         max_per_address: max_connections_per_address,
         max_handshakes,
         asks,
+        retention: seconds(retention)?,
+        max_waiting,
+        max_waiting_bytes,
     };
     let is_told = on_event.is_some();
     let on_event = Mutex::new(on_event.map(Arc::new));
-    let door = Arc::new(Door { authenticate: Mutex::new(authenticate), on_event, ..Door::default() });
+    let door = Arc::new(Door { authenticate: Mutex::new(authenticate), on_event, raises_when_full, ..Door::default() });
     let keeper = door.clone();
     let listener = py
         .detach(|| {
@@ -371,32 +403,45 @@ fn receive_client(listener: &Weak<Listener>, door: &Door) {
     let decision = Python::try_attach(|py| ask(py, &client, door));
     // It may have gone away while the program thought about it.
     let _ = match decision {
-        Some(Ok(())) => client.accept(),
+        Some(Ok(true)) => client.accept(),
+        Some(Ok(false)) => client.refuse_stale(),
         Some(Err(reason)) => client.refuse(Close::new(CloseCode::UNAUTHORIZED, &reason)),
         None => return,
     };
 }
 
-fn ask(py: Python<'_>, client: &Client, door: &Door) -> Result<(), String> {
+/// False: it may come in, and not to the session that it names, which is somebody else's.
+fn ask(py: Python<'_>, client: &Client, door: &Door) -> Result<bool, String> {
     let function = lock(&door.authenticate).as_ref().map(|function| function.clone_ref(py));
     let Some(function) = function else { return Err("the server is closing".into()) };
     let token = PyBytes::new(py, &client.hello.token);
     let address = pair(client.link().peer_address());
-    match call(function.bind(py), (client.hello.client_id.as_str(), token, address)) {
-        Ok(principal) if principal.is_none() => Err("not authorized".into()),
+    let undecided = |error: PyErr| {
+        error.write_unraisable(py, Some(function.bind(py)));
+        String::from("the server could not decide")
+    };
+    let principal = match call(function.bind(py), (client.hello.client_id.as_str(), token, address)) {
+        Ok(principal) if principal.is_none() => return Err("not authorized".into()),
         Ok(principal) => match principal.cast::<PyBool>() {
-            Ok(answer) if answer.is_true() => Ok(()),
-            Ok(_) => Err("not authorized".into()),
-            Err(_) => {
-                let gone = lock(&door.principals).keep(client.link(), principal.unbind());
-                drop(gone);
-                Ok(())
-            }
+            Ok(answer) if answer.is_true() => None,
+            Ok(_) => return Err("not authorized".into()),
+            Err(_) => Some(principal),
         },
-        Err(error) if error.is_instance_of::<PyPermissionError>(py) => Err(error.value(py).to_string()),
-        Err(error) => {
-            error.write_unraisable(py, Some(function.bind(py)));
-            Err("the server could not decide".into())
-        }
+        Err(error) if error.is_instance_of::<PyPermissionError>(py) => return Err(error.value(py).to_string()),
+        Err(error) => return Err(undecided(error)),
+    };
+    let session = py.detach(|| client.session());
+    let may_go_on = match (session.map(|session| door.principal(py, &session)), &principal) {
+        (None, _) | (Some(None), None) => true,
+        (Some(Some(before)), Some(now)) => before.bind(py).eq(now).map_err(undecided)?,
+        (Some(_), _) => false,
+    };
+    if !may_go_on {
+        return Ok(false);
     }
+    if let Some(principal) = principal {
+        let gone = lock(&door.principals).keep(client.link(), principal.unbind());
+        drop(gone);
+    }
+    Ok(true)
 }

@@ -65,8 +65,7 @@ impl Proxy {
                 client.set_nodelay(true).unwrap();
                 server.set_nodelay(true).unwrap();
                 streams.lock().unwrap().extend([client.try_clone().unwrap(), server.try_clone().unwrap()]);
-                for (mut from, mut to) in
-                    [(client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client)]
+                for (mut from, mut to) in [(client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client)]
                 {
                     thread::spawn(move || {
                         let mut room = vec![0; 65536];
@@ -94,7 +93,7 @@ impl Proxy {
 fn reconnect_to(address: SocketAddr) -> Reconnect {
     let place = Place { host: address.ip().to_string(), port: address.port() };
     let backoff = BackoffConfig { first: ms(5), cap: ms(50), ..BackoffConfig::default() };
-    Reconnect { target: Arc::new(Target { places: vec![place] }), backoff, follows: false }
+    Reconnect { target: Arc::new(Target { places: vec![place] }), backoff, follows: false, keepalive: None }
 }
 
 fn introduction() -> Introduction {

@@ -554,7 +554,8 @@ impl World {
         }
         if ending.session == Some(SessionEnd::Forgotten) {
             let entry = &self.entries[session];
-            let is_kept = !self.retention.is_zero() && entry.side.is_some() && entry.is_in_table && entry.ending.is_none();
+            let is_kept =
+                !self.retention.is_zero() && entry.side.is_some() && entry.is_in_table && entry.ending.is_none();
             assert!(!is_kept, "the server has the session");
         }
         client.ending = Some(ending);

@@ -11,7 +11,8 @@ use socket2::SockRef;
 
 use super::{BOTH, Ends, Errand, Inner, Link, LinkError, Reader, new_seed};
 use crate::engine::dial::{self, Connected, Dial, DialConfig};
-use crate::net::dial::{DialError, Failure, Target};
+use crate::net::dial::{DialError, Target};
+use crate::net::keepalive::Keepalive;
 use crate::net::{sys, tcp_info, tuning};
 use crate::proto::backoff::{Backoff, BackoffConfig, Why};
 use crate::proto::cause::{Cause, Ending, SessionEnd};
@@ -34,6 +35,8 @@ pub struct Reconnect {
     pub backoff: BackoffConfig,
     /// The server's word where to come back is followed.
     pub follows: bool,
+    /// The kernel's probes beside our beats.
+    pub keepalive: Option<Keepalive>,
 }
 
 /// Something has come for a link while others may have its lock.
@@ -169,6 +172,11 @@ impl Link {
         let why = match outcome {
             Ok(connected) => {
                 comeback.preferred = (connected.peer, Moment::from(now) + PREFERRED_FOR);
+                if let Some(keepalive) = &comeback.how.keepalive
+                    && let Err(error) = keepalive.apply(connected.socket.as_fd())
+                {
+                    log::debug!(target: "longconn.link", "{}: keepalive was refused: {error}", connected.peer);
+                }
                 match equip(connected.socket, true).and_then(|equipped| self.attach(inner, equipped)) {
                     Ok(()) => {
                         inner.core.relink(now, new_seed().unwrap_or_default());
@@ -184,19 +192,7 @@ impl Link {
             Err(error) => {
                 log::debug!(target: "longconn.link", "{error}");
                 comeback.note(error.to_string());
-                match error.kind {
-                    Failure::Refused => Why::Refused,
-                    Failure::Unanswered => Why::Unanswered { took: error.took },
-                    Failure::Local => Why::Local,
-                    // A name that isn't known now may be known again.
-                    Failure::Name { is_permanent } => {
-                        if is_permanent {
-                            Why::Refused
-                        } else {
-                            Why::Local
-                        }
-                    }
-                }
+                error.why()
             }
         };
         let Some(comeback) = inner.comeback() else { return };
@@ -210,6 +206,11 @@ impl Link {
             Core::Framed(core) => Ok(core.undelivered()),
             Core::Plain(_) => Ok(Vec::new()),
         }
+    }
+
+    /// The same, and nothing before the end.
+    pub fn undelivered_at_the_end(&self) -> Result<Vec<Vec<u8>>, LinkError> {
+        if self.ending()?.is_some() { self.undelivered() } else { Ok(Vec::new()) }
     }
 
     /// The newest reasons why there is no connection.

@@ -328,6 +328,16 @@ impl Link {
         Ok(())
     }
 
+    /// Says goodbye at once, whatever hasn't been taken.
+    pub(in crate::engine) fn leave(&self, close: Close, grace: Duration) -> Result<(), LinkError> {
+        let mut inner = self.enter()?;
+        let now = clock::now();
+        inner.core.leave(now, close, now + grace);
+        self.turn(&mut inner, now);
+        inner.waiters.wake_all(Interest::STATE | Interest::ROOM);
+        Ok(())
+    }
+
     /// Ends our stream to a plain peer, behind what was sent before; it is heard further.
     pub fn shut_down_sending(&self) -> Result<(), LinkError> {
         let mut inner = self.enter()?;

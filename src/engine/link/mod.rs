@@ -577,6 +577,16 @@ impl Link {
         Ok(self.enter()?.core.state())
     }
 
+    /// How many connections have been open, one after another.
+    pub fn openings(&self) -> Result<u32, LinkError> {
+        Ok(self.enter()?.openings)
+    }
+
+    /// Messages that the peer's program isn't known to have taken.
+    pub fn unacknowledged(&self) -> Result<u64, LinkError> {
+        Ok(self.enter()?.core.untaken_messages())
+    }
+
     pub fn ending(&self) -> Result<Option<Arc<Ending>>, LinkError> {
         Ok(self.enter()?.ending.clone())
     }

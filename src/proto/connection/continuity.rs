@@ -16,6 +16,9 @@ use crate::proto::session::{BASE_WINDOW_BYTES, SessionError};
 /// How long a goodbye is tried for on which nothing depends but that the peer hears it. Arbitrary.
 const COURTESY: Duration = Duration::from_secs(1);
 
+/// The first link may take as long as the program wants; a server that has lost its tongue isn't to keep others from being tried.
+const RELINK_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// What goes on when a link doesn't.
 #[derive(Debug, Default)]
 pub(super) struct Continuity {
@@ -132,7 +135,7 @@ impl Connection {
         }
         self.forget_link();
         self.phase = Phase::Handshake;
-        self.opening = Some(Box::new(Opening::new(now, &self.config, seed)));
+        self.opening = Some(Box::new(Opening::new(now, self.config.handshake_timeout.min(RELINK_TIMEOUT), seed)));
         self.introduce();
     }
 

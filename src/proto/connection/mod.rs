@@ -306,8 +306,8 @@ struct Opening {
 }
 
 impl Opening {
-    fn new(now: Instant, config: &Config, seed: u64) -> Self {
-        let deadline = now + config.handshake_timeout;
+    fn new(now: Instant, timeout: Duration, seed: u64) -> Self {
+        let deadline = now + timeout;
         Self {
             seed,
             deadline,
@@ -446,7 +446,7 @@ impl Connection {
             heard_preamble: false,
             session: Session::default(),
             continuity: None,
-            opening: Some(Box::new(Opening::new(now, &config, seed))),
+            opening: Some(Box::new(Opening::new(now, config.handshake_timeout, seed))),
             supervision: None,
             config,
             first: None,
@@ -1290,7 +1290,9 @@ impl Connection {
         let taken = self.session.taken();
         // Who is refused because its session has ended is told what that one took.
         let put_close = |close: &Close, control: &mut Option<Box<Control>>| {
-            Control::put(control, Slot::Close, |out| Close { taken: taken.max(close.taken), ..close.clone() }.encode(out));
+            Control::put(control, Slot::Close, |out| {
+                Close { taken: taken.max(close.taken), ..close.clone() }.encode(out)
+            });
         };
         let mut sends_data = false;
         match &self.phase {
