@@ -13,6 +13,7 @@ from typing import Any
 
 import chaos
 import session_programs as programs
+from crowd import Crowd
 from lab import HOSTS, LabError
 from session_programs import Counters, Talk
 from stage import SLACK, Stage
@@ -67,7 +68,10 @@ def doubled_or_lost(ends: dict[str, dict[str, Any]], messages: int = 0) -> str |
 
 @dataclass(frozen=True)
 class Survives:
-    """Both ends send while something breaks; each message arrives once and in order, over so many connections."""
+    """Both ends send while something breaks; each message arrives once and in order, over so many connections.
+
+    Both send messages of the same sizes, by which they know what has to come.
+    """
 
     name: str
     title: str
@@ -367,6 +371,7 @@ def _hole(*senders: str) -> Callable[[Stage], None]:
 CHAOS = [
     Chaos("session-chaos", "15 random faults, 10,000 messages each way", 10_000, 15, 250),
 ]
+LARGE = Talk(per_second=400, large=60_000)
 SURVIVES = [
     Survives("session-thawed-server", "the server frozen and thawed, with the old link's bytes in its buffers",
              _thaw_server),
@@ -380,12 +385,11 @@ SURVIVES = [
     Survives("session-held", "a proxy holds what the client sends, and hands it over after the client is back",
              _hold, through_proxy=True, server=Talk(limit=30.0)),
     Survives("session-mtu-hole-client", "large packets of the client are lost, from a large replay on",
-             _hole("client"), range(2, 8), client=Talk(per_second=400, large=60_000), seconds=16),
+             _hole("client"), range(2, 6), LARGE, LARGE, seconds=16),
     Survives("session-mtu-hole-server", "large packets of the server are lost, from a large replay on",
-             _hole("server"), range(2, 8), server=Talk(per_second=400, large=60_000), seconds=16),
+             _hole("server"), range(2, 6), LARGE, LARGE, seconds=16),
     Survives("session-mtu-hole-both", "large packets are lost both ways, from a large replay on",
-             _hole(*HOSTS), range(2, 8), client=Talk(per_second=400, large=60_000),
-             server=Talk(per_second=400, large=60_000), seconds=16),
+             _hole(*HOSTS), range(2, 6), LARGE, LARGE, seconds=16),
 ]
 CABLES = [
     CableBack(f"session-cable-{host}-{cut}", f"the {host}'s cable back after {cut} s", host, cut)
@@ -403,6 +407,10 @@ KILLED = [
     ClientKilled("session-killed-slow-client", "the same, of one that is behind with taking",
                  Talk(per_second=1000, large=4000, retention=3.0), Talk(takes_each=0.003)),
 ]
+CROWDS = [
+    Crowd("session-crowd-restart", "1,000 clients, their server says goodbye (code 1) and is back after 8 s", False),
+    Crowd("session-crowd-killed", "the same, and it is killed; the clients resend", True),
+]
 # fmt: on
 
-CASES: dict[str, Any] = {case.name: case for case in [*CHAOS, *SURVIVES, *CABLES, *KILLED]}
+CASES: dict[str, Any] = {case.name: case for case in [*CHAOS, *SURVIVES, *CABLES, *KILLED, *CROWDS]}
