@@ -5,11 +5,12 @@ Beats come each quarter of a second, so the limit is 1.1 s, where a case doesn't
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import chaos
 import session_programs as programs
@@ -26,21 +27,22 @@ FLAT = 4.0
 
 @dataclass(frozen=True)
 class Chaos:
-    """Random faults, one after another."""
+    """Random faults, one after another; which, a seed in the environment says."""
+
+    SEED: ClassVar = "LONGCONN_CHAOS_SEED"
 
     name: str
     title: str
     messages: int
     faults: int
     per_second: float
-    seed: int | None = None
     nat: bool = True
     polite: bool = False
     lane: str = "crowd"
     seconds: float = 60
 
     def run(self, stage: Stage, protection: str, phase: float, trace: bool) -> dict[str, Any]:
-        seed = random.randrange(1 << 32) if self.seed is None else self.seed
+        seed = int(os.environ.get(self.SEED) or random.randrange(1 << 32))
         return chaos.strike(stage, self.messages, self.faults, seed, self.per_second) | {"samples": []}
 
     def complaint(self, outcome: dict[str, Any], allowance: float = 1.0) -> str | None:
@@ -371,6 +373,7 @@ def _hole(*senders: str) -> Callable[[Stage], None]:
 CHAOS = [
     Chaos("session-chaos", "15 random faults, 10,000 messages each way", 10_000, 15, 250),
 ]
+LONG_CHAOS = Chaos("session-chaos-long", "300 random faults, 200,000 messages each way", 200_000, 300, 350, seconds=700)
 LARGE = Talk(per_second=400, large=60_000)
 SURVIVES = [
     Survives("session-thawed-server", "the server frozen and thawed, with the old link's bytes in its buffers",
@@ -413,4 +416,4 @@ CROWDS = [
 ]
 # fmt: on
 
-CASES: dict[str, Any] = {case.name: case for case in [*CHAOS, *SURVIVES, *CABLES, *KILLED, *CROWDS]}
+CASES: dict[str, Any] = {case.name: case for case in [*CHAOS, LONG_CHAOS, *SURVIVES, *CABLES, *KILLED, *CROWDS]}
