@@ -25,6 +25,8 @@ use crate::proto::moment::Moment;
 const PREFERRED_FOR: Duration = Duration::from_secs(600);
 /// What every path carries: the least IPv4 datagram that all hosts take, less its headers (RFC 9293, section 3.7.1).
 const SMALL_SEGMENT: u16 = 536;
+/// The system refused something here, at once.
+const LOCAL: Why = Why::Local { took: Duration::ZERO };
 /// For who keeps losing its connections and is told why: the reasons of so many attempts.
 const KEPT_REASONS: usize = 8;
 
@@ -156,7 +158,7 @@ impl Link {
             Ok(dial) => comeback.dial = Some(dial),
             Err(error) => {
                 comeback.note(error.to_string());
-                let delay = comeback.backoff.next(Why::Local, new_seed().unwrap_or_default());
+                let delay = comeback.backoff.next(LOCAL, new_seed().unwrap_or_default());
                 comeback.next = Some(Moment::from(now) + delay);
             }
         }
@@ -185,7 +187,7 @@ impl Link {
                     Err(error) => {
                         let Some(comeback) = inner.comeback() else { return };
                         comeback.note(error.to_string());
-                        Why::Local
+                        LOCAL
                     }
                 }
             }
