@@ -185,8 +185,7 @@ impl Connection {
 
     /// The server doesn't know the session, and what it had taken of it nobody can know.
     fn lose_session(&mut self, now: Instant) {
-        let lost = self.continuity.as_mut().and_then(|continuity| continuity.lost.take());
-        let mut ending = lost.map_or_else(|| Ending::new(Cause::Reset), |lost| lost.ending);
+        let mut ending = self.end_of_last_link();
         ending.session = Some(SessionEnd::Forgotten);
         // The new one has no use.
         let close = Close::new(CloseCode::GOING_AWAY, "the session before was lost");
@@ -249,8 +248,7 @@ impl Connection {
     pub fn lose(&mut self, now: Instant, how: SessionEnd) {
         self.note_time(now);
         if self.retention > 0 && !matches!(self.phase, Phase::PeerLeft { .. } | Phase::Ended { .. }) {
-            let lost = self.continuity.as_mut().and_then(|continuity| continuity.lost.take());
-            let mut ending = lost.map_or_else(|| Ending::new(Cause::Reset), |lost| lost.ending);
+            let mut ending = self.end_of_last_link();
             ending.session = Some(how);
             self.finish(ending, None, Action::Abort);
         }
@@ -283,6 +281,11 @@ impl Connection {
     #[must_use]
     pub fn is_reconnecting(&self) -> bool {
         self.lost().is_some()
+    }
+
+    /// For a session that ends without a link. What is known of the link stays, for who asks.
+    fn end_of_last_link(&self) -> Ending {
+        self.lost().map_or_else(|| Ending::new(Cause::Reset), |lost| lost.ending.clone())
     }
 
     pub(super) fn lost(&self) -> Option<&Lost> {
@@ -429,11 +432,11 @@ impl Connection {
             self.finish(ending, None, Action::Close);
             return true;
         }
-        if continuity.lost.as_ref().is_some_and(|lost| lost.deadline.is_some_and(|deadline| at >= deadline))
-            && let Some(lost) = continuity.lost.take()
+        if let Some(lost) = &continuity.lost
+            && lost.deadline.is_some_and(|deadline| at >= deadline)
         {
-            let Lost { mut ending, was_open, .. } = *lost;
-            ending.session = was_open.then_some(SessionEnd::GivenUp);
+            let mut ending = lost.ending.clone();
+            ending.session = lost.was_open.then_some(SessionEnd::GivenUp);
             self.finish(ending, None, Action::Close);
             return true;
         }
