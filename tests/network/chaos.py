@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def strike(stage: Stage, messages: int, faults: int, seed: int, per_second: floa
         "memory": _memory(struck),
         "slow": [
             f"{each.recovered:.1f} s after {each.kind}, {each.began - before.ended:.1f} s after {before.kind}"
-            for before, each in zip(struck, struck[1:], strict=False)
+            for before, each in pairwise(struck)
             if each.recovered and each.recovered > SLOW
         ],
     }
