@@ -409,7 +409,9 @@ impl Inner {
             return;
         }
         let occurrences = &mut self.extras.get_or_insert_default().occurrences;
-        if occurrences.len() == MAX_OCCURRENCES && !mem::take(&mut self.is_opening_untold) {
+        // The opening is the oldest, and goes first.
+        let kept = occurrences.len() + usize::from(self.is_opening_untold);
+        if kept >= MAX_OCCURRENCES && !mem::take(&mut self.is_opening_untold) {
             occurrences.pop_front();
         }
         occurrences.push_back(occurrence);
