@@ -489,7 +489,8 @@ impl World {
 
     fn on_client_open(&mut self, beginning: Beginning) {
         let client = self.client.as_mut().unwrap();
-        let index = self.sessions_of_wires[client.wire.unwrap()].unwrap();
+        let (wire, _) = *self.hellos.last().unwrap();
+        let index = self.sessions_of_wires[wire].unwrap();
         let known_taken = client.known_taken();
         let entry = &mut self.entries[index];
         match beginning {
@@ -1115,6 +1116,10 @@ impl World {
             let stays_cut = self.chance(3);
             if let Some(wire) = &mut self.wires[index] {
                 wire.breaks_at = None;
+                if wire.pipes.iter().any(|pipe| pipe.bytes_per_second > 0) {
+                    // What it holds would take too long.
+                    wire.strike(self.now, Fault::Reset, [0; 2]);
+                }
                 if !stays_cut {
                     wire.mend();
                     wire.stirred = true;
@@ -1136,7 +1141,9 @@ impl World {
         let Some(client) = &self.client else { return false };
         let is_done = |side: &Side| side.connection.untaken().1 == 0 && !side.connection.has_message();
         let is_open = client.ending.is_none();
-        let client_is_done = !is_open || (client.side.connection.state() == State::Open && is_done(&client.side));
+        let peer = client.session.map(|session| &self.entries[session]);
+        let has_peer = peer.is_some_and(|entry| entry.side.is_some() && entry.ending.is_none());
+        let client_is_done = !is_open || (has_peer && client.side.connection.state() == State::Open && is_done(&client.side));
         client_is_done
             && self.entries.iter().enumerate().all(|(index, entry)| {
                 let Some(side) = &entry.side else { return true };
