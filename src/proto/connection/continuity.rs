@@ -77,7 +77,7 @@ pub enum ResumeError {
     Forgotten,
     #[error(transparent)]
     Session(#[from] SessionError),
-    /// It has ended, or is about to.
+    /// It has ended, or its CLOSE is out; or it was never to outlive its link.
     #[error("the session is over")]
     Over,
 }
