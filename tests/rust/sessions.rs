@@ -556,7 +556,8 @@ impl World {
         }
         if ending.session == Some(SessionEnd::Forgotten) {
             let entry = &self.entries[session];
-            let is_kept = !self.retention.is_zero() && entry.side.is_some() && entry.is_in_table && entry.ending.is_none();
+            let is_kept =
+                !self.retention.is_zero() && entry.side.is_some() && entry.is_in_table && entry.ending.is_none();
             assert!(!is_kept, "the server has the session");
         }
         client.ending = Some(ending);
@@ -629,6 +630,7 @@ impl World {
             return self.put_back(newcomer);
         }
         assert!(claim.epoch > entry.epoch && entry.credentials.has_secret(&claim.credentials.secret));
+        let last_word = entry.last_word().filter(|_| !self.retention.is_zero());
         let Some(side) = &mut entry.side else { unreachable!("the dead are in no table") };
         match side.connection.resume(now, &mut newcomer.side.connection) {
             Ok(()) => {
@@ -643,7 +645,7 @@ impl World {
                 }
                 self.serve_entry(index, true);
             }
-            Err(ResumeError::Over) => match entry.goodbye.clone().filter(|_| !self.retention.is_zero()) {
+            Err(ResumeError::Over) => match last_word {
                 Some(close) => {
                     // Its own last word, and what it had taken.
                     trace!(self, "server: session {index} is over, {:?}", close.code);
@@ -926,6 +928,12 @@ impl World {
 }
 
 impl Entry {
+    /// Its own goodbye, if it ended by that.
+    fn last_word(&self) -> Option<Close> {
+        let by_us = |ending: &Ending| ending.cause == Cause::Closed && !ending.by_peer;
+        self.goodbye.clone().filter(|_| self.ending.as_ref().is_none_or(by_us))
+    }
+
     /// Whole ones that are here, read or not.
     fn untaken_messages(&self, now: Instant) -> usize {
         let Some(side) = &self.side else { return 0 };
@@ -1110,6 +1118,8 @@ impl World {
     fn calm_down(&mut self) {
         trace!(self, "calm");
         self.is_calm = true;
+        // A kernel that holds little takes too long for what is large.
+        self.manners.kernel_bytes = 1 << 20;
         self.mood = Mood::Normal;
         if !self.server_is_up {
             self.starts_at = Some(self.now);
@@ -1145,7 +1155,8 @@ impl World {
         let is_open = client.ending.is_none();
         let peer = client.session.map(|session| &self.entries[session]);
         let has_peer = peer.is_some_and(|entry| entry.side.is_some() && entry.ending.is_none());
-        let client_is_done = !is_open || (has_peer && client.side.connection.state() == State::Open && is_done(&client.side));
+        let client_is_done =
+            !is_open || (has_peer && client.side.connection.state() == State::Open && is_done(&client.side));
         client_is_done
             && self.entries.iter().enumerate().all(|(index, entry)| {
                 let Some(side) = &entry.side else { return true };
@@ -1390,6 +1401,18 @@ fn a_goodbye_to_the_link_alone_leaves_the_session_as_it_is() {
         assert!(world.client().ending.is_none() && world.entries[0].ending.is_none());
         assert_eq!(world.entries[0].epoch, 1);
     }
+}
+
+#[test]
+fn who_comes_back_before_the_retention_is_over_finds_its_session() {
+    let mut world = World::open();
+    world.part();
+    world.dials_at = Some(world.now + ms(9900));
+    world.latency = ms(80);
+    // HELLO is here in time, the ACK that opens the link isn't.
+    world.come_to_rest();
+    assert!(world.entries[0].ending.is_none() && world.client().ending.is_none());
+    assert!(world.dials_at.is_none() && world.entries.len() == 1);
 }
 
 #[test]

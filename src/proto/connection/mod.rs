@@ -1290,7 +1290,9 @@ impl Connection {
         let taken = self.session.taken();
         // Who is refused because its session has ended is told what that one took.
         let put_close = |close: &Close, control: &mut Option<Box<Control>>| {
-            Control::put(control, Slot::Close, |out| Close { taken: taken.max(close.taken), ..close.clone() }.encode(out));
+            Control::put(control, Slot::Close, |out| {
+                Close { taken: taken.max(close.taken), ..close.clone() }.encode(out)
+            });
         };
         let mut sends_data = false;
         match &self.phase {
