@@ -489,7 +489,8 @@ impl World {
 
     fn on_client_open(&mut self, beginning: Beginning) {
         let client = self.client.as_mut().unwrap();
-        let index = self.sessions_of_wires[client.wire.unwrap()].unwrap();
+        let (wire, _) = *self.hellos.last().unwrap();
+        let index = self.sessions_of_wires[wire].unwrap();
         let known_taken = client.known_taken();
         let entry = &mut self.entries[index];
         match beginning {
@@ -509,7 +510,8 @@ impl World {
                 let orphans: u64 = client.orphans.iter().map(|(_, count)| count).sum();
                 let stats = client.side.connection.stats(self.now).unwrap();
                 let here = client.side.peeked.len() as u64 + stats.inbox_messages;
-                client.orphans.push_back((before, here - orphans));
+                // Fewer, if its own CLOSE is out already.
+                client.orphans.push_back((before, here.saturating_sub(orphans)));
                 let truth = self.entries[before].start + self.entries[before].taken;
                 assert!(known_taken <= truth, "{known_taken} known to be taken, {truth} were");
                 if client.had_final_word || !self.client_config.resends {
@@ -566,7 +568,8 @@ impl World {
         let client = self.client.as_mut().unwrap();
         let (Some(expected), Some(index)) = (client.replayed_up_to.take(), client.session) else { return };
         let entry = &self.entries[index];
-        if entry.side.is_some() {
+        let is_open = |side: &Side| matches!(side.connection.state(), State::Open | State::Suspect);
+        if entry.side.as_ref().is_some_and(is_open) {
             let whole = entry.start + entry.taken + entry.untaken_messages(self.now);
             assert!(whole >= expected, "proven with {whole} of {expected} messages at the server");
         }
@@ -627,6 +630,7 @@ impl World {
             return self.put_back(newcomer);
         }
         assert!(claim.epoch > entry.epoch && entry.credentials.has_secret(&claim.credentials.secret));
+        let last_word = entry.last_word().filter(|_| !self.retention.is_zero());
         let Some(side) = &mut entry.side else { unreachable!("the dead are in no table") };
         match side.connection.resume(now, &mut newcomer.side.connection) {
             Ok(()) => {
@@ -641,7 +645,7 @@ impl World {
                 }
                 self.serve_entry(index, true);
             }
-            Err(ResumeError::Over) => match entry.goodbye.clone() {
+            Err(ResumeError::Over) => match last_word {
                 Some(close) => {
                     // Its own last word, and what it had taken.
                     trace!(self, "server: session {index} is over, {:?}", close.code);
@@ -924,6 +928,12 @@ impl World {
 }
 
 impl Entry {
+    /// Its own goodbye, if it ended by that.
+    fn last_word(&self) -> Option<Close> {
+        let by_us = |ending: &Ending| ending.cause == Cause::Closed && !ending.by_peer;
+        self.goodbye.clone().filter(|_| self.ending.as_ref().is_none_or(by_us))
+    }
+
     /// Whole ones that are here, read or not.
     fn untaken_messages(&self, now: Instant) -> usize {
         let Some(side) = &self.side else { return 0 };
@@ -1108,6 +1118,8 @@ impl World {
     fn calm_down(&mut self) {
         trace!(self, "calm");
         self.is_calm = true;
+        // A kernel that holds little takes too long for what is large.
+        self.manners.kernel_bytes = 1 << 20;
         self.mood = Mood::Normal;
         if !self.server_is_up {
             self.starts_at = Some(self.now);
@@ -1116,6 +1128,10 @@ impl World {
             let stays_cut = self.chance(3);
             if let Some(wire) = &mut self.wires[index] {
                 wire.breaks_at = None;
+                if wire.pipes.iter().any(|pipe| pipe.bytes_per_second > 0) {
+                    // What it holds would take too long.
+                    wire.strike(self.now, Fault::Reset, [0; 2]);
+                }
                 if !stays_cut {
                     wire.mend();
                     wire.stirred = true;
@@ -1137,7 +1153,10 @@ impl World {
         let Some(client) = &self.client else { return false };
         let is_done = |side: &Side| side.connection.untaken().1 == 0 && !side.connection.has_message();
         let is_open = client.ending.is_none();
-        let client_is_done = !is_open || (client.side.connection.state() == State::Open && is_done(&client.side));
+        let peer = client.session.map(|session| &self.entries[session]);
+        let has_peer = peer.is_some_and(|entry| entry.side.is_some() && entry.ending.is_none());
+        let client_is_done =
+            !is_open || (has_peer && client.side.connection.state() == State::Open && is_done(&client.side));
         client_is_done
             && self.entries.iter().enumerate().all(|(index, entry)| {
                 let Some(side) = &entry.side else { return true };
@@ -1382,6 +1401,18 @@ fn a_goodbye_to_the_link_alone_leaves_the_session_as_it_is() {
         assert!(world.client().ending.is_none() && world.entries[0].ending.is_none());
         assert_eq!(world.entries[0].epoch, 1);
     }
+}
+
+#[test]
+fn who_comes_back_before_the_retention_is_over_finds_its_session() {
+    let mut world = World::open();
+    world.part();
+    world.dials_at = Some(world.now + ms(9900));
+    world.latency = ms(80);
+    // HELLO is here in time, the ACK that opens the link isn't.
+    world.come_to_rest();
+    assert!(world.entries[0].ending.is_none() && world.client().ending.is_none());
+    assert!(world.dials_at.is_none() && world.entries.len() == 1);
 }
 
 #[test]

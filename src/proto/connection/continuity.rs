@@ -80,7 +80,7 @@ pub enum ResumeError {
     Forgotten,
     #[error(transparent)]
     Session(#[from] SessionError),
-    /// It has ended, or is about to.
+    /// It has ended, or its CLOSE is out; or it was never to outlive its link.
     #[error("the session is over")]
     Over,
 }
@@ -407,10 +407,10 @@ impl Connection {
         }
     }
 
-    /// When a session without a link is over.
+    /// When a session without a link is over. Not by its retention once its client is back, and has yet to say ACK.
     pub(super) fn end_of_patience(&self) -> Option<Moment> {
         let continuity = self.continuity.as_ref()?;
-        let lost = continuity.lost.as_ref().and_then(|lost| lost.deadline);
+        let lost = self.lost().filter(|_| !matches!(self.phase, Phase::Welcomed)).and_then(|lost| lost.deadline);
         let farewell = continuity.farewell.as_ref().map(|farewell| farewell.deadline);
         lost.into_iter().chain(farewell).min()
     }
@@ -421,6 +421,7 @@ impl Connection {
             return false;
         }
         let at = Moment::from(now);
+        let is_over = self.end_of_patience().is_some_and(|end| at >= end);
         let Some(continuity) = &mut self.continuity else { return false };
         if continuity.farewell.as_ref().is_some_and(|farewell| at >= farewell.deadline)
             && let Some(farewell) = continuity.farewell.take()
@@ -429,9 +430,7 @@ impl Connection {
             self.finish(ending, None, Action::Close);
             return true;
         }
-        if continuity.lost.as_ref().is_some_and(|lost| lost.deadline.is_some_and(|deadline| at >= deadline))
-            && let Some(lost) = continuity.lost.take()
-        {
+        if is_over && let Some(lost) = continuity.lost.take() {
             let Lost { mut ending, was_open, .. } = *lost;
             ending.session = was_open.then_some(SessionEnd::GivenUp);
             self.finish(ending, None, Action::Close);
