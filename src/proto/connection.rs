@@ -886,10 +886,11 @@ impl Connection {
 
     /// A wake-up that comes too late is a pause of our own.
     fn note_time(&mut self, now: Instant) {
-        let Some(armed) = self.armed.take().map(Moment::instant) else { return };
+        let Some(armed) = self.armed.map(Moment::instant) else { return };
         if now <= armed + PAUSE {
             return;
         }
+        self.armed = None;
         let limit = self.supervision.as_ref().map_or(Duration::ZERO, Supervision::limit);
         if now > armed + PAUSE.max(limit / 4) {
             self.handle_pause(now);
@@ -1354,6 +1355,13 @@ impl Connection {
             }
         };
         self.armed
+    }
+
+    /// What [`Connection::poll_timeout`] gave last may stand for some milliseconds: what has come up since lies later. An
+    /// acknowledgement waits for 50 ms, a look for an eighth of the limit; a beat that was asked for is urgent.
+    #[must_use]
+    pub fn keeps_deadline(&self) -> bool {
+        matches!(self.phase, Phase::Open) && self.armed.is_some()
     }
 
     fn next_supervision(&self) -> Option<Moment> {

@@ -270,6 +270,15 @@ impl Core {
             Self::Plain(plain) => plain.poll_timeout().map(Moment::from),
         }
     }
+
+    /// What [`Core::poll_timeout`] gave last may stand for some milliseconds: what has come up since lies later.
+    #[must_use]
+    pub fn keeps_deadline(&self) -> bool {
+        match self {
+            Self::Framed(connection) => connection.keeps_deadline(),
+            Self::Plain(_) => false,
+        }
+    }
 }
 
 // ---- what is known --------------------------------------------------------------------------------------------

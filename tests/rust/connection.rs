@@ -668,6 +668,24 @@ fn a_wake_up_that_is_late_by_more_than_a_quarter_of_the_limit_is_a_pause_of_our_
 }
 
 #[test]
+fn a_pause_is_noticed_though_much_was_heard_since_the_deadline_was_asked_for() {
+    let mut pair = open();
+    pair.run(ms(10_000));
+    let connection = &mut pair.sides[0].connection;
+    for _ in 0..10 {
+        connection.handle_input(pair.now, &[0, 0, 1, 5, 7]);
+    }
+    assert!(connection.keeps_deadline());
+    let now = pair.now + ms(60_000);
+    connection.handle_timeout(now);
+    assert!(!connection.keeps_deadline());
+    connection.handle_reset(now);
+    let ending = std::iter::from_fn(|| connection.poll_event()).last();
+    let Some(Event::Ended(ending)) = ending else { panic!("{ending:?}") };
+    assert_eq!(ending.given_up, Some(GivenUp::Paused));
+}
+
+#[test]
 fn phi_is_fed_by_the_rhythm_alone() {
     let mut phi = one_second();
     let window = 20;

@@ -291,6 +291,13 @@ impl Link {
 
     /// The engine is woken only for an alarm that is earlier than what it has; it asks again when one rings.
     pub(super) fn set_alarm(&self, inner: &mut Inner) {
+        // In a conversation one rings every few milliseconds, and the deadlines are reckoned with then, not for each message.
+        if inner.reader == Reader::Callers
+            && inner.alarm.is_some_and(|alarm| alarm <= inner.role_returns())
+            && inner.core.keeps_deadline()
+        {
+            return;
+        }
         inner.deadline = if inner.socket.is_some() { inner.core.poll_timeout() } else { None };
         let return_of_role = (inner.reader == Reader::Callers && !inner.is_polled).then(|| inner.role_returns());
         let Some(next) = inner.deadline.into_iter().chain(return_of_role).min() else { return };
