@@ -21,7 +21,7 @@ use super::cause::{Cause, Ending, GivenUp, Level};
 use super::close::{Close, CloseCode};
 use super::detector::{Detector, Judgement};
 use super::evidence::{Arrived, Evidence, Finding, KernelView};
-use super::frame::{Decoder, Frame, FrameError, Kind, PREAMBLE};
+use super::frame::{Decoder, Frame, FrameError, HEADER_BYTES, Kind, PREAMBLE, header};
 use super::handshake::{
     Credentials, HandshakeError, Hello, MAX_CLIENT_ID_BYTES, MAX_TOKEN_BYTES, Position, Resumption, Rhythm, VERSION,
     Welcome, check_limits,
@@ -425,6 +425,24 @@ impl Connection {
         if self.hear(now, input.len()) {
             self.handle_stream(now, input);
         }
+    }
+
+    /// What [`Connection::handle_input`], [`Connection::read`] and [`Connection::take`] do with a whole message in one frame, and
+    /// nothing else, where none waits before it: in a conversation that is every one. `None`: nothing was done.
+    pub fn handle_message<'i>(&mut self, now: Instant, input: &'i [u8]) -> Option<&'i [u8]> {
+        let (length, kind) = header(input)?;
+        let message = input.get(HEADER_BYTES..).filter(|rest| rest.len() == length && kind == Kind::DataEnd as u8)?;
+        let is_next = matches!(self.phase, Phase::Open) && self.decoder.begun() == Some(&[]);
+        if !(is_next && self.session.may_pass(length, self.config.largest_message_bytes)) {
+            return None;
+        }
+        self.hear(now, input.len());
+        let round_trip = self.supervision.as_ref().and_then(|supervision| supervision.heartbeat.round_trip().smoothed);
+        self.session.pass(now, length, round_trip);
+        if !self.tells_progress {
+            self.last_progress = now.into();
+        }
+        Some(message)
     }
 
     /// So many bytes came. False if nobody wants to know what they say.

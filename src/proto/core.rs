@@ -33,6 +33,14 @@ impl Core {
         }
     }
 
+    /// One small message that came alone, taken at once; of framed links.
+    pub fn handle_message<'i>(&mut self, now: Instant, input: &'i [u8]) -> Option<&'i [u8]> {
+        match self {
+            Self::Framed(connection) => connection.handle_message(now, input),
+            Self::Plain(_) => None,
+        }
+    }
+
     /// How long a message is that is being received, and may be placed; of framed links.
     #[must_use]
     pub fn begun(&self) -> Option<usize> {

@@ -181,7 +181,7 @@ pub struct Pair {
     pub pipes: [Pipe; 2],
     /// Chunks and writes are cut at random.
     pub splits: bool,
-    /// Messages are received into their places, some of the time.
+    /// Messages are received into their places, or taken as they come, some of the time.
     pub places: bool,
     pub dice: Dice,
     /// What the kernel holds of what is under way.
@@ -319,7 +319,11 @@ impl Pair {
             let placed = if starts || side.placed.is_some() { side.place(now, &input[..length]) } else { 0 };
             let (chunk, rest) = input.split_at(if placed > 0 { placed } else { length });
             if placed == 0 {
-                side.connection.handle_input(now, chunk);
+                let passes = self.places && side.takes && side.placed.is_none() && self.dice.below(2) == 0;
+                match passes.then(|| side.connection.handle_message(now, chunk)).flatten() {
+                    Some(message) => side.received.push(message.to_vec()),
+                    None => side.connection.handle_input(now, chunk),
+                }
             }
             input = rest;
         }

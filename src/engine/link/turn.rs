@@ -421,9 +421,7 @@ impl Inner {
             }
             Ok(bytes) => {
                 self.core.handle_input(now, bytes);
-                self.is_unread = bytes.len() == capacity;
-                self.is_flowing = bytes.len() >= MUCH_BYTES;
-                self.is_judgement_put_off = false;
+                self.on_received(bytes.len(), capacity);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.is_unread = false;
@@ -434,6 +432,13 @@ impl Inner {
             Err(error) => self.on_error(now, &error),
         }
         true
+    }
+
+    /// So many bytes came to where there was room for `capacity`.
+    pub(super) fn on_received(&mut self, bytes: usize, capacity: usize) {
+        self.is_unread = bytes == capacity;
+        self.is_flowing = bytes >= MUCH_BYTES;
+        self.is_judgement_put_off = false;
     }
 
     /// How long recv(2) waits: whole milliseconds, rounded up; at most 49 days, after which the caller waits again. Who always

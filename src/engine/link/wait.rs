@@ -214,6 +214,13 @@ impl Link {
     ) -> (Guard<'_>, Instant, Result<(), WaitError>) {
         let capacity = room.len();
         let got = sys::receive_waiting(socket.as_fd(), room);
+        let (mut inner, now) = self.end_receiving();
+        let result = inner.digest_waited(now, got, capacity, deadline);
+        (inner, now, result)
+    }
+
+    /// Back from recv(2); what it gave is to be digested yet.
+    pub(super) fn end_receiving(&self) -> (Guard<'_>, Instant) {
         let mut inner = self.lock();
         let now = clock::now();
         inner.is_polled = false;
@@ -222,16 +229,7 @@ impl Link {
         if inner.waiters.is_empty() {
             inner.core.set_waiting(now, false);
         }
-        let is_interrupted = matches!(&got, Err(error) if error.kind() == io::ErrorKind::Interrupted);
-        let is_late = matches!(&got, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
-            && deadline.is_some_and(|deadline| now >= deadline);
-        inner.digest(now, got, capacity);
-        let result = match (is_interrupted, is_late) {
-            (true, _) => Err(WaitError::Interrupted),
-            (false, true) => Err(WaitError::TimedOut),
-            (false, false) => Ok(()),
-        };
-        (inner, now, result)
+        (inner, now)
     }
 
     /// Who takes the message at once ends with a turn, or with what is left of one.
@@ -309,5 +307,26 @@ impl Link {
             Some(occurrence) => Some(Ok(occurrence)),
             None => inner.over().map(Err),
         })
+    }
+}
+
+impl Inner {
+    /// What waiting in recv(2) gave, and whether the wait goes on.
+    pub(super) fn digest_waited(
+        &mut self,
+        now: Instant,
+        got: io::Result<&[u8]>,
+        capacity: usize,
+        deadline: Option<Instant>,
+    ) -> Result<(), WaitError> {
+        let is_interrupted = matches!(&got, Err(error) if error.kind() == io::ErrorKind::Interrupted);
+        let is_late = matches!(&got, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+            && deadline.is_some_and(|deadline| now >= deadline);
+        self.digest(now, got, capacity);
+        match (is_interrupted, is_late) {
+            (true, _) => Err(WaitError::Interrupted),
+            (false, true) => Err(WaitError::TimedOut),
+            (false, false) => Ok(()),
+        }
     }
 }
