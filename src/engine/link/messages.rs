@@ -142,7 +142,7 @@ impl Link {
             return inner.over().map(Err).or_else(|| Self::placeable(inner, now, deadline).map(|_| Ok(Attempt::Later)));
         };
         if length > room.len() {
-            self.set_alarm(inner);
+            self.set_alarm(inner, now);
             self.tell(inner, Interest::NOTHING);
             return Some(Ok(Attempt::Later));
         }
@@ -248,7 +248,7 @@ impl Link {
         if inner.core.is_urgent() || inner.share.is_some() {
             self.turn(inner, now);
         } else {
-            self.set_alarm(inner);
+            self.set_alarm(inner, now);
             self.tell(inner, Interest::NOTHING);
         }
     }

@@ -98,7 +98,7 @@ impl Link {
             news = news | self.on_event(inner, now, event);
         }
         self.ask_budget(inner, now, &mut room);
-        self.set_alarm(inner);
+        self.set_alarm(inner, now);
         self.tell(inner, news);
     }
 
@@ -290,7 +290,7 @@ impl Link {
     }
 
     /// The engine is woken only for an alarm that is earlier than what it has; it asks again when one rings.
-    pub(super) fn set_alarm(&self, inner: &mut Inner) {
+    pub(super) fn set_alarm(&self, inner: &mut Inner, now: Instant) {
         // In a conversation one rings every few milliseconds, and the deadlines are reckoned with then, not for each message.
         if inner.reader == Reader::Callers
             && inner.alarm.is_some_and(|alarm| alarm <= inner.role_returns())
@@ -299,7 +299,9 @@ impl Link {
             return;
         }
         inner.deadline = if inner.socket.is_some() { inner.core.poll_timeout() } else { None };
-        let return_of_role = (inner.reader == Reader::Callers && !inner.is_polled).then(|| inner.role_returns());
+        // Who waits keeps the role; but whoever has just read soon goes on, and would wake the engine for this then.
+        let return_of_role = Some(inner.role_returns())
+            .filter(|returns| inner.reader == Reader::Callers && (!inner.is_polled || Moment::from(now) < *returns));
         let Some(next) = inner.deadline.into_iter().chain(return_of_role).min() else { return };
         if inner.alarm.is_none_or(|alarm| next < alarm) {
             inner.alarm = Some(next);

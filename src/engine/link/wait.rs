@@ -82,7 +82,7 @@ impl Link {
         };
         if !inner.is_polled && has_slept {
             inner.last_read = now.into();
-            self.set_alarm(&mut inner);
+            self.set_alarm(&mut inner, now);
         }
         self.leave_unsent(&mut inner, now);
         inner.hand_over();
@@ -270,9 +270,9 @@ impl Link {
 
     /// Until a message, or the end, can be received by [`Link::try_recv`], unless another thread is quicker.
     pub fn wait_readable(&self, deadline: Option<Instant>) -> Result<(), LinkError> {
-        self.wait(Interest::READABLE, deadline, |link, inner, _| {
+        self.wait(Interest::READABLE, deadline, |link, inner, now| {
             if inner.core.has_message() {
-                link.set_alarm(inner);
+                link.set_alarm(inner, now);
                 link.tell(inner, Interest::NOTHING);
                 return Some(Ok(()));
             }
