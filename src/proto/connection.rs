@@ -1046,8 +1046,8 @@ impl Connection {
     }
 
     /// When the interpreter is known to have run; `None` where nobody can know.
-    pub fn set_interpreter_ran(&mut self, at: Option<Instant>) {
-        self.interpreter_ran = at.map(Moment::from);
+    pub fn set_interpreter_ran(&mut self, at: Option<Moment>) {
+        self.interpreter_ran = at;
     }
 
     /// What was wanted of the process's budget ([`Connection::budget_wanted`]) is granted.
@@ -1302,7 +1302,7 @@ impl Connection {
                 has_beat
                     || self.session.ack_is_urgent()
                     || self.first.is_some()
-                    || !self.session.outbox.ready().is_empty()
+                    || (self.has_unsent() && !self.session.outbox.ready().is_empty())
             }
             Phase::Leaving { .. } => true,
             Phase::Ended { ref parting, .. } => parting.is_some(),

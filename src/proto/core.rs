@@ -208,7 +208,7 @@ impl Core {
         }
     }
 
-    pub fn set_interpreter_ran(&mut self, at: Option<Instant>) {
+    pub fn set_interpreter_ran(&mut self, at: Option<Moment>) {
         if let Self::Framed(connection) = self {
             connection.set_interpreter_ran(at);
         }

@@ -830,7 +830,7 @@ impl Session {
 
     /// A whole window taken within two round trips: the path holds more than the window does.
     fn measure(&mut self, now: Instant, before: u64, round_trip: Option<Duration>) {
-        let (since, from) = *self.measured_from.get_or_insert((now.into(), before));
+        let (since, from) = *self.measured_from.get_or_insert_with(|| (now.into(), before));
         if self.inbox.taken - from < self.window {
             return;
         }

@@ -231,7 +231,7 @@ fn status_and_ages_travel_with_each_beat() {
     let mut pair = open();
     assert!(pair.sides[0].connection.set_status(b"charging, 81 %"));
     assert!(!pair.sides[0].connection.set_status(&[0; 1025]));
-    pair.sides[0].connection.set_interpreter_ran(Some(pair.now));
+    pair.sides[0].connection.set_interpreter_ran(Some(pair.now.into()));
     pair.sides[0].takes = false;
     pair.send(1, b"take me");
     pair.run(ms(10_000));
@@ -285,7 +285,7 @@ fn hung_is_told_if_it_was_asked_for_and_says_which_level() {
     let mut watcher = one_second();
     watcher.heartbeat.interpreter_limit = Some(ms(5000));
     let mut pair = Pair::open(one_second(), watcher);
-    pair.sides[0].connection.set_interpreter_ran(Some(pair.now));
+    pair.sides[0].connection.set_interpreter_ran(Some(pair.now.into()));
     pair.run(ms(10_000));
     assert_eq!(pair.sides[1].ending().unwrap().level, Some(Level::Interpreter));
 }
