@@ -996,7 +996,7 @@ fn one_loop_serves_all_links_and_none_starves() {
             }
         }
     });
-    assert_eq!(listener.broadcast(b"to all").unwrap().sent, CLIENTS);
+    assert_eq!(listener.broadcast(b"to all", false).unwrap().sent, CLIENTS);
     for client in &clients {
         assert_eq!(receive(client).unwrap(), b"to all");
     }

@@ -338,7 +338,12 @@ impl Side {
             let placed = if starts || self.placed.is_some() { self.place(now, &input[..length]) } else { 0 };
             let (chunk, rest) = input.split_at(if placed > 0 { placed } else { length });
             if placed == 0 {
-                self.connection.handle_input(now, chunk);
+                let may_pass = driving.places && self.takes && self.placed.is_none() && self.peeked.is_empty();
+                let passes = may_pass && driving.dice.below(2) == 0;
+                match passes.then(|| self.connection.handle_message(now, chunk)).flatten() {
+                    Some(message) => self.received.push(message.to_vec()),
+                    None => self.connection.handle_input(now, chunk),
+                }
             }
             input = rest;
         }
@@ -457,7 +462,7 @@ pub struct Pair {
     pub pipes: [Pipe; 2],
     /// Chunks and writes are cut at random.
     pub splits: bool,
-    /// Messages are received into their places, some of the time.
+    /// Messages are received into their places, or taken as they come, some of the time.
     pub places: bool,
     pub dice: Dice,
     /// What the kernel holds of what is under way.

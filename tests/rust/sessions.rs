@@ -252,7 +252,7 @@ impl World {
         let mut dice = Dice::new(seed);
         let now = Instant::now();
         let wants = [200, 500, 1000, 2000];
-        let mut any_config = |dice: &mut Dice| Config {
+        let any_config = |dice: &mut Dice| Config {
             largest_message_bytes: 1 << 20,
             send_buffer_bytes: [3000, 50_000, 2 << 20][dice.below(3) as usize],
             handshake_timeout: ms(1000 + dice.below(2000)),
@@ -313,7 +313,7 @@ impl World {
     // -- wires --
 
     fn new_wire(&mut self) -> usize {
-        let mut pipe = || Pipe::with_latency(self.latency);
+        let pipe = || Pipe::with_latency(self.latency);
         let mut wire = Wire {
             pipes: [pipe(), pipe()],
             forgotten: Default::default(),

@@ -314,6 +314,8 @@ impl Link {
             // Who waits in recv(2) is to wake; it fails where that has woken already.
             let _ = SockRef::from(&socket).shutdown(Shutdown::Both);
         }
+        // Nobody reads, so nobody has a role to give back.
+        inner.reader = Reader::Engine;
         self.number.store(-1, Ordering::Relaxed);
         inner.waiters.wake_everyone();
     }

@@ -97,7 +97,7 @@ impl Link {
             news = news | self.on_event(inner, now, event);
         }
         self.ask_budget(inner, now, &mut room);
-        self.set_alarm(inner);
+        self.set_alarm(inner, now);
         self.tell(inner, news);
     }
 
@@ -328,10 +328,19 @@ impl Link {
     }
 
     /// The engine is woken only for an alarm that is earlier than what it has; it asks again when one rings.
-    pub(super) fn set_alarm(&self, inner: &mut Inner) {
+    pub(super) fn set_alarm(&self, inner: &mut Inner, now: Instant) {
+        // In a conversation one rings every few milliseconds, and the deadlines are reckoned with then, not for each message.
+        if inner.reader == Reader::Callers
+            && inner.alarm.is_some_and(|alarm| alarm <= inner.role_returns())
+            && inner.core.keeps_deadline()
+        {
+            return;
+        }
         let is_kept = inner.socket.is_some() || inner.core.is_away();
         inner.deadline = if is_kept { inner.core.poll_timeout() } else { None };
-        let return_of_role = (inner.reader == Reader::Callers && !inner.is_polled).then(|| inner.role_returns());
+        // Who waits keeps the role; but whoever has just read soon goes on, and would wake the engine for this then.
+        let return_of_role = Some(inner.role_returns())
+            .filter(|returns| inner.reader == Reader::Callers && (!inner.is_polled || Moment::from(now) < *returns));
         let others = return_of_role.into_iter().chain(inner.next_attempt());
         let Some(next) = inner.deadline.into_iter().chain(others).min() else { return };
         if inner.alarm.is_none_or(|alarm| next < alarm) {
@@ -451,9 +460,7 @@ impl Inner {
             }
             Ok(bytes) => {
                 self.core.handle_input(now, bytes);
-                self.is_unread = bytes.len() == capacity;
-                self.is_flowing = bytes.len() >= MUCH_BYTES;
-                self.is_judgement_put_off = false;
+                self.on_received(bytes.len(), capacity);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.is_unread = false;
@@ -464,6 +471,13 @@ impl Inner {
             Err(error) => self.on_error(now, &error),
         }
         true
+    }
+
+    /// So many bytes came to where there was room for `capacity`.
+    pub(super) fn on_received(&mut self, bytes: usize, capacity: usize) {
+        self.is_unread = bytes == capacity;
+        self.is_flowing = bytes >= MUCH_BYTES;
+        self.is_judgement_put_off = false;
     }
 
     /// How long recv(2) waits: whole milliseconds, rounded up; at most 49 days, after which the caller waits again. Who always

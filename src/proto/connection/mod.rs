@@ -28,7 +28,7 @@ use super::cause::{Cause, Ending, GivenUp, Level};
 use super::close::{Close, CloseCode};
 use super::detector::{Detector, Judgement};
 use super::evidence::{Arrived, Evidence, Finding, KernelView};
-use super::frame::{Decoder, Frame, FrameError, Kind, PREAMBLE};
+use super::frame::{Decoder, Frame, FrameError, HEADER_BYTES, Kind, PREAMBLE, header};
 use super::handshake::{
     Credentials, HandshakeError, Hello, MAX_CLIENT_ID_BYTES, MAX_TOKEN_BYTES, Position, Rhythm, VERSION, Welcome,
     check_limits,
@@ -486,6 +486,24 @@ impl Connection {
         if self.hear(now, input.len()) {
             self.handle_stream(now, input);
         }
+    }
+
+    /// What [`Connection::handle_input`], [`Connection::read`] and [`Connection::take`] do with a whole message in one frame, and
+    /// nothing else, where none waits before it: in a conversation that is every one. `None`: nothing was done.
+    pub fn handle_message<'i>(&mut self, now: Instant, input: &'i [u8]) -> Option<&'i [u8]> {
+        let (length, kind) = header(input)?;
+        let message = input.get(HEADER_BYTES..).filter(|rest| rest.len() == length && kind == Kind::DataEnd as u8)?;
+        let is_next = matches!(self.phase, Phase::Open) && self.decoder.begun() == Some(&[]);
+        if !(is_next && self.session.may_pass(length, self.config.largest_message_bytes)) {
+            return None;
+        }
+        self.hear(now, input.len());
+        let round_trip = self.supervision.as_ref().and_then(|supervision| supervision.heartbeat.round_trip().smoothed);
+        self.session.pass(now, length, round_trip);
+        if !self.tells_progress {
+            self.last_progress = now.into();
+        }
+        Some(message)
     }
 
     /// So many bytes came. False if nobody wants to know what they say.
@@ -975,10 +993,11 @@ impl Connection {
 
     /// A wake-up that comes too late is a pause of our own.
     fn note_time(&mut self, now: Instant) {
-        let Some(armed) = self.armed.take().map(Moment::instant) else { return };
+        let Some(armed) = self.armed.map(Moment::instant) else { return };
         if now <= armed + PAUSE {
             return;
         }
+        self.armed = None;
         let limit = self.supervision.as_ref().map_or(Duration::ZERO, Supervision::limit);
         if now > armed + PAUSE.max(limit / 4) {
             self.handle_pause(now);
@@ -1135,8 +1154,8 @@ impl Connection {
     }
 
     /// When the interpreter is known to have run; `None` where nobody can know.
-    pub fn set_interpreter_ran(&mut self, at: Option<Instant>) {
-        self.interpreter_ran = at.map(Moment::from);
+    pub fn set_interpreter_ran(&mut self, at: Option<Moment>) {
+        self.interpreter_ran = at;
     }
 
     /// What was wanted of the process's budget ([`Connection::budget_wanted`]) is granted.
@@ -1424,7 +1443,7 @@ impl Connection {
                 has_beat
                     || self.session.ack_is_urgent()
                     || self.first.is_some()
-                    || !self.session.outbox.ready().is_empty()
+                    || (self.has_unsent() && !self.session.outbox.ready().is_empty())
             }
             Phase::Leaving { .. } => true,
             Phase::Away { ref parting, .. } | Phase::Ended { ref parting, .. } => parting.is_some(),
@@ -1497,6 +1516,13 @@ impl Connection {
             }
         };
         self.armed
+    }
+
+    /// What [`Connection::poll_timeout`] gave last may stand for some milliseconds: what has come up since lies later. An
+    /// acknowledgement waits for 50 ms, a look for an eighth of the limit; a beat that was asked for is urgent.
+    #[must_use]
+    pub fn keeps_deadline(&self) -> bool {
+        matches!(self.phase, Phase::Open) && self.armed.is_some()
     }
 
     fn next_supervision(&self) -> Option<Moment> {

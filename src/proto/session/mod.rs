@@ -265,6 +265,26 @@ impl Session {
         taken
     }
 
+    /// Whether a message that comes in one frame of so much payload may go to the program at once: it is allowed, and nothing is
+    /// here that comes before it.
+    #[must_use]
+    pub fn may_pass(&self, length: usize, largest: u64) -> bool {
+        let end = self.inbox.received.saturating_add((HEADER_BYTES + length) as u64);
+        length <= MAX_PAYLOAD_BYTES
+            && length as u64 <= largest
+            && end <= self.credit
+            && self.inbox.buffered_bytes() == 0
+    }
+
+    /// It came, and was taken.
+    pub fn pass(&mut self, now: Instant, length: usize, round_trip: Option<Duration>) {
+        let before = self.inbox.taken;
+        let wire = (HEADER_BYTES + length) as u64;
+        self.inbox.received += wire;
+        self.inbox.taken += wire;
+        self.on_taken(now, before, round_trip);
+    }
+
     fn on_taken(&mut self, now: Instant, before: u64, round_trip: Option<Duration>) {
         if self.inbox.taken == before {
             return;
@@ -311,7 +331,7 @@ impl Session {
 
     /// A whole window taken within two round trips: the path holds more than the window does.
     fn measure(&mut self, now: Instant, before: u64, round_trip: Option<Duration>) {
-        let (since, from) = *self.measured_from.get_or_insert((now.into(), before));
+        let (since, from) = *self.measured_from.get_or_insert_with(|| (now.into(), before));
         if self.inbox.taken - from < self.window {
             return;
         }
