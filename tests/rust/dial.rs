@@ -18,7 +18,7 @@ use longconn::proto::backoff::Why;
 use socket2::{Domain, SockRef, Socket, Type};
 
 mod dialling;
-use dialling::{at, begin, config, outcome, patience, place, turn, wait_for};
+use dialling::{at, begin, config, outcome, patience, place, sockets, turn, wait_for};
 
 fn short() -> DialConfig {
     DialConfig { timeout: Some(Duration::from_millis(300)), ..DialConfig::default() }
@@ -61,12 +61,6 @@ impl Deaf {
             queued.push(socket);
         }
     }
-}
-
-fn sockets() -> usize {
-    let descriptors = std::fs::read_dir("/proc/self/fd").unwrap();
-    let what = descriptors.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok());
-    what.filter(|what| what.to_string_lossy().starts_with("socket:")).count()
 }
 
 fn threads() -> usize {

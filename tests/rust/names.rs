@@ -18,7 +18,7 @@ use longconn::net::resolve::LookUpError;
 use longconn::proto::backoff::Why;
 
 mod dialling;
-use dialling::{at, begin, config, outcome, place, turn, wait_for};
+use dialling::{at, begin, config, outcome, place, sockets, turn, wait_for};
 
 const INSIDE: &str = "LONGCONN_TEST_IN_NAMESPACE";
 /// glibc asks once, and waits longer than any test: what hangs, hangs.
@@ -194,16 +194,14 @@ fn names_that_hang_keep_nobody_else_from_anything() {
     let short = DialConfig { timeout: Some(Duration::from_millis(200)), ..config() };
     let error = outcome(vec![hanging(0)], short).unwrap_err();
     assert_eq!((error.kind, error.why()), (Failure::Name { is_permanent: false }, Why::Local), "{error}");
-    // Never more than eight, which block all signals.
+    // Never more than eight, which block all signals: all but SIGKILL and SIGSTOP, and the two that glibc keeps for itself.
     let dials: Vec<_> = (1..=20).map(|number| begin(vec![hanging(number)], config())).collect();
-    wait_for(|| resolvers().len() == 8);
-    for status in resolvers() {
-        let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:\t")).unwrap();
-        // All but SIGKILL and SIGSTOP, and the two that glibc keeps for itself.
-        assert_eq!(u64::from_str_radix(blocked, 16).unwrap(), !(1 << 8 | 1 << 18 | 1 << 31 | 1 << 32));
-    }
+    let all = format!("SigBlk:\t{:016x}", !(1_u64 << 8 | 1 << 18 | 1 << 31 | 1 << 32));
+    // A thread gives itself its name first.
+    wait_for(|| resolvers().iter().filter(|status| status.contains(&all)).count() == 8);
     assert_eq!(outcome(vec![at(address)], config()).unwrap().peer, address);
     // Nor do they keep the process from forking; the child has eight of its own, and ends while they hang.
+    assert_eq!(resolvers().len(), 8);
     fork::before();
     // SAFETY: the child calls what is made for it, and ends by _exit.
     let child = unsafe { libc::fork() };
@@ -212,10 +210,13 @@ fn names_that_hang_keep_nobody_else_from_anything() {
             fork::after_in_child();
             assert_eq!(resolvers().len(), 0);
             assert_eq!(outcome(vec![place("here.example", address.port())], config()).unwrap().peer, address);
+            let before = sockets();
             let _dial = begin(vec![hanging(0)], config());
-            wait_for(|| resolvers().len() == 1);
+            // It has begun to ask.
+            wait_for(|| sockets() > before);
             assert!(fork::shut_down(Duration::from_secs(10)));
-            assert_eq!(resolvers().len(), 1);
+            // One that has its answer ends in its own time.
+            wait_for(|| resolvers().len() == 1);
         }));
         // SAFETY: ends the process at once.
         unsafe { libc::_exit(i32::from(outcome.is_err())) };
