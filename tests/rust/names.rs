@@ -7,13 +7,13 @@
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use longconn::engine::dial::DialConfig;
-use longconn::engine::fork;
-use longconn::net::dial::Failure;
+use longconn::engine::dial::{DialConfig, dial};
+use longconn::engine::{clock, fork};
+use longconn::net::dial::{Failure, Target};
 use longconn::net::resolve::LookUpError;
 use longconn::proto::backoff::Why;
 
@@ -258,4 +258,42 @@ fn who_wants_a_name_that_waits_for_its_turn_shares_the_answer() {
     // One for all the others.
     assert_eq!(server.asked("late.example"), 9);
     assert_eq!(server.asked("unwanted.example"), 0);
+}
+
+/// The engine's thread may be kept from its work until the time is up: what has come about meanwhile counts.
+#[test]
+fn who_is_connected_when_a_late_engine_looks_has_won() {
+    if !is_inside("who_is_connected_when_a_late_engine_looks_has_won") {
+        return;
+    }
+    let _turn = turn();
+    let server = Server::begin();
+    let (listener, address) = listen();
+    // A dial without places is over at once, and what it calls keeps the engine until it is told to go on.
+    let keep = || {
+        let (begins, has_begun) = mpsc::channel();
+        let (go_on, goes_on) = mpsc::channel();
+        let done = Box::new(move |_| {
+            begins.send(()).unwrap();
+            goes_on.recv().unwrap();
+        });
+        (dial(Arc::new(Target { places: vec![] }), config(), done).unwrap(), has_begun, go_on)
+    };
+    let (_first, has_begun, first_goes_on) = keep();
+    has_begun.recv().unwrap();
+    let timeout = Duration::from_millis(300);
+    let (_dial, outcome) =
+        begin(vec![at(address), place("late.example", 9)], DialConfig { timeout: Some(timeout), ..config() });
+    let ends = clock::now() + timeout;
+    let (_second, has_begun, second_goes_on) = keep();
+    first_goes_on.send(()).unwrap();
+    // It has begun to connect, and is kept again.
+    has_begun.recv().unwrap();
+    listener.accept().unwrap();
+    // Word that a name was found comes before the news of sockets.
+    wait_for(|| server.asked("late.example") == 1);
+    server.release();
+    wait_for(|| resolvers().is_empty() && clock::now() > ends);
+    second_goes_on.send(()).unwrap();
+    assert_eq!(outcome.recv().unwrap().unwrap().peer, address);
 }
