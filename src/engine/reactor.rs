@@ -296,7 +296,8 @@ impl Reactor {
             Some(Member::Link(link)) => link.run(Errand::ATTENTION),
             Some(Member::Listener(listener)) => listener.on_ready(now),
             Some(Member::Dial(dial, _)) => dial.on_ready(key, now),
-            None => {}
+            // It has gone; what was left for it isn't to stay.
+            None => self.engine.take_deliveries(key).into_iter().for_each(Arrived::return_to_sender),
         }
     }
 
@@ -467,6 +468,14 @@ impl Held {
             for order in mem::take(&mut orders.urgent) {
                 if let Order::Adopt(_, member) = order {
                     forget(member);
+                }
+            }
+        }
+        if let Ok(mut deliveries) = engine.deliveries.try_lock() {
+            // Our copies of sockets that were just connected are closed; all else is the parent's.
+            for (_, arrived) in mem::take(&mut *deliveries) {
+                if !matches!(arrived, Arrived::Dialled(Ok(_))) {
+                    mem::forget(arrived);
                 }
             }
         }

@@ -446,3 +446,27 @@ fn sessions_that_wait_are_bounded() {
     assert_eq!((counts.waiting, counts.open, counts.expired), (2, 0, 1));
     clients.iter().for_each(|client| client.close(Close::new(CloseCode::NORMAL, ""), ms(0)).unwrap());
 }
+
+#[test]
+fn what_sessions_keep_is_bounded_before_their_end_and_after() {
+    let config = ListenerConfig { max_waiting_bytes: 1000, retention: ms(100), ..ListenerConfig::default() };
+    let listener = listen(config);
+    let proxy = Proxy::new(listener.address());
+    let mut servers = Vec::new();
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let client = dial(proxy.address, Config::default());
+        client.wait_open(soon()).unwrap();
+        let server = listener.accept(soon()).unwrap();
+        server.send(&[7; 600], soon()).unwrap();
+        servers.push(server);
+        clients.push(client);
+    }
+    proxy.is_closed.store(true, Ordering::SeqCst);
+    proxy.cut();
+    let endings: Vec<_> = servers.iter().map(|server| server.wait_ended(soon()).unwrap()).collect();
+    assert!(endings.iter().all(|ending| ending.session == Some(SessionEnd::GivenUp)));
+    let kept: Vec<_> = servers.iter().map(|server| server.undelivered().unwrap().len()).collect();
+    assert_eq!(kept.iter().sum::<usize>(), 1, "two of 600 bytes are over the bound: {kept:?}");
+    clients.iter().for_each(|client| client.close(Close::new(CloseCode::NORMAL, ""), ms(0)).unwrap());
+}

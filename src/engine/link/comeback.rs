@@ -3,15 +3,16 @@
 use std::mem;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
 use super::{BOTH, Ends, Errand, Inner, Link, LinkError, Reader, new_seed};
+use crate::engine::clock;
 use crate::engine::dial::{self, Connected, Dial, DialConfig};
-use crate::net::dial::{DialError, Target};
+use crate::net::dial::{DialError, Place, Target};
 use crate::net::keepalive::Keepalive;
 use crate::net::{sys, tcp_info, tuning};
 use crate::proto::backoff::{Backoff, BackoffConfig, Why};
@@ -48,9 +49,20 @@ pub(in crate::engine) enum Arrived {
     Eviction,
 }
 
+impl Arrived {
+    /// Nobody is there to take it.
+    pub(in crate::engine) fn return_to_sender(self) {
+        if let Self::Client(newcomer) = self {
+            newcomer.ask_again();
+        }
+    }
+}
+
 /// A client's means of coming back.
 pub(super) struct Comeback {
     how: Reconnect,
+    /// As the program said it.
+    home: Arc<Target>,
     backoff: Backoff,
     next: Option<Moment>,
     dial: Option<Arc<Dial>>,
@@ -89,11 +101,21 @@ pub(super) fn equip(socket: OwnedFd, is_framed: bool) -> std::io::Result<Equippe
 impl Link {
     /// From here on the link comes back by itself when it is lost.
     pub fn set_reconnect(&self, how: Reconnect) -> Result<(), LinkError> {
-        let preferred = (self.peer_address(), Moment::from(crate::engine::clock::now()) + PREFERRED_FOR);
+        let preferred = (self.peer_address(), Moment::from(clock::now()) + PREFERRED_FOR);
         let backoff = Backoff::new(how.backoff);
+        let home = how.target.clone();
         let comeback =
-            Comeback { how, backoff, next: None, dial: None, preferred, max_segment: None, reasons: Vec::new() };
-        self.enter()?.extras().comeback = Some(Box::new(comeback));
+            Comeback { how, home, backoff, next: None, dial: None, preferred, max_segment: None, reasons: Vec::new() };
+        let mut inner = self.enter()?;
+        inner.extras().comeback = Some(Box::new(comeback));
+        if inner.core.is_away() {
+            // It was lost before it was told how to come back.
+            let now = clock::now();
+            if let Some(comeback) = inner.comeback() {
+                comeback.next = Some(now.into());
+            }
+            self.set_alarm(&mut inner, now);
+        }
         Ok(())
     }
 
@@ -124,9 +146,12 @@ impl Link {
         }
         if let Some(close) = &ending.close
             && comeback.how.follows
-            && let Ok(place) = close.address.parse()
+            && let Ok(place) = close.address.parse::<Place>()
         {
-            comeback.how.target = Arc::new(Target { places: vec![place] });
+            // And where it was before, in case nobody is there.
+            let others = comeback.home.places.iter().filter(|other| **other != place).cloned();
+            let places = std::iter::once(place.clone()).chain(others).collect();
+            comeback.how.target = Arc::new(Target { places });
         }
         let delay = comeback.backoff.next(why, new_seed().unwrap_or_default());
         comeback.next = Some(Moment::from(now) + delay);
@@ -327,9 +352,7 @@ impl Link {
     /// The session that `newcomer` has said HELLO for is this one's. Its lock is taken while ours is held; nobody does the
     /// reverse.
     fn receive_client(&self, inner: &mut Inner, now: Instant, newcomer: &Arc<Link>) {
-        let (Some(listener), Some(this)) =
-            (self.listener.as_ref().and_then(std::sync::Weak::upgrade), self.this.upgrade())
-        else {
+        let (Some(listener), Some(this)) = (self.listener.as_ref().and_then(Weak::upgrade), self.this.upgrade()) else {
             return;
         };
         let mut coming = newcomer.lock();
@@ -357,6 +380,14 @@ impl Link {
         newcomer.turn(&mut coming, now);
     }
 
+    /// The session that it said HELLO for is over by now.
+    pub(in crate::engine) fn ask_again(self: &Arc<Self>) {
+        if let Some(listener) = self.listener.as_ref().and_then(Weak::upgrade) {
+            // It may have gone meanwhile.
+            let _ = self.decide(|core| listener.admit(self, core));
+        }
+    }
+
     /// Its socket is ours from here on, and it is nothing any more.
     fn move_in(&self, inner: &mut Inner, coming: &mut Inner, newcomer: &Link) {
         let Some(socket) = coming.socket.take() else { return };
@@ -374,7 +405,7 @@ impl Link {
             rto_max_ms: coming.rto_max_ms.map(std::num::NonZeroU32::get),
         };
         if let Err(error) = self.attach(inner, equipped) {
-            inner.core.handle_failure(crate::engine::clock::now(), Cause::Reset, error.to_string());
+            inner.core.handle_failure(clock::now(), Cause::Reset, error.to_string());
         }
     }
 }

@@ -353,6 +353,22 @@ impl Link {
         Ok(())
     }
 
+    /// Too much is kept of connections that are over: what this one had to say of what wasn't delivered goes, unless somebody
+    /// asks for it just now.
+    pub(in crate::engine) fn try_forget_undelivered(&self) {
+        if let Some(mut inner) = self.try_lock()
+            && let Core::Framed(core) = &mut inner.core
+            && core.untaken().0 > 0
+        {
+            core.forget_undelivered();
+            log::warn!(
+                target: "longconn.link",
+                "{}: what was not delivered is forgotten: nobody has asked for it, and others need the memory",
+                self.peer_address()
+            );
+        }
+    }
+
     /// The program knows of the link no more. Its listener may, for long, so of a link that is over nothing is kept but
     /// what can be told of it.
     pub fn forget(&self) -> Result<(), LinkError> {

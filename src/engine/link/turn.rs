@@ -266,7 +266,7 @@ impl Link {
             observer(&occurrence);
         }
         if let (Some(listener), Some(this)) = (self.listener.as_ref().and_then(Weak::upgrade), self.this.upgrade()) {
-            listener.on_occurrence(&this, occurrence.clone());
+            listener.on_occurrence(&this, occurrence.clone(), inner.core.kept_bytes());
         }
         inner.keep(occurrence);
         Interest::STATE | Interest::EVENT

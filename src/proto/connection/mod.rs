@@ -1176,7 +1176,8 @@ impl Connection {
             }
             Phase::Handshake | Phase::Authenticating | Phase::Welcomed => {
                 let ending = self.closed(close.clone());
-                let parting = self.may_say_close().then_some(close);
+                // The session that it names isn't the one that ends.
+                let parting = self.may_say_close().then(|| close.link_only());
                 self.finish(ending, parting, Action::Close);
             }
             Phase::Open if close.ends_session => {
