@@ -226,6 +226,10 @@ pub struct Side {
     pub is_blind: bool,
     pub aborted: bool,
     pub looks: u64,
+    /// As far as the test has looked.
+    pub widest_window: u64,
+    /// Times that a link broke inside a message that was received into its place.
+    pub taken_back: u64,
     /// A message that is received into its place.
     placed: Option<Placed>,
     timeout: Option<Instant>,
@@ -247,6 +251,8 @@ impl Side {
             is_blind: false,
             aborted: false,
             looks: 0,
+            widest_window: 0,
+            taken_back: 0,
             placed: None,
             timeout: None,
         }
@@ -297,6 +303,7 @@ impl Side {
     /// The link is over; of the frame begun nothing is left.
     fn give_room_back(&mut self, now: Instant) {
         if let Some(Placed { room, filled, .. }) = self.placed.take() {
+            self.taken_back += 1;
             // SAFETY: as above.
             self.connection.take_back(now, None, unsafe { room[..filled].assume_init_ref() });
         }
