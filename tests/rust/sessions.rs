@@ -9,6 +9,7 @@
 mod pair;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::iter;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
@@ -18,8 +19,8 @@ use longconn::proto::cause::{Cause, Ending, SessionEnd};
 use longconn::proto::close::{Close, CloseCode};
 use longconn::proto::connection::{Beginning, Config, Connection, Event, Introduction, ResumeError, State};
 use longconn::proto::frame::{HEADER_BYTES, PREAMBLE};
-use longconn::proto::handshake::{Credentials, Hello};
-use longconn::proto::session::{BASE_WINDOW_BYTES, SendError, wire_bytes};
+use longconn::proto::handshake::{Credentials, Hello, Position, Resumption};
+use longconn::proto::session::{BASE_WINDOW_BYTES, SendError, SessionError, wire_bytes};
 use pair::{Dice, Driving, Pipe, Side, Socket, config, ms};
 
 /// Schedules that failed once.
@@ -1515,6 +1516,161 @@ fn who_comes_back_before_the_retention_is_over_finds_its_session() {
     world.come_to_rest();
     assert!(world.entries[0].ending.is_none() && world.client().ending.is_none());
     assert!(world.dials_at.is_none() && world.entries.len() == 1);
+}
+
+/// What a client says that has this position in the session at `index`, and what the server makes of it.
+fn resume_at(world: &mut World, index: usize, position: Position) -> Result<(), ResumeError> {
+    let (now, config) = (world.now, world.server_config.clone());
+    let resumption = Resumption { credentials: world.entries[index].credentials, epoch: 1000 };
+    let mut bytes = PREAMBLE.to_vec();
+    let hello = Hello {
+        least_version: 1,
+        greatest_version: 1,
+        rhythm: config.heartbeat.rhythm(),
+        position,
+        largest_message: 1000,
+        will_resume: true,
+        client_id: String::new(),
+        token: Vec::new(),
+        session: Some(resumption),
+    };
+    hello.encode(&mut bytes);
+    let mut newcomer = Connection::server(now, config.into(), 7);
+    newcomer.handle_input(now, &bytes);
+    let result = world.session(index).connection.resume(now, &mut newcomer);
+    assert_eq!(newcomer.claim().is_some(), result.is_err(), "who isn't taken is still to be answered");
+    result
+}
+
+#[test]
+fn a_position_that_cannot_be_changes_nothing_for_the_session_and_its_link() {
+    let mut world = World::open();
+    world.entries[0].side.as_mut().unwrap().takes = false;
+    world.client().side.takes = false;
+    world.session_sends_one(0, 20_000);
+    world.session_sends_one(0, 100);
+    world.run(100);
+    let side = &mut world.client().side;
+    assert!(side.peek());
+    let now = world.now;
+    world.client().side.take(now, 1);
+    world.serve_client(true);
+    world.run(200);
+    let taken = wire_bytes(20_000);
+    let end = taken + wire_bytes(100);
+    let position = |received, taken| Position { received, taken, window: BASE_WINDOW_BYTES };
+    let wrong = [
+        (
+            position(end + 1, taken),
+            ResumeError::Session(SessionError::ReceivedBeyondSent { received: end + 1, sent: end }),
+        ),
+        (position(end - 1, taken), ResumeError::Session(SessionError::ReceivedInsideFrame { received: end - 1 })),
+        (position(end, end - 1), ResumeError::Session(SessionError::TakenInsideMessage { taken: end - 1 })),
+        (position(end, 0), ResumeError::Session(SessionError::TakenBackwards { before: taken, taken: 0 })),
+        (position(16_388, 0), ResumeError::Forgotten),
+    ];
+    for (position, error) in wrong {
+        assert_eq!(resume_at(&mut world, 0, position), Err(error), "{position:?}");
+        assert_eq!(world.session(0).connection.state(), State::Open);
+    }
+    world.calm_down();
+    world.come_to_rest();
+    assert!(world.client().ending.is_none() && world.entries[0].epoch == 0);
+}
+
+#[test]
+fn a_session_whose_client_lacks_what_was_forgotten_is_lost_and_says_what_was_not_taken() {
+    let mut world = World::open();
+    world.client().side.takes = false;
+    for length in [100, 200, 300] {
+        world.session_sends_one(0, length);
+    }
+    world.run(100);
+    let now = world.now;
+    assert!(world.client().side.peek());
+    world.client().side.take(now, 1);
+    world.serve_client(true);
+    world.run(200);
+    assert_eq!(resume_at(&mut world, 0, Position::start(BASE_WINDOW_BYTES)), Err(ResumeError::Forgotten));
+    let now = world.now;
+    let side = world.session(0);
+    side.connection.lose(now);
+    assert_eq!(side.connection.undelivered(), [message(1, 1, 200), message(1, 2, 300)]);
+    world.serve_entry(0, true);
+    let ending = world.entries[0].ending.as_ref().unwrap();
+    assert_eq!((ending.cause, ending.session), (Cause::Reset, Some(SessionEnd::Forgotten)));
+}
+
+#[test]
+fn a_client_that_is_told_that_it_is_stale_has_lost_its_session() {
+    let mut world = World::open();
+    world.session(0).takes = false;
+    world.client_sends_one(100);
+    world.part();
+    let now = world.now;
+    let client = &mut world.client().side.connection;
+    client.relink(now, 3);
+    let mut bytes = PREAMBLE.to_vec();
+    Close::new(CloseCode::STALE, "an older epoch").encode(&mut bytes);
+    client.handle_input(now, &bytes);
+    let ended = iter::from_fn(|| client.poll_event()).find_map(|event| match event {
+        Event::Ended(ending) => Some((ending.cause, ending.session)),
+        _ => None,
+    });
+    assert_eq!(ended, Some((Cause::Handshake, Some(SessionEnd::Forgotten))));
+    assert_eq!(client.undelivered(), [message(0, 0, 100)]);
+}
+
+#[test]
+fn what_is_sent_while_there_is_no_link_is_accepted_up_to_the_buffer() {
+    let mut world = World::open();
+    world.part();
+    world.dials_at = Some(world.now + ms(5000));
+    let bound = world.client_config.send_buffer_bytes;
+    let mut sent = 0;
+    while sent + wire_bytes(100_000) as usize <= bound {
+        world.client_sends_one(100_000);
+        sent += wire_bytes(100_000) as usize;
+    }
+    let full = world.client().side.connection.send(&[0; 100_000]);
+    assert_eq!(full, Err(SendError::Full { buffered: sent, bound }));
+    world.come_to_rest();
+}
+
+#[test]
+fn a_close_without_a_link_waits_for_one_as_long_as_something_is_to_be_taken_and_else_a_second() {
+    for (untaken, expected) in [(false, ms(1000)), (true, ms(8000))] {
+        let mut world = World::open();
+        world.part();
+        world.dials_at = None;
+        if untaken {
+            world.client_sends_one(100);
+        }
+        let (start, close) = (world.now, Close::new(CloseCode::NORMAL, "done"));
+        world.client().side.connection.close(start, close, start + ms(8000));
+        world.serve_client(true);
+        world.run_until(start + expected - ms(1));
+        assert!(world.client().ending.is_none());
+        world.run(2);
+        let (cause, bytes) = (world.client_ending().cause, world.client_ending().untaken_bytes);
+        assert_eq!((cause, bytes), (Cause::Closed, if untaken { wire_bytes(100) } else { 0 }));
+        assert_eq!(world.client().side.connection.undelivered().len(), usize::from(untaken));
+    }
+}
+
+#[test]
+fn a_server_that_takes_no_message_so_large_has_no_session_to_begin_afresh() {
+    let mut world = World::open();
+    world.client_config.resends = true;
+    world.part();
+    world.client_sends_one(5000);
+    world.kill_server();
+    world.server_config.largest_message_bytes = 4000;
+    while world.client().ending.is_none() {
+        assert!(world.step(world.now + ms(5000)));
+    }
+    assert_eq!(world.client_ending().session, Some(SessionEnd::Forgotten));
+    assert_eq!(world.client().side.connection.undelivered(), [message(0, 0, 5000)]);
 }
 
 #[test]
