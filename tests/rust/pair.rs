@@ -571,6 +571,28 @@ impl Pair {
         self.turn(index);
     }
 
+    /// A client without a link comes back over a new one, and the server says what it makes of that.
+    pub fn relink(&mut self, config: Config, seed: u64) {
+        let now = self.now;
+        let [client, server] = &mut self.sides;
+        if !client.connection.is_away() {
+            return;
+        }
+        client.connection.relink(now, seed);
+        let hello = client.connection.poll_transmit(now).first.to_vec();
+        client.connection.transmitted(now, hello.len());
+        let mut newcomer = Connection::server(now, config.into(), seed + 1);
+        newcomer.handle_input(now, &hello);
+        if server.connection.resume(now, &mut newcomer).is_ok() {
+            (client.socket, server.socket) = Default::default();
+            for pipe in &mut self.pipes {
+                *pipe = Pipe::with_latency(pipe.latency);
+            }
+        } else {
+            client.connection.handle_reset(now);
+        }
+    }
+
     pub fn close(&mut self, index: usize, deadline: Duration) {
         let close = Close::new(CloseCode::NORMAL, "done");
         self.sides[index].connection.close(self.now, close, self.now + deadline);
