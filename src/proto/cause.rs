@@ -90,7 +90,7 @@ impl GivenUp {
 /// Why a session ended without a goodbye.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SessionEnd {
-    /// No other link came in time.
+    /// No other link came in time, or none can come.
     GivenUp,
     /// The peer knows nothing of it any more.
     Forgotten,
@@ -235,9 +235,7 @@ impl fmt::Display for Ending {
             write!(out, ": {detail}")?;
         }
         match self.session {
-            Some(SessionEnd::GivenUp) => {
-                out.write_str("; the session was given up: no other connection was made in time")
-            }
+            Some(SessionEnd::GivenUp) => out.write_str("; the session was given up"),
             Some(SessionEnd::Forgotten) => out.write_str("; the peer knows nothing of the session any more"),
             None => Ok(()),
         }

@@ -226,6 +226,10 @@ pub struct Side {
     pub is_blind: bool,
     pub aborted: bool,
     pub looks: u64,
+    /// As far as the test has looked.
+    pub widest_window: u64,
+    /// Times that a link broke inside a message that was received into its place.
+    pub taken_back: u64,
     /// A message that is received into its place.
     placed: Option<Placed>,
     timeout: Option<Instant>,
@@ -247,6 +251,8 @@ impl Side {
             is_blind: false,
             aborted: false,
             looks: 0,
+            widest_window: 0,
+            taken_back: 0,
             placed: None,
             timeout: None,
         }
@@ -297,6 +303,7 @@ impl Side {
     /// The link is over; of the frame begun nothing is left.
     fn give_room_back(&mut self, now: Instant) {
         if let Some(Placed { room, filled, .. }) = self.placed.take() {
+            self.taken_back += 1;
             // SAFETY: as above.
             self.connection.take_back(now, None, unsafe { room[..filled].assume_init_ref() });
         }
@@ -567,6 +574,28 @@ impl Pair {
     pub fn send(&mut self, index: usize, message: &[u8]) {
         self.sides[index].connection.send(message).expect("there is room");
         self.turn(index);
+    }
+
+    /// A client without a link comes back over a new one, and the server says what it makes of that.
+    pub fn relink(&mut self, config: Config, seed: u64) {
+        let now = self.now;
+        let [client, server] = &mut self.sides;
+        if !client.connection.is_away() {
+            return;
+        }
+        client.connection.relink(now, seed);
+        let hello = client.connection.poll_transmit(now).first.to_vec();
+        client.connection.transmitted(now, hello.len());
+        let mut newcomer = Connection::server(now, config.into(), seed + 1);
+        newcomer.handle_input(now, &hello);
+        if server.connection.resume(now, &mut newcomer).is_ok() {
+            (client.socket, server.socket) = Default::default();
+            for pipe in &mut self.pipes {
+                *pipe = Pipe::with_latency(pipe.latency);
+            }
+        } else {
+            client.connection.handle_reset(now);
+        }
     }
 
     pub fn close(&mut self, index: usize, deadline: Duration) {

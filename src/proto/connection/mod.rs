@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::continuity::{Continuity, Proof};
-use super::cause::{Cause, Ending, GivenUp, Level};
+use super::cause::{Cause, Ending, GivenUp, Level, SessionEnd};
 use super::close::{Close, CloseCode};
 use super::detector::{Detector, Judgement};
 use super::evidence::{Arrived, Evidence, Finding, KernelView};
@@ -792,6 +792,7 @@ impl Connection {
             ending.given_up = Some(if self.was_paused() { GivenUp::Paused } else { GivenUp::Unheard });
             ending.level = Some(Level::Path);
         }
+        let lost = if close.code == CloseCode::STALE { SessionEnd::Forgotten } else { SessionEnd::GivenUp };
         ending.by_peer = !ended_by_us;
         ending.close = Some(close);
         // What was begun is not finished: who reads CLOSE sends nothing more.
@@ -799,6 +800,9 @@ impl Connection {
         if !ended_by_us && self.goes_on(&ending) {
             self.part(now, ending, None, Some(Action::Close));
             return Ok(());
+        }
+        if !in_session && self.is_reconnecting() {
+            ending.session = Some(lost);
         }
         if let Phase::Left { close, .. } =
             mem::replace(&mut self.phase, Phase::PeerLeft { deadline: (now + LINGER).into() })
