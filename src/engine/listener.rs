@@ -420,6 +420,7 @@ impl Listener {
     }
 
     fn receive(&self, socket: OwnedFd, now: Instant) -> io::Result<()> {
+        let nonce = new_nonce()?;
         let link = match &self.config.plain {
             None => Link::server(socket, self.config.link.clone(), self.this.clone())?,
             Some(peers) => Link::plain_of(socket, peers, now, Some(self.this.clone()))?,
@@ -427,9 +428,10 @@ impl Listener {
         let mut hall = self.lock();
         if hall.socket.is_none() {
             // Closed meanwhile; nobody would tell this one to go.
+            self.engine.give_back(link.key());
             return Err(io::ErrorKind::NotConnected.into());
         }
-        let guest = Guest { link: link.clone(), stage: Stage::Handshake, nonce: new_nonce()?, epoch: 0 };
+        let guest = Guest { link: link.clone(), stage: Stage::Handshake, nonce, epoch: 0 };
         link.set_guest_number(hall.guests.insert(guest));
         drop(hall);
         link.begin(now).inspect_err(|_| {

@@ -192,8 +192,8 @@ pub struct Link {
     guest_number: AtomicU32,
     /// What the engine has left to be done by who has the lock.
     errands: AtomicU8,
-    /// Behind a pointer of its own, so that a forked child can leave it alone.
-    inner: Arc<Mutex<Inner>>,
+    /// `None` only while a forked child drops the rest: it leaves this alone.
+    inner: Mutex<Option<Inner>>,
 }
 
 /// Both ends' addresses, of one family.
@@ -260,20 +260,20 @@ impl Errand {
 /// The lock, held. Who gives it back does what the engine would have done meanwhile.
 struct Guard<'l> {
     link: &'l Link,
-    inner: Option<MutexGuard<'l, Inner>>,
+    inner: Option<MutexGuard<'l, Option<Inner>>>,
 }
 
 impl Deref for Guard<'_> {
     type Target = Inner;
 
     fn deref(&self) -> &Inner {
-        self.inner.as_deref().expect("it is there until the guard is dropped")
+        self.inner.as_deref().and_then(Option::as_ref).expect("it is there until the guard is dropped")
     }
 }
 
 impl DerefMut for Guard<'_> {
     fn deref_mut(&mut self) -> &mut Inner {
-        self.inner.as_deref_mut().expect("it is there until the guard is dropped")
+        self.inner.as_deref_mut().and_then(Option::as_mut).expect("it is there until the guard is dropped")
     }
 }
 
@@ -459,7 +459,7 @@ impl Link {
             number: AtomicI32::new(socket.as_raw_fd()),
             guest_number: AtomicU32::new(u32::MAX),
             errands: AtomicU8::new(0),
-            inner: Arc::new(Mutex::new(Inner { socket: Some(Arc::new(socket)), ..inner })),
+            inner: Mutex::new(Some(Inner { socket: Some(Arc::new(socket)), ..inner })),
         }))
     }
 
@@ -490,7 +490,7 @@ fn new_seed() -> io::Result<u64> {
 impl Drop for Link {
     fn drop(&mut self) {
         if self.check_process().is_err() {
-            mem::forget(self.inner.clone());
+            mem::forget(self.inner.get_mut().unwrap_or_else(PoisonError::into_inner).take());
             self.close_in_child();
         }
     }
