@@ -23,12 +23,11 @@ from typing import Any
 
 import cases
 import link_cases
-from cases import Alive, Broken
+import session_cases
 from lab import Lab, enter_unprivileged
-from link_cases import LinkAges, LinkAlive, LinkBroken
 from stage import Stage
 
-CASES: dict[str, Broken | Alive | LinkBroken | LinkAlive | LinkAges] = cases.CASES | link_cases.CASES
+CASES: dict[str, Any] = cases.CASES | link_cases.CASES | session_cases.CASES
 # Runs at once, in lanes beside the crowd's. What is measured to milliseconds runs first and alone; a program that
 # computes would take its CPU from everybody; and large messages take memory.
 LANES = {"quiet": 1, "computing": 1, "large": 8}
@@ -101,7 +100,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parser = argparse.ArgumentParser(description="Run one case.")
     parser.add_argument("case", choices=CASES)
-    parser.add_argument("protection", choices=(*cases.programs.PROTECTIONS, link_cases.PROTECTION))
+    parser.add_argument("protection", choices=(*cases.programs.PROTECTIONS, link_cases.PROTECTION, session_cases.PROTECTION))
     parser.add_argument("--phase", type=float, default=0.5, help="0 to 1: when in the keepalive's period it breaks")
     parser.add_argument("--trace", action="store_true", help="sample TCP_INFO ten times a second")
     parser.add_argument("--json", action="store_true", help="one line of JSON, for programs")

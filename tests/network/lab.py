@@ -256,6 +256,11 @@ class Lab:
             rule = "drop"  # nft refuses a comparison that is always true
         self._set_rule("loss", rule, senders)
 
+    def reset(self, *senders: str) -> None:
+        """A box on the way ends connections: TCP packets of these hosts (by default of all) are lost, and each is
+        answered with RST in the other host's name."""
+        self._set_rule("reset", "meta l4proto tcp reject with tcp reset", senders)
+
     def rate(self, kilobits: int, *senders: str, queue: float = 0.05) -> None:
         """What client and server (by default both) send each other passes at so many kilobits a second; 0 ends it.
 
@@ -579,6 +584,27 @@ def try_drop_larger(lab: Lab, pair: Pair) -> tuple[bool, str]:
     ), f"{_names(small)} heard; 100 bytes: {large}; after: {after}"
 
 
+def try_reset(lab: Lab, pair: Pair) -> tuple[bool, str]:
+    """Of the client only: the server isn't told, until it sends."""
+    lab.reset("client")
+    pair.client.sendall(b"x")
+    told = _is_told(pair.client)
+    lab.restore()
+    server_before = _is_told(pair.server, within=0.3)
+    pair.server.sendall(b"x")
+    server_after = _is_told(pair.server)
+    seen = f"client: {told}; server: {server_before}, and once it sends: {server_after}"
+    return (told, server_before, server_after) == ("ConnectionResetError", "TimeoutError", "ConnectionResetError"), seen
+
+
+def _is_told(end: socket.socket, within: float = 10) -> str:
+    end.settimeout(within)
+    try:
+        return repr(end.recv(1))
+    except OSError as error:
+        return type(error).__name__
+
+
 def try_loss(lab: Lab, _: Pair) -> tuple[bool, str]:
     """By datagrams, which nobody sends again."""
     lab.loss(30, "client")
@@ -678,6 +704,7 @@ TRIALS: dict[str, Callable[[Lab, Pair], tuple[bool, str]]] = {
     "what the server sends is dropped": try_drop_server,
     "both directions dropped": try_drop_both,
     "what is large is dropped": try_drop_larger,
+    "resets by a box on the way": try_reset,
     "loss": try_loss,
     "rate": try_rate,
     "power cut, and on again": try_power,

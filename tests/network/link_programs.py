@@ -73,8 +73,13 @@ class Line:
             self.connection = self.server.accept()
         else:
             link.recv()  # "listening"
+            # A lost connection is the end of these: when and why it counts as lost is what they are for.
             self.connection = longconn.connect(
-                (address, PORT), heartbeat=heartbeat, largest_message_bytes=LARGEST, on_event=self._on_event
+                (address, PORT),
+                heartbeat=heartbeat,
+                largest_message_bytes=LARGEST,
+                reconnect=False,
+                on_event=self._on_event,
             )
         link.send(descriptor_of(self.connection))
 

@@ -51,6 +51,12 @@ class Stage:
             self.processes[place].start()
         link.close()
 
+    def restart(self, target: Any, *arguments: object) -> None:
+        """Starts a server in the place of the one that has ended, as a supervisor does."""
+        self.processes["server"].join()
+        self._start("server", self.lab.address("server"), target, *arguments)
+        self.hear("server", 20 * SLACK)  # "listening"
+
     def hear(self, host: str, within: float) -> Any:
         """The next word of that end."""
         if not self.links[host].poll(within):
