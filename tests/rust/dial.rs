@@ -18,7 +18,7 @@ use longconn::proto::backoff::Why;
 use socket2::{Domain, SockRef, Socket, Type};
 
 mod dialling;
-use dialling::{at, begin, config, outcome, patience, place, sockets, turn, wait_for};
+use dialling::{Outcome, at, begin, config, outcome, patience, place, sockets, turn, wait_for};
 
 fn short() -> DialConfig {
     DialConfig { timeout: Some(Duration::from_millis(300)), ..DialConfig::default() }
@@ -232,6 +232,33 @@ fn many_that_dial_at_once_cost_no_thread() {
     for (dial, _) in &dials {
         assert!(dial.cancel());
     }
+    wait_for(|| sockets() == before);
+}
+
+#[test]
+fn what_is_called_may_dial_again_and_cancel_others() {
+    fn dial_again(target: Arc<Target>, left: u32, told: mpsc::Sender<SocketAddr>) {
+        let again = target.clone();
+        let done = move |outcome: Outcome| match left.checked_sub(1) {
+            Some(left) => dial_again(again, left, told),
+            None => told.send(outcome.unwrap().peer).unwrap(),
+        };
+        dial(target, config(), Box::new(done)).unwrap();
+    }
+    let _turn = turn();
+    let (_listener, address) = listen("127.0.0.1");
+    let (told, last) = mpsc::channel();
+    dial_again(Arc::new(Target { places: vec![at(address)] }), 20, told);
+    assert_eq!(last.recv_timeout(patience()).unwrap(), address);
+    let deaf = Deaf::new();
+    let before = sockets();
+    let (other, outcome) = begin(vec![at(deaf.address)], config());
+    wait_for(|| sockets() > before);
+    let (told, is_cancelled) = mpsc::channel();
+    let done = Box::new(move |_| told.send(other.cancel()).unwrap());
+    dial(Arc::new(Target { places: vec![] }), config(), done).unwrap();
+    assert!(is_cancelled.recv_timeout(patience()).unwrap());
+    assert!(outcome.recv().is_err());
     wait_for(|| sockets() == before);
 }
 
