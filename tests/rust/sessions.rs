@@ -1054,6 +1054,10 @@ fn check_undelivered(side: &Side, sender: usize, sent: &[usize]) -> usize {
 fn check_bounds(side: &mut Side, now: Instant, config: &Config, sessions_before: usize) {
     let (bytes, messages) = side.connection.untaken();
     assert!(bytes <= config.send_buffer_bytes || messages == 1, "{messages} messages of {bytes} bytes in the outbox");
+    let before = mem::replace(&mut side.sent_offsets, side.connection.sent_offsets());
+    let (accepted, taken) = side.sent_offsets;
+    assert!(accepted >= before.0 && taken >= before.1, "offsets went from {before:?} to {:?}", side.sent_offsets);
+    assert_eq!(accepted - taken, bytes as u64);
     if let Some(stats) = side.connection.stats(now) {
         side.widest_window = side.widest_window.max(BASE_WINDOW_BYTES + side.connection.budget_held_by_window());
         let bound = (side.widest_window + wire_bytes(LARGEST)) * (1 + sessions_before as u64);
@@ -1127,7 +1131,9 @@ impl World {
         let now = self.now;
         let Some(client) = self.client.as_mut().filter(|client| client.session.is_some()) else { return };
         let (is_away, is_over) = (client.side.connection.is_away(), client.ending.is_some());
-        client.side.connection.close(now, Close::new(CloseCode::NORMAL, "done"), deadline);
+        let close = Close::new(CloseCode::NORMAL, "done");
+        let close = if self.dice.below(3) == 0 { close.link_only() } else { close };
+        client.side.connection.close(now, close, deadline);
         self.count_if(!is_over, if is_away { "the client closed while it had no link" } else { "the client closed" });
         self.serve_client(true);
     }
@@ -1671,6 +1677,25 @@ fn a_server_that_takes_no_message_so_large_has_no_session_to_begin_afresh() {
     }
     assert_eq!(world.client_ending().session, Some(SessionEnd::Forgotten));
     assert_eq!(world.client().side.connection.undelivered(), [message(0, 0, 5000)]);
+}
+
+#[test]
+fn who_closes_with_nothing_left_does_not_come_back_to_a_server_that_goes_away() {
+    let mut world = World::open();
+    let now = world.now;
+    // Both at once, and the client's goodbye finds no room.
+    world.manners.kernel_bytes = 0;
+    world.client().side.connection.close(now, Close::new(CloseCode::NORMAL, "done"), now + ms(5000));
+    world.serve_client(true);
+    world.manners.kernel_bytes = 1000;
+    let close = Close::new(CloseCode::GOING_AWAY, "restart");
+    world.session(0).connection.close(now, close, now + ms(5000));
+    world.serve_entry(0, true);
+    world.manners.kernel_bytes = 0;
+    while world.client().ending.is_none() {
+        assert!(world.step(now + ms(1000)));
+    }
+    assert_eq!((world.client_ending().by_peer, world.hellos.len()), (true, 1));
 }
 
 #[test]

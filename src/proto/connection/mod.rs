@@ -774,12 +774,14 @@ impl Connection {
             ending.given_up = Some(if self.was_paused() { GivenUp::Paused } else { GivenUp::Unheard });
             ending.level = Some(Level::Path);
         }
+        let closes_session = close.ends_session;
         let lost = if close.code == CloseCode::STALE { SessionEnd::Forgotten } else { SessionEnd::GivenUp };
         ending.by_peer = !ended_by_us;
         ending.close = Some(close);
         // What was begun is not finished: who reads CLOSE sends nothing more.
         self.first = None;
-        if !ended_by_us && self.goes_on(&ending) {
+        let is_over = ended_by_us || (ending.cause == Cause::Closed && closes_session && self.is_done());
+        if !is_over && self.goes_on(&ending) {
             self.part(now, ending, None, Some(Action::Close));
             return Ok(());
         }
@@ -1572,9 +1574,13 @@ impl Connection {
         (self.session.outbox.untaken_bytes(), self.session.outbox.untaken_messages())
     }
 
+    /// Up to where messages were accepted, and the peer's application is known to have taken them. Neither ever goes back.
     #[must_use]
     pub fn sent_offsets(&self) -> (u64, u64) {
-        self.session.sent_offsets()
+        let client = self.continuity.as_ref().and_then(|continuity| continuity.client.as_ref());
+        let before = client.map_or(0, |client| client.taken_before);
+        let (accepted, taken) = self.session.sent_offsets();
+        (before + accepted, before + taken)
     }
 
     /// Up to where our program took what the peer sent: final once our CLOSE is out, or the peer's is in.
