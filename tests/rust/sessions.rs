@@ -145,6 +145,8 @@ struct Client {
     session: Option<usize>,
     /// Of sessions before, so many messages are still to be taken.
     orphans: VecDeque<(usize, u64)>,
+    /// It has said goodbye for good.
+    has_closed: bool,
     ending: Option<Ending>,
     /// The peer said what it took, and that was final.
     had_final_word: bool,
@@ -462,6 +464,7 @@ impl World {
                     sent: Vec::new(),
                     session: None,
                     orphans: VecDeque::new(),
+                    has_closed: false,
                     ending: None,
                     had_final_word: false,
                     replayed_up_to: None,
@@ -1133,6 +1136,7 @@ impl World {
         let (is_away, is_over) = (client.side.connection.is_away(), client.ending.is_some());
         let close = Close::new(CloseCode::NORMAL, "done");
         let close = if self.dice.below(3) == 0 { close.link_only() } else { close };
+        client.has_closed |= close.ends_session && client.side.connection.state() != State::Connecting;
         client.side.connection.close(now, close, deadline);
         self.count_if(!is_over, if is_away { "the client closed while it had no link" } else { "the client closed" });
         self.serve_client(true);
@@ -1160,7 +1164,7 @@ impl World {
         if is_of_link {
             side.connection.close(now, close.link_only(), deadline);
         } else {
-            let is_first = !matches!(side.connection.state(), State::Closing | State::Closed);
+            let is_first = entry.goodbye.is_none() && side.connection.state() != State::Closed;
             if is_urgent {
                 side.connection.leave(now, close.clone(), deadline);
             } else {
@@ -1260,12 +1264,16 @@ impl World {
         let is_open = client.ending.is_none();
         let peer = client.session.map(|session| &self.entries[session]);
         let has_peer = peer.is_some_and(|entry| entry.side.is_some() && entry.ending.is_none());
-        let client_is_done =
-            !is_open || (has_peer && client.side.connection.state() == State::Open && is_done(&client.side));
+        let client_is_done = !is_open
+            || (has_peer
+                && !client.has_closed
+                && client.side.connection.state() == State::Open
+                && is_done(&client.side));
         client_is_done
             && self.entries.iter().enumerate().all(|(index, entry)| {
                 let Some(side) = &entry.side else { return true };
-                entry.ending.is_some() || (is_open && client.session == Some(index) && is_done(side))
+                let is_current = is_open && client.session == Some(index) && entry.goodbye.is_none();
+                entry.ending.is_some() || (is_current && is_done(side))
             })
     }
 
@@ -1696,6 +1704,22 @@ fn who_closes_with_nothing_left_does_not_come_back_to_a_server_that_goes_away() 
         assert!(world.step(now + ms(1000)));
     }
     assert_eq!((world.client_ending().by_peer, world.hellos.len()), (true, 1));
+}
+
+#[test]
+fn a_goodbye_for_good_behind_one_to_the_link_alone_goes_over_the_next() {
+    let mut world = World::open();
+    let now = world.now;
+    let close = Close::new(CloseCode::NORMAL, "done");
+    let client = &mut world.client().side.connection;
+    client.close(now, close.clone().link_only(), now + ms(1000));
+    client.close(now, close, now + ms(5000));
+    assert_eq!(client.send(b"late"), Err(SendError::NotOpen));
+    world.serve_client(true);
+    world.client().has_closed = true;
+    world.come_to_rest();
+    let ending = world.entries[0].ending.as_ref().unwrap();
+    assert_eq!((ending.cause, ending.by_peer), (Cause::Closed, true), "{ending}");
 }
 
 #[test]

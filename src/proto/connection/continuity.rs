@@ -351,7 +351,6 @@ impl Connection {
             Role::Client => self.config.give_up_after,
             Role::Server => Some(Duration::from_millis(self.retention.into())),
         };
-        self.continuity.get_or_insert_default();
         if let Phase::Draining { close, deadline } | Phase::Leaving { close, deadline } = phase
             && close.ends_session
         {
@@ -401,10 +400,9 @@ impl Connection {
     pub(super) fn leave_later(&mut self, now: Instant, close: Close, deadline: Moment) {
         let has_untaken = self.session.outbox.untaken_bytes() > 0;
         let deadline = if has_untaken { deadline } else { deadline.min(Moment::from(now) + COURTESY) };
-        let Some(continuity) = &mut self.continuity else { return };
-        match &mut continuity.farewell {
+        match &mut self.continuity.get_or_insert_default().farewell {
             Some(farewell) => farewell.deadline = farewell.deadline.min(deadline),
-            None => continuity.farewell = Some(Box::new(Farewell { close, deadline })),
+            none => *none = Some(Box::new(Farewell { close, deadline })),
         }
     }
 

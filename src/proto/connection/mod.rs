@@ -1035,7 +1035,9 @@ impl Connection {
     fn may_send(&self) -> bool {
         match self.phase {
             Phase::Open => true,
-            Phase::Leaving { ref close, .. } | Phase::Left { ref close, .. } => !close.ends_session,
+            Phase::Leaving { ref close, .. } | Phase::Left { ref close, .. } => {
+                !close.ends_session && !self.is_leaving()
+            }
             Phase::Handshake | Phase::Welcomed | Phase::Away { .. } => self.is_reconnecting() && !self.is_leaving(),
             _ => false,
         }
@@ -1172,6 +1174,12 @@ impl Connection {
                 self.advance_closing(now);
             }
             Phase::Open => self.phase = Phase::Leaving { close: Box::new(close), deadline },
+            // Only the link goes as yet.
+            Phase::Leaving { close: before, .. } | Phase::Left { close: before, .. }
+                if close.ends_session && !before.ends_session =>
+            {
+                self.leave_later(now, close, deadline);
+            }
             Phase::Draining { deadline: before, .. }
             | Phase::Leaving { deadline: before, .. }
             | Phase::Left { deadline: before, .. } => *before = deadline.min(*before),
@@ -1181,7 +1189,12 @@ impl Connection {
 
     /// Says goodbye at the next frame boundary, whatever hasn't been taken.
     pub fn leave(&mut self, now: Instant, close: Close, deadline: Instant) {
-        if matches!(self.phase, Phase::Open | Phase::Draining { .. }) {
+        let replaces = match self.phase {
+            Phase::Open => true,
+            Phase::Draining { .. } => close.ends_session,
+            _ => false,
+        };
+        if replaces {
             self.phase = Phase::Leaving { close: Box::new(close), deadline: deadline.into() };
         } else {
             self.close(now, close, deadline);
