@@ -147,6 +147,8 @@ struct Client {
     orphans: VecDeque<(usize, u64)>,
     /// It has said goodbye for good.
     has_closed: bool,
+    /// Its driver has given up.
+    gave_up: bool,
     ending: Option<Ending>,
     /// The peer said what it took, and that was final.
     had_final_word: bool,
@@ -465,6 +467,7 @@ impl World {
                     session: None,
                     orphans: VecDeque::new(),
                     has_closed: false,
+                    gave_up: false,
                     ending: None,
                     had_final_word: false,
                     replayed_up_to: None,
@@ -607,6 +610,13 @@ impl World {
             return;
         };
         assert!(client.ending.is_none(), "it ends twice");
+        let is_away_for_a_while = ending.close.as_ref().is_some_and(|close| close.code == CloseCode::GOING_AWAY);
+        let has_to = match ending.session {
+            Some(SessionEnd::GivenUp) => client.gave_up || self.client_config.give_up_after.is_some(),
+            Some(SessionEnd::Forgotten) => !self.client_config.resends,
+            None => is_last_word(&ending) && !is_away_for_a_while,
+        };
+        assert!(has_to || client.has_closed || !self.will_resume, "it could go on: {ending}");
         self.dials_at = None;
         let known_taken = check_undelivered(&client.side, 0, &client.sent);
         let truth = self.entries[session].start + self.entries[session].taken;
@@ -807,6 +817,9 @@ impl World {
                 Event::Ended(ending) => {
                     check_cause(&ending);
                     assert!(entry.ending.is_none(), "it ends twice");
+                    let has_to = ending.session.is_some() || is_last_word(&ending) || entry.goodbye.is_some();
+                    let is_kept = entry.was_shown && self.will_resume && !self.retention.is_zero();
+                    assert!(has_to || !is_kept, "it could go on: {ending}");
                     let known_taken = check_undelivered(side, 1 + index, &entry.sent);
                     let truth = entry.taken_by_client;
                     assert!(known_taken <= truth, "{known_taken} known to be taken, {truth} were");
@@ -1147,6 +1160,7 @@ impl World {
         let now = self.now;
         let Some(client) = self.client.as_mut().filter(|client| client.side.connection.is_away()) else { return };
         trace!(self, "client: gives up");
+        client.gave_up = true;
         client.side.connection.give_up(now, Cause::Tls, "another certificate".to_owned());
         self.serve_client(true);
     }
@@ -1720,6 +1734,19 @@ fn a_goodbye_for_good_behind_one_to_the_link_alone_goes_over_the_next() {
     world.come_to_rest();
     let ending = world.entries[0].ending.as_ref().unwrap();
     assert_eq!((ending.cause, ending.by_peer), (Cause::Closed, true), "{ending}");
+}
+
+#[test]
+fn both_may_say_goodbye_to_the_link_at_once() {
+    let mut world = World::open();
+    let (now, close) = (world.now, Close::new(CloseCode::NORMAL, "another link").link_only());
+    world.client().side.connection.close(now, close.clone(), now + ms(1000));
+    world.serve_client(true);
+    world.session(0).connection.close(now, close, now + ms(1000));
+    world.serve_entry(0, true);
+    world.run(1000);
+    world.come_to_rest();
+    assert!(world.client().ending.is_none() && world.entries[0].ending.is_none());
 }
 
 #[test]

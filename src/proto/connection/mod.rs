@@ -764,7 +764,11 @@ impl Connection {
         if in_session {
             self.session.handle_final_taken(close.taken)?;
         }
-        let ended_by_us = matches!(self.phase, Phase::Left { .. });
+        let has_left = matches!(self.phase, Phase::Left { .. });
+        let ours = match &self.phase {
+            Phase::Left { close, .. } if close.ends_session => Some(Close::clone(close)),
+            _ => None,
+        };
         let mut ending = Ending::new(match close.code {
             _ if !in_session => Cause::Handshake,
             CloseCode::NOT_HEARD => Cause::Deaf,
@@ -776,11 +780,11 @@ impl Connection {
         }
         let closes_session = close.ends_session;
         let lost = if close.code == CloseCode::STALE { SessionEnd::Forgotten } else { SessionEnd::GivenUp };
-        ending.by_peer = !ended_by_us;
+        ending.by_peer = ours.is_none();
         ending.close = Some(close);
         // What was begun is not finished: who reads CLOSE sends nothing more.
         self.first = None;
-        let is_over = ended_by_us || (ending.cause == Cause::Closed && closes_session && self.is_done());
+        let is_over = ours.is_some() || (ending.cause == Cause::Closed && closes_session && self.is_done());
         if !is_over && self.goes_on(&ending) {
             self.part(now, ending, None, Some(Action::Close));
             return Ok(());
@@ -788,15 +792,13 @@ impl Connection {
         if !in_session && self.is_reconnecting() {
             ending.session = Some(lost);
         }
-        if let Phase::Left { close, .. } =
-            mem::replace(&mut self.phase, Phase::PeerLeft { deadline: (now + LINGER).into() })
-        {
+        if let Some(close) = ours {
             ending.cause = Cause::Closed;
             ending.given_up = None;
-            ending.close = Some(*close);
-        } else {
-            self.fin_wanted = true;
+            ending.close = Some(close);
         }
+        self.fin_wanted |= !has_left;
+        self.phase = Phase::PeerLeft { deadline: (now + LINGER).into() };
         self.announce(ending);
         Ok(())
     }
