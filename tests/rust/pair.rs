@@ -228,6 +228,7 @@ pub struct Side {
     pub looks: u64,
     /// As far as the test has looked.
     pub widest_window: u64,
+    pub sent_offsets: (u64, u64),
     /// Times that a link broke inside a message that was received into its place.
     pub taken_back: u64,
     /// A message that is received into its place.
@@ -252,6 +253,7 @@ impl Side {
             aborted: false,
             looks: 0,
             widest_window: 0,
+            sent_offsets: (0, 0),
             taken_back: 0,
             placed: None,
             timeout: None,

@@ -145,6 +145,10 @@ struct Client {
     session: Option<usize>,
     /// Of sessions before, so many messages are still to be taken.
     orphans: VecDeque<(usize, u64)>,
+    /// It has said goodbye for good.
+    has_closed: bool,
+    /// Its driver has given up.
+    gave_up: bool,
     ending: Option<Ending>,
     /// The peer said what it took, and that was final.
     had_final_word: bool,
@@ -462,6 +466,8 @@ impl World {
                     sent: Vec::new(),
                     session: None,
                     orphans: VecDeque::new(),
+                    has_closed: false,
+                    gave_up: false,
                     ending: None,
                     had_final_word: false,
                     replayed_up_to: None,
@@ -604,6 +610,13 @@ impl World {
             return;
         };
         assert!(client.ending.is_none(), "it ends twice");
+        let is_away_for_a_while = ending.close.as_ref().is_some_and(|close| close.code == CloseCode::GOING_AWAY);
+        let has_to = match ending.session {
+            Some(SessionEnd::GivenUp) => client.gave_up || self.client_config.give_up_after.is_some(),
+            Some(SessionEnd::Forgotten) => !self.client_config.resends,
+            None => is_last_word(&ending) && !is_away_for_a_while,
+        };
+        assert!(has_to || client.has_closed || !self.will_resume, "it could go on: {ending}");
         self.dials_at = None;
         let known_taken = check_undelivered(&client.side, 0, &client.sent);
         let truth = self.entries[session].start + self.entries[session].taken;
@@ -804,6 +817,9 @@ impl World {
                 Event::Ended(ending) => {
                     check_cause(&ending);
                     assert!(entry.ending.is_none(), "it ends twice");
+                    let has_to = ending.session.is_some() || is_last_word(&ending) || entry.goodbye.is_some();
+                    let is_kept = entry.was_shown && self.will_resume && !self.retention.is_zero();
+                    assert!(has_to || !is_kept, "it could go on: {ending}");
                     let known_taken = check_undelivered(side, 1 + index, &entry.sent);
                     let truth = entry.taken_by_client;
                     assert!(known_taken <= truth, "{known_taken} known to be taken, {truth} were");
@@ -1054,6 +1070,10 @@ fn check_undelivered(side: &Side, sender: usize, sent: &[usize]) -> usize {
 fn check_bounds(side: &mut Side, now: Instant, config: &Config, sessions_before: usize) {
     let (bytes, messages) = side.connection.untaken();
     assert!(bytes <= config.send_buffer_bytes || messages == 1, "{messages} messages of {bytes} bytes in the outbox");
+    let before = mem::replace(&mut side.sent_offsets, side.connection.sent_offsets());
+    let (accepted, taken) = side.sent_offsets;
+    assert!(accepted >= before.0 && taken >= before.1, "offsets went from {before:?} to {:?}", side.sent_offsets);
+    assert_eq!(accepted - taken, bytes as u64);
     if let Some(stats) = side.connection.stats(now) {
         side.widest_window = side.widest_window.max(BASE_WINDOW_BYTES + side.connection.budget_held_by_window());
         let bound = (side.widest_window + wire_bytes(LARGEST)) * (1 + sessions_before as u64);
@@ -1127,7 +1147,10 @@ impl World {
         let now = self.now;
         let Some(client) = self.client.as_mut().filter(|client| client.session.is_some()) else { return };
         let (is_away, is_over) = (client.side.connection.is_away(), client.ending.is_some());
-        client.side.connection.close(now, Close::new(CloseCode::NORMAL, "done"), deadline);
+        let close = Close::new(CloseCode::NORMAL, "done");
+        let close = if self.dice.below(3) == 0 { close.link_only() } else { close };
+        client.has_closed |= close.ends_session && client.side.connection.state() != State::Connecting;
+        client.side.connection.close(now, close, deadline);
         self.count_if(!is_over, if is_away { "the client closed while it had no link" } else { "the client closed" });
         self.serve_client(true);
     }
@@ -1137,6 +1160,7 @@ impl World {
         let now = self.now;
         let Some(client) = self.client.as_mut().filter(|client| client.side.connection.is_away()) else { return };
         trace!(self, "client: gives up");
+        client.gave_up = true;
         client.side.connection.give_up(now, Cause::Tls, "another certificate".to_owned());
         self.serve_client(true);
     }
@@ -1154,7 +1178,7 @@ impl World {
         if is_of_link {
             side.connection.close(now, close.link_only(), deadline);
         } else {
-            let is_first = !matches!(side.connection.state(), State::Closing | State::Closed);
+            let is_first = entry.goodbye.is_none() && side.connection.state() != State::Closed;
             if is_urgent {
                 side.connection.leave(now, close.clone(), deadline);
             } else {
@@ -1254,12 +1278,16 @@ impl World {
         let is_open = client.ending.is_none();
         let peer = client.session.map(|session| &self.entries[session]);
         let has_peer = peer.is_some_and(|entry| entry.side.is_some() && entry.ending.is_none());
-        let client_is_done =
-            !is_open || (has_peer && client.side.connection.state() == State::Open && is_done(&client.side));
+        let client_is_done = !is_open
+            || (has_peer
+                && !client.has_closed
+                && client.side.connection.state() == State::Open
+                && is_done(&client.side));
         client_is_done
             && self.entries.iter().enumerate().all(|(index, entry)| {
                 let Some(side) = &entry.side else { return true };
-                entry.ending.is_some() || (is_open && client.session == Some(index) && is_done(side))
+                let is_current = is_open && client.session == Some(index) && entry.goodbye.is_none();
+                entry.ending.is_some() || (is_current && is_done(side))
             })
     }
 
@@ -1671,6 +1699,54 @@ fn a_server_that_takes_no_message_so_large_has_no_session_to_begin_afresh() {
     }
     assert_eq!(world.client_ending().session, Some(SessionEnd::Forgotten));
     assert_eq!(world.client().side.connection.undelivered(), [message(0, 0, 5000)]);
+}
+
+#[test]
+fn who_closes_with_nothing_left_does_not_come_back_to_a_server_that_goes_away() {
+    let mut world = World::open();
+    let now = world.now;
+    // Both at once, and the client's goodbye finds no room.
+    world.manners.kernel_bytes = 0;
+    world.client().side.connection.close(now, Close::new(CloseCode::NORMAL, "done"), now + ms(5000));
+    world.serve_client(true);
+    world.manners.kernel_bytes = 1000;
+    let close = Close::new(CloseCode::GOING_AWAY, "restart");
+    world.session(0).connection.close(now, close, now + ms(5000));
+    world.serve_entry(0, true);
+    world.manners.kernel_bytes = 0;
+    while world.client().ending.is_none() {
+        assert!(world.step(now + ms(1000)));
+    }
+    assert_eq!((world.client_ending().by_peer, world.hellos.len()), (true, 1));
+}
+
+#[test]
+fn a_goodbye_for_good_behind_one_to_the_link_alone_goes_over_the_next() {
+    let mut world = World::open();
+    let now = world.now;
+    let close = Close::new(CloseCode::NORMAL, "done");
+    let client = &mut world.client().side.connection;
+    client.close(now, close.clone().link_only(), now + ms(1000));
+    client.close(now, close, now + ms(5000));
+    assert_eq!(client.send(b"late"), Err(SendError::NotOpen));
+    world.serve_client(true);
+    world.client().has_closed = true;
+    world.come_to_rest();
+    let ending = world.entries[0].ending.as_ref().unwrap();
+    assert_eq!((ending.cause, ending.by_peer), (Cause::Closed, true), "{ending}");
+}
+
+#[test]
+fn both_may_say_goodbye_to_the_link_at_once() {
+    let mut world = World::open();
+    let (now, close) = (world.now, Close::new(CloseCode::NORMAL, "another link").link_only());
+    world.client().side.connection.close(now, close.clone(), now + ms(1000));
+    world.serve_client(true);
+    world.session(0).connection.close(now, close, now + ms(1000));
+    world.serve_entry(0, true);
+    world.run(1000);
+    world.come_to_rest();
+    assert!(world.client().ending.is_none() && world.entries[0].ending.is_none());
 }
 
 #[test]

@@ -33,6 +33,8 @@ pub(super) struct ClientSide {
     introduction: Introduction,
     credentials: Option<Credentials>,
     epoch: u64,
+    /// What was taken in sessions before: for the program offsets never go back.
+    pub(super) taken_before: u64,
     pub(super) proof: Proof,
 }
 
@@ -87,7 +89,7 @@ pub enum ResumeError {
 
 impl Continuity {
     pub(super) fn of_client(introduction: Introduction) -> Self {
-        let client = ClientSide { introduction, credentials: None, epoch: 0, proof: Proof::default() };
+        let client = ClientSide { introduction, credentials: None, epoch: 0, taken_before: 0, proof: Proof::default() };
         Self { client: Some(client), ..Self::default() }
     }
 }
@@ -148,6 +150,7 @@ impl Connection {
         let names_session = self.opening.as_ref().is_some_and(|opening| opening.names_session);
         let was_open = self.is_reconnecting();
         let known = self.as_client().and_then(|client| client.credentials);
+        let (_, taken) = self.session.sent_offsets();
         let beginning = if welcome.resumed {
             if !names_session || known.is_none_or(|known| known.id != welcome.credentials.id) {
                 return Err(HandshakeError::NotAsked.into());
@@ -161,6 +164,7 @@ impl Connection {
                 opening.sent_before = sent_before;
             }
             self.session.resume(welcome.position, welcome.largest_message)?;
+            self.was_taken = true;
             Beginning::Resumed { replayed }
         } else if was_open {
             let may_double = self.session.is_doubtful();
@@ -168,6 +172,9 @@ impl Connection {
             if is_over || !self.session.restart(welcome.position.window, welcome.largest_message) {
                 self.lose_session(now);
                 return Ok(None);
+            }
+            if let Some(client) = self.as_client() {
+                client.taken_before += taken;
             }
             Beginning::Fresh
         } else {
@@ -294,9 +301,18 @@ impl Connection {
         self.continuity.as_ref().is_some_and(|continuity| continuity.farewell.is_some())
     }
 
+    /// The session ends once everything is taken, and everything is.
+    pub(super) fn is_done(&self) -> bool {
+        let is_ending = match &self.phase {
+            Phase::Draining { close, .. } | Phase::Leaving { close, .. } => close.ends_session,
+            _ => self.is_leaving(),
+        };
+        is_ending && self.session.outbox.untaken_bytes() == 0
+    }
+
     /// A session that has ended there says so again to who comes back for it.
     pub(super) fn is_end_of_ours(&self, close: &Close) -> bool {
-        let (sent, taken) = self.session.sent_offsets();
+        let (sent, (_, taken)) = (self.session.sent(), self.session.sent_offsets());
         self.is_reconnecting() && close.ends_session && !is_refusal(close) && (taken..=sent).contains(&close.taken)
     }
 
@@ -351,12 +367,12 @@ impl Connection {
             Role::Client => self.config.give_up_after,
             Role::Server => Some(Duration::from_millis(self.retention.into())),
         };
-        let continuity = self.continuity.get_or_insert_default();
         if let Phase::Draining { close, deadline } | Phase::Leaving { close, deadline } = phase
             && close.ends_session
         {
-            continuity.farewell = Some(Box::new(Farewell { close: *close, deadline }));
+            self.leave_later(now, *close, deadline);
         }
+        let continuity = self.continuity.get_or_insert_default();
         if ending.cause == Cause::Closed && ending.close.as_ref().is_some_and(|close| close.ends_session) {
             // Whatever comes next is another session; and what this one has taken is known.
             if let Some(client) = &mut continuity.client {
@@ -400,10 +416,9 @@ impl Connection {
     pub(super) fn leave_later(&mut self, now: Instant, close: Close, deadline: Moment) {
         let has_untaken = self.session.outbox.untaken_bytes() > 0;
         let deadline = if has_untaken { deadline } else { deadline.min(Moment::from(now) + COURTESY) };
-        let Some(continuity) = &mut self.continuity else { return };
-        match &mut continuity.farewell {
+        match &mut self.continuity.get_or_insert_default().farewell {
             Some(farewell) => farewell.deadline = farewell.deadline.min(deadline),
-            None => continuity.farewell = Some(Box::new(Farewell { close, deadline })),
+            none => *none = Some(Box::new(Farewell { close, deadline })),
         }
     }
 

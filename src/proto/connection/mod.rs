@@ -782,7 +782,11 @@ impl Connection {
         if in_session {
             self.session.handle_final_taken(close.taken)?;
         }
-        let ended_by_us = matches!(self.phase, Phase::Left { .. });
+        let has_left = matches!(self.phase, Phase::Left { .. });
+        let ours = match &self.phase {
+            Phase::Left { close, .. } if close.ends_session => Some(Close::clone(close)),
+            _ => None,
+        };
         let mut ending = Ending::new(match close.code {
             _ if !in_session => Cause::Handshake,
             CloseCode::NOT_HEARD => Cause::Deaf,
@@ -792,27 +796,27 @@ impl Connection {
             ending.given_up = Some(if self.was_paused() { GivenUp::Paused } else { GivenUp::Unheard });
             ending.level = Some(Level::Path);
         }
+        let closes_session = close.ends_session;
         let lost = if close.code == CloseCode::STALE { SessionEnd::Forgotten } else { SessionEnd::GivenUp };
-        ending.by_peer = !ended_by_us;
+        ending.by_peer = ours.is_none();
         ending.close = Some(close);
         // What was begun is not finished: who reads CLOSE sends nothing more.
         self.first = None;
-        if !ended_by_us && self.goes_on(&ending) {
+        let is_over = ours.is_some() || (ending.cause == Cause::Closed && closes_session && self.is_done());
+        if !is_over && self.goes_on(&ending) {
             self.part(now, ending, None, Some(Action::Close));
             return Ok(());
         }
         if !in_session && self.is_reconnecting() {
             ending.session = Some(lost);
         }
-        if let Phase::Left { close, .. } =
-            mem::replace(&mut self.phase, Phase::PeerLeft { deadline: (now + LINGER).into() })
-        {
+        if let Some(close) = ours {
             ending.cause = Cause::Closed;
             ending.given_up = None;
-            ending.close = Some(*close);
-        } else {
-            self.fin_wanted = true;
+            ending.close = Some(close);
         }
+        self.fin_wanted |= !has_left;
+        self.phase = Phase::PeerLeft { deadline: (now + LINGER).into() };
         self.announce(ending);
         Ok(())
     }
@@ -1052,7 +1056,9 @@ impl Connection {
     fn may_send(&self) -> bool {
         match self.phase {
             Phase::Open => true,
-            Phase::Leaving { ref close, .. } | Phase::Left { ref close, .. } => !close.ends_session,
+            Phase::Leaving { ref close, .. } | Phase::Left { ref close, .. } => {
+                !close.ends_session && !self.is_leaving()
+            }
             Phase::Handshake | Phase::Welcomed | Phase::Away { .. } => self.is_reconnecting() && !self.is_leaving(),
             _ => false,
         }
@@ -1190,6 +1196,12 @@ impl Connection {
                 self.advance_closing(now);
             }
             Phase::Open => self.phase = Phase::Leaving { close: Box::new(close), deadline },
+            // Only the link goes as yet.
+            Phase::Leaving { close: before, .. } | Phase::Left { close: before, .. }
+                if close.ends_session && !before.ends_session =>
+            {
+                self.leave_later(now, close, deadline);
+            }
             Phase::Draining { deadline: before, .. }
             | Phase::Leaving { deadline: before, .. }
             | Phase::Left { deadline: before, .. } => *before = deadline.min(*before),
@@ -1199,7 +1211,12 @@ impl Connection {
 
     /// Says goodbye at the next frame boundary, whatever hasn't been taken.
     pub fn leave(&mut self, now: Instant, close: Close, deadline: Instant) {
-        if matches!(self.phase, Phase::Open | Phase::Draining { .. }) {
+        let replaces = match self.phase {
+            Phase::Open => true,
+            Phase::Draining { .. } => close.ends_session,
+            _ => false,
+        };
+        if replaces {
             self.phase = Phase::Leaving { close: Box::new(close), deadline: deadline.into() };
         } else {
             self.close(now, close, deadline);
@@ -1599,9 +1616,13 @@ impl Connection {
         (self.session.outbox.untaken_bytes(), self.session.outbox.untaken_messages())
     }
 
+    /// Up to where messages were accepted, and the peer's application is known to have taken them. Neither ever goes back.
     #[must_use]
     pub fn sent_offsets(&self) -> (u64, u64) {
-        self.session.sent_offsets()
+        let client = self.continuity.as_ref().and_then(|continuity| continuity.client.as_ref());
+        let before = client.map_or(0, |client| client.taken_before);
+        let (accepted, taken) = self.session.sent_offsets();
+        (before + accepted, before + taken)
     }
 
     /// Up to where our program took what the peer sent: final once our CLOSE is out, or the peer's is in.
