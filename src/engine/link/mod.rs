@@ -329,6 +329,9 @@ struct Inner {
     openings: u32,
     /// The first occurrence, for who asks; mostly nobody does, and nothing else happens for long.
     is_opening_untold: bool,
+    /// All others.
+    #[allow(clippy::box_collection, reason = "mostly there are none")]
+    occurrences: Option<Box<VecDeque<Occurrence>>>,
     ending: Option<Arc<Ending>>,
     share: Option<Box<Share>>,
     /// It stands in the listener's list of those that have messages.
@@ -341,8 +344,6 @@ struct Inner {
 #[derive(Default)]
 struct Extras {
     notification: Option<Notification>,
-    /// All but the opening.
-    occurrences: VecDeque<Occurrence>,
     observer: Option<Observer>,
     /// The newest ping that was answered.
     last_pong: Option<(u64, Option<Duration>)>,
@@ -441,6 +442,7 @@ impl Link {
             opened_at: framing.is_some().then_some(now.into()),
             openings: 0,
             is_opening_untold: false,
+            occurrences: None,
             ending: None,
             share: None,
             is_listed: false,

@@ -1,5 +1,6 @@
 //! What follows from each input: the turn, under the lock; and what the state under it knows of itself.
 
+use std::collections::VecDeque;
 use std::io;
 use std::mem;
 use std::net::Shutdown;
@@ -226,7 +227,7 @@ impl Link {
                     log::debug!(target: "longconn.link", "{}: an attempt failed: {ending}", self.peer_address());
                     return Interest::NOTHING;
                 }
-                let news = self.record(inner, now, What::Parted(Arc::new(*ending)));
+                let news = self.record(inner, now, What::Parted(ending));
                 if let (Some(listener), Some(this)) = (&listener, self.this.upgrade()) {
                     listener.on_parted(&this, inner.core.kept_bytes());
                 }
@@ -297,9 +298,8 @@ impl Link {
     pub fn observe(&self, observer: Observer) -> Result<(), LinkError> {
         let mut inner = self.enter()?;
         inner.opening().iter().for_each(|occurrence| observer(occurrence));
-        let extras = inner.extras();
-        extras.occurrences.iter().for_each(|occurrence| observer(occurrence));
-        extras.observer = Some(observer);
+        inner.occurrences.iter().flat_map(|occurrences| occurrences.iter()).for_each(|occurrence| observer(occurrence));
+        inner.extras().observer = Some(observer);
         Ok(())
     }
 
@@ -407,7 +407,8 @@ impl Inner {
             self.is_opening_untold = true;
             return;
         }
-        let occurrences = &mut self.extras.get_or_insert_default().occurrences;
+        // Most sessions that wait for a link have one, of its end.
+        let occurrences = self.occurrences.get_or_insert_with(|| Box::new(VecDeque::with_capacity(1)));
         if occurrences.len() == MAX_OCCURRENCES && !mem::take(&mut self.is_opening_untold) {
             occurrences.pop_front();
         }
@@ -419,7 +420,9 @@ impl Inner {
             self.is_opening_untold = false;
             return Some(opening);
         }
-        self.extras.as_mut()?.occurrences.pop_front()
+        let occurrence = self.occurrences.as_mut()?.pop_front();
+        self.occurrences.take_if(|occurrences| occurrences.is_empty());
+        occurrence
     }
 
     /// Reads what is there, into the core, unless that wants nothing. True if something came.

@@ -23,7 +23,7 @@ use std::mem::{self, MaybeUninit};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use self::continuity::{Continuity, Proof};
+use self::continuity::{Continuity, Lost, Proof};
 use super::cause::{Cause, Ending, GivenUp, Level};
 use super::close::{Close, CloseCode};
 use super::detector::{Detector, Judgement};
@@ -119,7 +119,7 @@ pub enum Event {
     Opened(Beginning),
     /// The link is lost, or an attempt at another has failed where none `was_open`. The session goes on when there is another.
     Parted {
-        ending: Box<Ending>,
+        ending: Arc<Ending>,
         was_open: bool,
     },
     /// The link has carried everything that had to go again, and a beat forth and back.
@@ -373,10 +373,13 @@ pub struct Connection {
     decoder: Decoder,
     heard_preamble: bool,
     session: Session,
-    /// What a client needs to come back, and what a session has that has lost its link.
+    /// What a client needs to come back, and what is to be said by who has lost its link.
     continuity: Option<Box<Continuity>>,
     opening: Option<Box<Opening>>,
-    supervision: Option<Supervision>,
+    /// A session that waits for another link has none, and thousands may wait.
+    supervision: Option<Box<Supervision>>,
+    /// Since a link was lost that was open, or its first came to nothing; until one is open.
+    lost: Option<Box<Lost>>,
     /// The handshake, or the rest of a control frame that was cut short.
     first: Option<Box<Unfinished>>,
     control: Option<Box<Control>>,
@@ -448,6 +451,7 @@ impl Connection {
             continuity: None,
             opening: Some(Box::new(Opening::new(now, &config, seed))),
             supervision: None,
+            lost: None,
             config,
             first: None,
             control: None,
@@ -688,7 +692,7 @@ impl Connection {
         let Some(opening) = self.opening.take() else { return };
         let Opening { seed, peer: Some(peer), sent_before, .. } = *opening else { return };
         let ours = self.config.heartbeat.rhythm();
-        self.supervision = Some(Supervision {
+        self.supervision = Some(Box::new(Supervision {
             heartbeat: Heartbeat::new(now, ours.interval_to(&peer), seed),
             detector: Detector::new(now, peer.interval_to(&ours), ours.limit, self.config.heartbeat.detector),
             evidence: Evidence::default(),
@@ -696,7 +700,7 @@ impl Connection {
             sent_behind_beat: false,
             peer_interpreter_age: age_to_wire(None),
             peer_application_age: age_to_wire(None),
-        });
+        }));
         self.last_progress = now.into();
         if let Some(client) = self.as_client() {
             client.proof = Proof::Replay(sent_before);
@@ -775,7 +779,7 @@ impl Connection {
             ending.level = Some(Level::Path);
         }
         ending.by_peer = !ended_by_us;
-        ending.close = Some(close);
+        ending.close = Some(Box::new(close));
         // What was begun is not finished: who reads CLOSE sends nothing more.
         self.first = None;
         if !ended_by_us && self.goes_on(&ending) {
@@ -787,7 +791,7 @@ impl Connection {
         {
             ending.cause = Cause::Closed;
             ending.given_up = None;
-            ending.close = Some(*close);
+            ending.close = Some(close);
         } else {
             self.fin_wanted = true;
         }
@@ -979,7 +983,7 @@ impl Connection {
         if now <= armed + PAUSE {
             return;
         }
-        let limit = self.supervision.as_ref().map_or(Duration::ZERO, Supervision::limit);
+        let limit = self.supervision.as_ref().map_or(Duration::ZERO, |supervision| supervision.limit());
         if now > armed + PAUSE.max(limit / 4) {
             self.handle_pause(now);
         }
@@ -1198,7 +1202,7 @@ impl Connection {
     }
 
     fn closed(&self, close: Close) -> Ending {
-        Ending { close: Some(close), ..Ending::new(Cause::Closed) }
+        Ending { close: Some(Box::new(close)), ..Ending::new(Cause::Closed) }
     }
 
     /// A server says nothing, not even CLOSE, to who hasn't said the preamble.
@@ -1210,7 +1214,7 @@ impl Connection {
     fn reject(&mut self, now: Instant, close: Close, detail: String) {
         let mut ending = Ending::new(Cause::Handshake);
         ending.detail = Some(detail);
-        ending.close = Some(close.clone());
+        ending.close = Some(Box::new(close.clone()));
         let parting = self.may_say_close().then_some(close);
         self.end(now, ending, parting, Action::Close);
     }
@@ -1640,7 +1644,7 @@ impl Connection {
         let (untaken_bytes, untaken_messages) = self.untaken();
         let (inbox_bytes, inbox_messages) = (self.session.inbox.buffered_bytes(), self.session.inbox.messages());
         let Some(supervision) = &self.supervision else {
-            let stats = self.lost()?.stats?;
+            let stats = self.lost.as_ref()?.stats.as_ref()?.unpacked();
             return Some(Stats { untaken_bytes, untaken_messages, inbox_bytes, inbox_messages, ..stats });
         };
         Some(Stats {
