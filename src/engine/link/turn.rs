@@ -1,7 +1,7 @@
 //! What follows from each input: the turn, under the lock; and what the state under it knows of itself.
 
-use std::collections::VecDeque;
 use std::io;
+use std::iter;
 use std::mem;
 use std::net::Shutdown;
 use std::num::NonZeroU32;
@@ -15,7 +15,7 @@ use socket2::SockRef;
 use super::attend::PARTING;
 use super::{
     Attempt, CHUNK_BYTES, Extras, Guard, Inner, Link, LinkError, Notification, Observer, Occurrence, ROOM, Reader,
-    TURN_BYTES, What,
+    TURN_BYTES, Untold, What,
 };
 use crate::engine::budget::Wish;
 use crate::engine::listener::going_away;
@@ -298,7 +298,8 @@ impl Link {
     pub fn observe(&self, observer: Observer) -> Result<(), LinkError> {
         let mut inner = self.enter()?;
         inner.opening().iter().for_each(|occurrence| observer(occurrence));
-        inner.occurrences.iter().flat_map(|occurrences| occurrences.iter()).for_each(|occurrence| observer(occurrence));
+        iter::successors(inner.untold.as_deref(), |untold| untold.next.as_deref())
+            .for_each(|untold| observer(&untold.occurrence));
         inner.extras().observer = Some(observer);
         Ok(())
     }
@@ -407,12 +408,14 @@ impl Inner {
             self.is_opening_untold = true;
             return;
         }
-        // Most sessions that wait for a link have one, of its end.
-        let occurrences = self.occurrences.get_or_insert_with(|| Box::new(VecDeque::with_capacity(1)));
-        if occurrences.len() == MAX_OCCURRENCES && !mem::take(&mut self.is_opening_untold) {
-            occurrences.pop_front();
+        let (mut end, mut count) = (&mut self.untold, 1);
+        while let Some(untold) = end {
+            (end, count) = (&mut untold.next, count + 1);
         }
-        occurrences.push_back(occurrence);
+        *end = Some(Box::new(Untold { occurrence, next: None }));
+        if count > MAX_OCCURRENCES && !mem::take(&mut self.is_opening_untold) {
+            self.next_untold();
+        }
     }
 
     pub(super) fn next_occurrence(&mut self) -> Option<Occurrence> {
@@ -420,9 +423,13 @@ impl Inner {
             self.is_opening_untold = false;
             return Some(opening);
         }
-        let occurrence = self.occurrences.as_mut()?.pop_front();
-        self.occurrences.take_if(|occurrences| occurrences.is_empty());
-        occurrence
+        self.next_untold()
+    }
+
+    fn next_untold(&mut self) -> Option<Occurrence> {
+        let Untold { occurrence, next } = *self.untold.take()?;
+        self.untold = next;
+        Some(occurrence)
     }
 
     /// Reads what is there, into the core, unless that wants nothing. True if something came.

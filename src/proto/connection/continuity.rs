@@ -11,7 +11,7 @@ use crate::proto::cause::{Cause, Ending, SessionEnd};
 use crate::proto::close::{Close, CloseCode};
 use crate::proto::frame::{Decoder, PREAMBLE};
 use crate::proto::handshake::{Credentials, HandshakeError, Hello, Position, Resumption, VERSION, Welcome};
-use crate::proto::heartbeat::{BeatCounts, RoundTrip};
+use crate::proto::heartbeat::{BeatCounts, RoundTrip, Trip};
 use crate::proto::moment::{Moment, Span};
 use crate::proto::session::{BASE_WINDOW_BYTES, SessionError};
 
@@ -54,14 +54,16 @@ pub(super) struct Lost {
     pub(super) stats: Option<LastStats>,
 }
 
+const _: () = assert!(size_of::<Lost>() <= 104);
+
 /// [`Stats`] of a link that is over, in half the room: thousands may be kept. What is still counted isn't there.
 #[derive(Debug)]
 pub(super) struct LastStats {
     beats: [u32; 3],
     worst_lateness: Span,
-    round_trip: [Option<Span>; 3],
+    round_trip: [Option<Trip>; 3],
     silence: Span,
-    phi: Option<f64>,
+    phi: Option<f32>,
     send_interval: Span,
     hear_interval: Span,
     limit: Span,
@@ -74,9 +76,9 @@ impl From<Stats> for LastStats {
         Self {
             beats: [beats.sent, beats.heard, beats.late].map(|count| u32::try_from(count).unwrap_or(u32::MAX)),
             worst_lateness: beats.worst_lateness.into(),
-            round_trip: [last, smoothed, least].map(|trip| trip.map(Span::from)),
+            round_trip: [last, smoothed, least].map(|trip| trip.map(Trip::from)),
             silence: stats.silence.into(),
-            phi: stats.phi,
+            phi: stats.phi.map(|phi| phi as f32),
             send_interval: stats.send_interval.into(),
             hear_interval: stats.hear_interval.into(),
             limit: stats.limit.into(),
@@ -88,12 +90,12 @@ impl From<Stats> for LastStats {
 impl LastStats {
     pub(super) fn unpacked(&self) -> Stats {
         let [sent, heard, late] = self.beats.map(u64::from);
-        let [last, smoothed, least] = self.round_trip.map(|trip| trip.map(Span::duration));
+        let [last, smoothed, least] = self.round_trip.map(|trip| trip.map(Trip::duration));
         Stats {
             beats: BeatCounts { sent, heard, late, worst_lateness: self.worst_lateness.duration() },
             round_trip: RoundTrip { last, smoothed, least },
             silence: self.silence.duration(),
-            phi: self.phi,
+            phi: self.phi.map(f64::from),
             send_interval: self.send_interval.duration(),
             hear_interval: self.hear_interval.duration(),
             limit: self.limit.duration(),

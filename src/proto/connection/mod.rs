@@ -408,7 +408,7 @@ pub struct Connection {
 }
 
 /// Thousands of them idle in one process.
-const _: () = assert!(size_of::<Connection>() <= 536);
+const _: () = assert!(size_of::<Connection>() <= 304 && size_of::<Supervision>() <= 232);
 
 // ---- making one -----------------------------------------------------------------------------------------------
 
@@ -1294,7 +1294,9 @@ impl Connection {
         let taken = self.session.taken();
         // Who is refused because its session has ended is told what that one took.
         let put_close = |close: &Close, control: &mut Option<Box<Control>>| {
-            Control::put(control, Slot::Close, |out| Close { taken: taken.max(close.taken), ..close.clone() }.encode(out));
+            Control::put(control, Slot::Close, |out| {
+                Close { taken: taken.max(close.taken), ..close.clone() }.encode(out)
+            });
         };
         let mut sends_data = false;
         match &self.phase {
