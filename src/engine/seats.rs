@@ -118,8 +118,7 @@ mod tests {
         assert_ne!(third, first);
         assert_eq!((seats.get(first), seats.get(third)), (None, None));
         seats.insert(third, "third");
-        assert_eq!(seats.get(first), None);
-        assert_eq!(seats.remove(first), None);
+        assert_eq!((seats.get(first).is_none(), seats.remove(first)), (true, None));
         assert_eq!((seats.get(second), seats.get(third), seats.len()), (Some(&"second"), Some(&"third"), 2));
         assert_eq!(place_of(keys.new_key()), 2);
     }

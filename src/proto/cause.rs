@@ -128,7 +128,7 @@ pub struct Ending {
     pub level: Option<Level>,
     pub given_up: Option<GivenUp>,
     /// The peer's CLOSE, or ours where we ended it.
-    pub close: Option<Close>,
+    pub close: Option<Box<Close>>,
     /// The CLOSE came from the peer.
     pub by_peer: bool,
     /// Bytes of ours that the peer's application isn't known to have taken.

@@ -21,7 +21,6 @@ mod turn;
 mod wait;
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
@@ -329,6 +328,8 @@ struct Inner {
     openings: u32,
     /// The first occurrence, for who asks; mostly nobody does, and nothing else happens for long.
     is_opening_untold: bool,
+    /// All others.
+    untold: Option<Box<Untold>>,
     ending: Option<Arc<Ending>>,
     share: Option<Box<Share>>,
     /// It stands in the listener's list of those that have messages.
@@ -337,12 +338,16 @@ struct Inner {
     extras: Option<Box<Extras>>,
 }
 
+/// Occurrences that nobody has asked for: a list, for thousands of links have none, and sessions without a link one.
+struct Untold {
+    occurrence: Occurrence,
+    next: Option<Box<Untold>>,
+}
+
 /// What most idle links don't have.
 #[derive(Default)]
 struct Extras {
     notification: Option<Notification>,
-    /// All but the opening.
-    occurrences: VecDeque<Occurrence>,
     observer: Option<Observer>,
     /// The newest ping that was answered.
     last_pong: Option<(u64, Option<Duration>)>,
@@ -354,7 +359,7 @@ struct Extras {
     comeback: Option<Box<Comeback>>,
 }
 
-const _: () = assert!(size_of::<Inner>() <= 664);
+const _: () = assert!(size_of::<Inner>() <= 440);
 
 /// A descriptor that is readable while a message, or the end, could be received.
 struct Notification {
@@ -441,6 +446,7 @@ impl Link {
             opened_at: framing.is_some().then_some(now.into()),
             openings: 0,
             is_opening_untold: false,
+            untold: None,
             ending: None,
             share: None,
             is_listed: false,

@@ -1,6 +1,7 @@
 //! What follows from each input: the turn, under the lock; and what the state under it knows of itself.
 
 use std::io;
+use std::iter;
 use std::mem;
 use std::net::Shutdown;
 use std::num::NonZeroU32;
@@ -14,7 +15,7 @@ use socket2::SockRef;
 use super::attend::PARTING;
 use super::{
     Attempt, CHUNK_BYTES, Extras, Guard, Inner, Link, LinkError, Notification, Observer, Occurrence, ROOM, Reader,
-    TURN_BYTES, What,
+    TURN_BYTES, Untold, What,
 };
 use crate::engine::budget::Wish;
 use crate::engine::listener::going_away;
@@ -226,7 +227,7 @@ impl Link {
                     log::debug!(target: "longconn.link", "{}: an attempt failed: {ending}", self.peer_address());
                     return Interest::NOTHING;
                 }
-                let news = self.record(inner, now, What::Parted(Arc::new(*ending)));
+                let news = self.record(inner, now, What::Parted(ending));
                 if let (Some(listener), Some(this)) = (&listener, self.this.upgrade()) {
                     listener.on_parted(&this, inner.core.kept_bytes());
                 }
@@ -297,9 +298,9 @@ impl Link {
     pub fn observe(&self, observer: Observer) -> Result<(), LinkError> {
         let mut inner = self.enter()?;
         inner.opening().iter().for_each(|occurrence| observer(occurrence));
-        let extras = inner.extras();
-        extras.occurrences.iter().for_each(|occurrence| observer(occurrence));
-        extras.observer = Some(observer);
+        iter::successors(inner.untold.as_deref(), |untold| untold.next.as_deref())
+            .for_each(|untold| observer(&untold.occurrence));
+        inner.extras().observer = Some(observer);
         Ok(())
     }
 
@@ -416,11 +417,14 @@ impl Inner {
             self.is_opening_untold = true;
             return;
         }
-        let occurrences = &mut self.extras.get_or_insert_default().occurrences;
-        if occurrences.len() == MAX_OCCURRENCES && !mem::take(&mut self.is_opening_untold) {
-            occurrences.pop_front();
+        let (mut end, mut count) = (&mut self.untold, 1);
+        while let Some(untold) = end {
+            (end, count) = (&mut untold.next, count + 1);
         }
-        occurrences.push_back(occurrence);
+        *end = Some(Box::new(Untold { occurrence, next: None }));
+        if count > MAX_OCCURRENCES && !mem::take(&mut self.is_opening_untold) {
+            self.next_untold();
+        }
     }
 
     pub(super) fn next_occurrence(&mut self) -> Option<Occurrence> {
@@ -428,7 +432,13 @@ impl Inner {
             self.is_opening_untold = false;
             return Some(opening);
         }
-        self.extras.as_mut()?.occurrences.pop_front()
+        self.next_untold()
+    }
+
+    fn next_untold(&mut self) -> Option<Occurrence> {
+        let Untold { occurrence, next } = *self.untold.take()?;
+        self.untold = next;
+        Some(occurrence)
     }
 
     /// Reads what is there, into the core, unless that wants nothing. True if something came.

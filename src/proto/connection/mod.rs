@@ -23,7 +23,7 @@ use std::mem::{self, MaybeUninit};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use self::continuity::{Continuity, Proof};
+use self::continuity::{Continuity, Lost, Proof};
 use super::cause::{Cause, Ending, GivenUp, Level, SessionEnd};
 use super::close::{Close, CloseCode};
 use super::detector::{Detector, Judgement};
@@ -119,7 +119,7 @@ pub enum Event {
     Opened(Beginning),
     /// The link is lost, or an attempt at another has failed where none `was_open`. The session goes on when there is another.
     Parted {
-        ending: Box<Ending>,
+        ending: Arc<Ending>,
         was_open: bool,
     },
     /// The link has carried everything that had to go again, and a beat forth and back.
@@ -373,10 +373,13 @@ pub struct Connection {
     decoder: Decoder,
     heard_preamble: bool,
     session: Session,
-    /// What a client needs to come back, and what a session has that has lost its link.
+    /// What a client needs to come back, and what is to be said by who has lost its link.
     continuity: Option<Box<Continuity>>,
     opening: Option<Box<Opening>>,
-    supervision: Option<Supervision>,
+    /// A session that waits for another link has none, and thousands may wait.
+    supervision: Option<Box<Supervision>>,
+    /// Since a link was lost that was open, or its first came to nothing; until one is open.
+    lost: Option<Box<Lost>>,
     /// The handshake, or the rest of a control frame that was cut short.
     first: Option<Box<Unfinished>>,
     control: Option<Box<Control>>,
@@ -405,7 +408,7 @@ pub struct Connection {
 }
 
 /// Thousands of them idle in one process.
-const _: () = assert!(size_of::<Connection>() <= 536);
+const _: () = assert!(size_of::<Connection>() <= 304 && size_of::<Supervision>() <= 232);
 
 // ---- making one -----------------------------------------------------------------------------------------------
 
@@ -448,6 +451,7 @@ impl Connection {
             continuity: None,
             opening: Some(Box::new(Opening::new(now, config.handshake_timeout, seed))),
             supervision: None,
+            lost: None,
             config,
             first: None,
             control: None,
@@ -706,7 +710,7 @@ impl Connection {
         let Some(opening) = self.opening.take() else { return };
         let Opening { seed, peer: Some(peer), sent_before, .. } = *opening else { return };
         let ours = self.config.heartbeat.rhythm();
-        self.supervision = Some(Supervision {
+        self.supervision = Some(Box::new(Supervision {
             heartbeat: Heartbeat::new(now, ours.interval_to(&peer), seed),
             detector: Detector::new(now, peer.interval_to(&ours), ours.limit, self.config.heartbeat.detector),
             evidence: Evidence::default(),
@@ -714,7 +718,7 @@ impl Connection {
             sent_behind_beat: false,
             peer_interpreter_age: age_to_wire(None),
             peer_application_age: age_to_wire(None),
-        });
+        }));
         self.last_progress = now.into();
         if let Some(client) = self.as_client() {
             client.proof = Proof::Replay(sent_before);
@@ -799,7 +803,7 @@ impl Connection {
         let closes_session = close.ends_session;
         let lost = if close.code == CloseCode::STALE { SessionEnd::Forgotten } else { SessionEnd::GivenUp };
         ending.by_peer = ours.is_none();
-        ending.close = Some(close);
+        ending.close = Some(Box::new(close));
         // What was begun is not finished: who reads CLOSE sends nothing more.
         self.first = None;
         let is_over = ours.is_some() || (ending.cause == Cause::Closed && closes_session && self.is_done());
@@ -813,7 +817,7 @@ impl Connection {
         if let Some(close) = ours {
             ending.cause = Cause::Closed;
             ending.given_up = None;
-            ending.close = Some(close);
+            ending.close = Some(Box::new(close));
         }
         self.fin_wanted |= !has_left;
         self.phase = Phase::PeerLeft { deadline: (now + LINGER).into() };
@@ -1006,7 +1010,7 @@ impl Connection {
             return;
         }
         self.armed = None;
-        let limit = self.supervision.as_ref().map_or(Duration::ZERO, Supervision::limit);
+        let limit = self.supervision.as_ref().map_or(Duration::ZERO, |supervision| supervision.limit());
         if now > armed + PAUSE.max(limit / 4) {
             self.handle_pause(now);
         }
@@ -1239,7 +1243,7 @@ impl Connection {
     }
 
     fn closed(&self, close: Close) -> Ending {
-        Ending { close: Some(close), ..Ending::new(Cause::Closed) }
+        Ending { close: Some(Box::new(close)), ..Ending::new(Cause::Closed) }
     }
 
     /// A server says nothing, not even CLOSE, to who hasn't said the preamble.
@@ -1251,7 +1255,7 @@ impl Connection {
     fn reject(&mut self, now: Instant, close: Close, detail: String) {
         let mut ending = Ending::new(Cause::Handshake);
         ending.detail = Some(detail);
-        ending.close = Some(close.clone());
+        ending.close = Some(Box::new(close.clone()));
         let parting = self.may_say_close().then_some(close);
         self.end(now, ending, parting, Action::Close);
     }
@@ -1694,7 +1698,7 @@ impl Connection {
         let (untaken_bytes, untaken_messages) = self.untaken();
         let (inbox_bytes, inbox_messages) = (self.session.inbox.buffered_bytes(), self.session.inbox.messages());
         let Some(supervision) = &self.supervision else {
-            let stats = self.lost()?.stats?;
+            let stats = self.lost.as_ref()?.stats.as_ref()?.unpacked();
             return Some(Stats { untaken_bytes, untaken_messages, inbox_bytes, inbox_messages, ..stats });
         };
         Some(Stats {
