@@ -99,6 +99,12 @@ impl Backoff {
         self.is_proven = true;
     }
 
+    /// The link that was made last was good; until its loss is reported by [`Backoff::next`].
+    #[must_use]
+    pub fn is_proven(&self) -> bool {
+        self.is_proven
+    }
+
     /// Those that somebody had work with, since the last proven link; one that was lost unproven is one of them.
     #[must_use]
     pub fn failed_attempts(&self) -> u32 {

@@ -247,6 +247,10 @@ class Lab:
     def drop_larger(self, size: int, *senders: str) -> None:
         """Packets of these hosts (by default of both) with more bytes than that, IP header included, are lost, as in
         a path whose MTU nobody told; 0 ends it. A bare ACK has 72 bytes at most."""
+        for sender in self._senders(senders):
+            # A packet that is still several segments in one, as they cross a veth, would be lost for its sum.
+            segments = 1 if size else 65535
+            self._run(sender, *f"ip link set dev eth0 gso_max_segs {segments}".split())
         self._set_rule("larger", f"ip length > {size} drop" if size else None, senders)
 
     def loss(self, percent: float, *senders: str) -> None:
@@ -301,6 +305,8 @@ class Lab:
             if host not in self._namespaces:
                 self.power_on(host)
             self.plug(host)
+            if "larger" in self._rules[host]:
+                self.drop_larger(0, host)
             self._rules[host].clear()
         self._write_rules()
         self.rate(0)

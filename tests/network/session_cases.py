@@ -13,7 +13,7 @@ from typing import Any
 
 import chaos
 import session_programs as programs
-from lab import HOSTS
+from lab import HOSTS, LabError
 from session_programs import Counters, Talk
 from stage import SLACK, Stage
 
@@ -267,7 +267,7 @@ def wrongly_undelivered(report: dict[str, Any], taken: int) -> str | None:
     error, undelivered, sent = report["error"], report["undelivered"], report["sent"]
     if not error or error["seen"] != "SessionLost":
         return f"told {error}"
-    if not report["because"] or report["because"]["seen"] != "PeerLost":
+    if not report["because"] or report["because"]["seen"] not in ("PeerLost", "PeerReset"):
         return f"its cause is {report['because']}"
     if not report["same"]:
         return "connection.undelivered is another list"
@@ -343,10 +343,10 @@ def _cut_for(seconds: float, host: str) -> Callable[[Stage], None]:
 def _hold(stage: Stage) -> None:
     """Until the client has come back and gone on for a while; then what it had said before arrives, late."""
     stage.links["router"].send("hold")
-    stage.hear("router", 20 * SLACK)
-    time.sleep(4)
+    time.sleep(3)
     stage.links["router"].send("release")
-    stage.hear("router", 20 * SLACK)
+    if not stage.hear("router", 20 * SLACK):
+        raise LabError("the proxy had kept nothing")
     time.sleep(1)
 
 

@@ -235,13 +235,14 @@ def be_taking(link: Connection, host: str, address: str, talk: Talk, counters: C
 
 def be_holding(link: Connection, place: str, address: str, server: str) -> None:
     """A proxy of connections, each for itself. Told to hold, it keeps what the client sends on those that it has, and
-    reads on; told to release, it hands that over."""
+    ends them for the client a second later; told to release, it hands over to the server what it has kept, and says
+    how much that was."""
     die_with_parent()
     listener = socket.create_server((address, PORT))
     link.send("listening")
     is_released = threading.Event()
-    held: set[socket.socket] = set()
-    ours: list[socket.socket] = []
+    held: dict[socket.socket, int] = {}
+    clients: list[socket.socket] = []
 
     def carry(source: socket.socket, sink: socket.socket) -> None:
         kept = b""
@@ -249,10 +250,10 @@ def be_holding(link: Connection, place: str, address: str, server: str) -> None:
             while data := source.recv(65536):
                 if source in held:
                     kept += data
+                    held[source] = len(kept)
                 else:
                     sink.sendall(data)
         if source in held:
-            # The client has given the connection up; the server isn't told.
             is_released.wait()
             with contextlib.suppress(OSError):
                 sink.sendall(kept)
@@ -262,15 +263,17 @@ def be_holding(link: Connection, place: str, address: str, server: str) -> None:
     def serve() -> None:
         while True:
             client, upstream = listener.accept()[0], socket.create_connection((server, PORT))
-            ours.append(client)
+            clients.append(client)
             for ends in ((client, upstream), (upstream, client)):
                 threading.Thread(target=carry, args=ends, daemon=True).start()
 
     threading.Thread(target=serve, daemon=True).start()
-    while True:
-        word = link.recv()
-        if word == "hold":
-            held.update(ours)
-        else:
-            is_released.set()
-        link.send(word)
+    link.recv()  # "hold"
+    held.update(dict.fromkeys(clients, 0))
+    time.sleep(1)
+    for client in held:
+        client.shutdown(socket.SHUT_RDWR)
+    link.recv()  # "release"
+    is_released.set()
+    link.send(sum(held.values()))
+    signal.pause()

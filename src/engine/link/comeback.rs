@@ -16,7 +16,7 @@ use crate::net::dial::{DialError, Place, Target};
 use crate::net::keepalive::Keepalive;
 use crate::net::{sys, tcp_info, tuning};
 use crate::proto::backoff::{Backoff, BackoffConfig, Why};
-use crate::proto::cause::{Cause, Ending, SessionEnd};
+use crate::proto::cause::{Cause, Ending, GivenUp, SessionEnd};
 use crate::proto::close::{Close, CloseCode};
 use crate::proto::connection::{ResumeError, State};
 use crate::proto::core::Core;
@@ -131,15 +131,15 @@ impl Link {
         };
         if was_open {
             comeback.reasons.clear();
-            comeback.max_segment = None;
-            // Small frames came and went until then: it may be that only large packets are lost.
-            if matches!(ending.cause, Cause::Deaf | Cause::Frozen) && ending.untaken_bytes > u64::from(SMALL_SEGMENT) {
+            if comeback.suspects_large_segments(ending) {
                 comeback.max_segment = Some(SMALL_SEGMENT);
                 log::warn!(
                     target: "longconn.link",
                     "{}: large packets may not get through; the next connection sends none over {SMALL_SEGMENT} bytes",
                     self.peer_address()
                 );
+            } else {
+                comeback.max_segment = None;
             }
         } else {
             comeback.note(ending.to_string());
@@ -245,6 +245,20 @@ impl Link {
 }
 
 impl Comeback {
+    /// The handshake is small, and what comes behind it isn't: it may be that only large packets are lost, either way.
+    fn suspects_large_segments(&self, ending: &Ending) -> bool {
+        let is_lost_to_silence =
+            matches!(ending.cause, Cause::Unreachable | Cause::Frozen | Cause::Silent | Cause::Deaf)
+                || ending.given_up == Some(GivenUp::Unheard);
+        if !self.backoff.is_proven() {
+            // All of the link's life was silence. If small segments didn't help, it was something else.
+            return is_lost_to_silence && self.max_segment.is_none();
+        }
+        // Small frames came and went until then.
+        let is_one_way = is_lost_to_silence && !matches!(ending.cause, Cause::Unreachable | Cause::Silent);
+        is_one_way && ending.untaken_bytes > u64::from(SMALL_SEGMENT)
+    }
+
     fn note(&mut self, reason: String) {
         if self.reasons.len() == KEPT_REASONS {
             self.reasons.remove(0);
