@@ -85,7 +85,8 @@ fn error_class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> 
 pub(super) fn ended(py: Python<'_>, ending: &Ending, link: &Link, was_open: bool) -> PyResult<PyErr> {
     let messages = py.detach(|| link.undelivered()).unwrap_or_default();
     let more = PyDict::new(py);
-    more.set_item("is_session", ending.session.is_some())?;
+    // Or it was to come back, and was not let in any more.
+    more.set_item("is_session", ending.session.is_some() || (was_open && ending.cause == Cause::Handshake))?;
     more.set_item("undelivered", PyList::new(py, messages.iter().map(|message| PyBytes::new(py, message)))?)?;
     link_ended(py, ending, link, was_open, &more)
 }
