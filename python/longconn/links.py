@@ -284,6 +284,8 @@ def connect(
         deadline = time.monotonic() + seconds
     if not isinstance(reconnect, bool | Backoff):
         raise TypeError(f"reconnect: a Backoff, True or False, not {type(reconnect).__name__}")
+    if not isinstance(follow, bool):
+        raise TypeError(f"follow: True or False, not {type(follow).__name__}")
     resends = _is_choice(on_session_lost, "on_session_lost", ("raise", "resend"))
     raises_when_full = _is_choice(when_full, "when_full", ("wait", "raise"))
     give_up_after = _optional_seconds(give_up_after, "give_up_after")
@@ -295,7 +297,7 @@ def connect(
     if plain is None and reconnect is not False:
         backoff = Backoff() if reconnect is True else reconnect
         coming_back = (
-            places, backoff.first, backoff.cap, backoff.factor, bool(follow), resends, give_up_after, probes
+            places, backoff.first, backoff.cap, backoff.factor, follow, resends, give_up_after, probes
         )
     sys.audit("longconn.connect", places)
     fd = _longconn.dial(places, None if deadline is None else max(0.0, deadline - time.monotonic()))
@@ -307,21 +309,17 @@ def connect(
     if plain is not None:
         return _longconn.open_plain_link(fd, settings=plain, on_event=on_event)
     left = None if deadline is None else max(0.0, deadline - time.monotonic())
-    try:
-        return _longconn.open_link(
-            fd,
-            heartbeat=rhythm,
-            largest_message_bytes=largest_message_bytes,
-            client_id=client_id,
-            token=token,
-            timeout=left,
-            on_event=on_event,
-            coming_back=coming_back,
-            raises_when_full=raises_when_full,
-        )
-    except TimeoutError:
-        host, port = places[0]
-        raise TimeoutError(f"{host}:{port} accepted the connection and did not finish the handshake in time") from None
+    return _longconn.open_link(
+        fd,
+        heartbeat=rhythm,
+        largest_message_bytes=largest_message_bytes,
+        client_id=client_id,
+        token=token,
+        timeout=left,
+        on_event=on_event,
+        coming_back=coming_back,
+        raises_when_full=raises_when_full,
+    )
 
 
 def _listen(host: str, port: int, backlog: int, reuse_port: bool) -> int:

@@ -35,14 +35,14 @@ def our_server() -> Iterator[tuple[LongConnection, PlainPeer]]:
 
 
 @contextmanager
-def our_client() -> Iterator[tuple[LongConnection, PlainPeer]]:
-    """They are the server."""
+def our_client(**kwargs: object) -> Iterator[tuple[LongConnection, PlainPeer]]:
+    """They are the server; a lost link is the end."""
     with listening() as listener:
         made: list[LongConnection] = []
 
         def connect() -> None:
-            address = listener.getsockname()
-            made.append(longconn.connect(address, heartbeat=BEATS, client_id="ours", token=b"t", timeout=PATIENCE))
+            settings = {"heartbeat": BEATS, "token": b"t", "timeout": PATIENCE, "reconnect": False, **kwargs}
+            made.append(longconn.connect(listener.getsockname(), client_id="ours", **settings))  # type: ignore[arg-type]
 
         thread = threading.Thread(target=connect)
         thread.start()

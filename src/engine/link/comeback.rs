@@ -233,11 +233,6 @@ impl Link {
         }
     }
 
-    /// The same, and nothing before the end.
-    pub fn undelivered_at_the_end(&self) -> Result<Vec<Vec<u8>>, LinkError> {
-        if self.ending()?.is_some() { self.undelivered() } else { Ok(Vec::new()) }
-    }
-
     /// The newest reasons why there is no connection.
     pub fn attempts(&self) -> Result<Vec<String>, LinkError> {
         Ok(self.enter()?.comeback().map(|comeback| comeback.reasons.clone()).unwrap_or_default())
