@@ -1622,7 +1622,7 @@ fn a_session_whose_client_lacks_what_was_forgotten_is_lost_and_says_what_was_not
     assert_eq!(resume_at(&mut world, 0, Position::start(BASE_WINDOW_BYTES)), Err(ResumeError::Forgotten));
     let now = world.now;
     let side = world.session(0);
-    side.connection.lose(now);
+    side.connection.lose(now, SessionEnd::Forgotten);
     assert_eq!(side.connection.undelivered(), [message(1, 1, 200), message(1, 2, 300)]);
     world.serve_entry(0, true);
     let ending = world.entries[0].ending.as_ref().unwrap();

@@ -723,6 +723,12 @@ impl Connection {
         if let Some(client) = self.as_client() {
             client.proof = Proof::Replay(sent_before);
         }
+        // Whether the new link is good is known a round trip after the replay, and not some intervals later.
+        if beginning != Beginning::New
+            && let Some(supervision) = &mut self.supervision
+        {
+            supervision.heartbeat.ask(now);
+        }
         self.tell(Event::Opened(beginning));
         self.phase = match self.take_farewell() {
             Some((close, deadline)) => Phase::Draining { close, deadline },
