@@ -144,10 +144,10 @@ class LongConnection:
     value; None is for ever. An expired one is the plain ``TimeoutError``, and the connection stays usable.
 
     While the connection is lost and its session waits for another (``reconnecting``), calls wait, each up to its
-    timeout, and `send` accepts what there is room for. Once the session is over, calls raise `SessionLost` if messages may
-    not have been taken, else `PeerLost`, which says why; once the peer has closed, `PeerClosed`; what had arrived is
-    received before. ``for message in connection`` ends quietly when the peer closes with code 0. In a process that was
-    forked, calls raise `ForkedError`.
+    timeout, and `send` accepts what there is room for. Once the session is over, calls raise `SessionLost` if messages
+    may not have been taken, else `PeerLost`, which says why; once the peer has closed, `PeerClosed`; what had arrived
+    is received before. ``for message in connection`` ends quietly when the peer closes with code 0. In a process that
+    was forked, calls raise `ForkedError`.
 
     With a plain peer (``framing=...``) each direction ends by itself, as TCP has it: once the peer has ended its stream
     `recv` gives ``b""``, iteration ends, and what is sent still goes out; ``shutdown(SHUT_WR)`` ends ours. What the
@@ -249,8 +249,8 @@ class LongConnection:
 
     @property
     def state(self) -> str:
-        """``open``, ``suspect`` (silent for longer than usual), ``reconnecting`` (lost, and to be made again; on a server:
-        until its client comes back), ``closing`` or ``closed``."""
+        """``open``, ``suspect`` (silent for longer than usual), ``reconnecting`` (lost, and to be made again; on a
+        server: until its client comes back), ``closing`` or ``closed``."""
 
     @property
     def lost(self) -> Cause | None:

@@ -243,8 +243,8 @@ def connect(
         largest_message_bytes: The largest message that this side takes, up to 1 GiB; or line. A raw stream has none.
         keepalive: The kernel's probes beside the heartbeat, which doesn't need them; None: none. Of a plain peer the
             probes and the guard; None: `default_keepalive()`; False: none.
-        reconnect: When a lost connection is tried again; True is ``Backoff()``. False: the first loss is the end, and raised
-            as `PeerLost`. Plain peers are never connected to again.
+        reconnect: When a lost connection is tried again; True is ``Backoff()``. False: the first loss is the end, and
+            raised as `PeerLost`. Plain peers are never connected to again.
         give_up_after: Seconds without a connection after which the session is given up; None: never. Then calls raise
             `SessionLost` if messages may not have been taken, else `PeerLost`.
         on_session_lost: If the server has lost the session (it was started anew, or the client came back too late) and
@@ -297,9 +297,7 @@ def connect(
     coming_back = None
     if plain is None and reconnect is not False:
         backoff = Backoff() if reconnect is True else reconnect
-        coming_back = (
-            places, backoff.first, backoff.cap, backoff.factor, follow, resends, give_up_after, probes
-        )
+        coming_back = (places, backoff.first, backoff.cap, backoff.factor, follow, resends, give_up_after, probes)
     sys.audit("longconn.connect", places)
     fd = _longconn.dial(places, None if deadline is None else max(0.0, deadline - time.monotonic()))
     if probes is not None:
@@ -511,8 +509,8 @@ class LongServer:
 
         Args:
             data: Any bytes-like object. A client that is away gets it when it comes back.
-            behind: What becomes of connections of which 2 MiB wait to be taken: ``"skip"``: they don't get this message;
-                ``"close"``: they are closed (too slow), so that who is here has got everything.
+            behind: What becomes of connections of which 2 MiB wait to be taken: ``"skip"``: they don't get this
+                message; ``"close"``: they are closed (too slow), so that who is here has got everything.
         """
         return Broadcast(*self._server.broadcast(data, _is_choice(behind, "behind", ("skip", "close"))))
 
@@ -539,8 +537,8 @@ class LongServer:
             retry_after: Seconds before which nobody is to come back, at most 300; clients spread themselves behind it.
             come_back_to: ``"host:port"`` of a server to come back to, for clients that were made with ``follow=True``.
 
-        With code 1 clients come back by themselves, in a new session, with what wasn't taken: nothing is lost, and nothing
-        arrives twice.
+        With code 1 clients come back by themselves, in a new session, with what wasn't taken: nothing is lost, and
+        nothing arrives twice.
         """
         seconds = in_seconds(drain, "drain")
         if not 0 <= seconds <= 86400:  # nor NaN

@@ -1,7 +1,7 @@
 """A peer in plain Python, written from docs/SPEC.md alone: what that page says is enough to talk to longconn.
 
-One thread, no longconn: whoever calls `recv`, `flush` or `run` moves it forward, and in between it is silent. Its session
-outlives its links: `come_back` takes another socket.
+One thread, no longconn: whoever calls `recv`, `flush` or `run` moves it forward, and in between it is silent. Its
+session outlives its links: `come_back` takes another socket.
 """
 
 from __future__ import annotations

@@ -340,7 +340,9 @@ def returning_server(**kwargs: object) -> Iterator[tuple[LongConnection, PlainPe
 
 
 @pytest.fixture(params=[returning_client, returning_server])
-def returning(request: pytest.FixtureRequest) -> Iterator[tuple[LongConnection, PlainPeer, Callable[[], socket.socket]]]:
+def returning(
+    request: pytest.FixtureRequest,
+) -> Iterator[tuple[LongConnection, PlainPeer, Callable[[], socket.socket]]]:
     with request.param() as three:
         yield three
 
