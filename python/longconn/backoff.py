@@ -19,13 +19,13 @@ _MOST = 86400.0
 class Backoff:
     """When a client of a `LongServer` tries to come back, and tries again.
 
-    The first attempt after a loss goes at once, or, where the loss strikes all of a server's clients (its process ended,
-    reset its connections, or said that it goes), at any moment within *first*. After the *n*-th attempt that somebody
-    answered and that came to nothing the next goes at any moment within ``min(cap, first * factor ** n)``: full jitter,
-    so that those who were cut at once are never in step. What a server asks for by its retry-after is waited for, up to
-    5 minutes, and spread. Attempts that nobody answers cost nobody anything: they go on until the path is back, a SYN or
-    two a second. It starts anew only after a connection that was good: everything was sent again on it, and a beat
-    went forth and back.
+    The first attempt after a loss goes at once, or, where the loss strikes all of a server's clients (its process
+    ended, reset its connections, or said that it goes), at any moment within *first*. After the *n*-th attempt that
+    somebody answered and that came to nothing the next goes at any moment within ``min(cap, first * factor ** n)``:
+    full jitter, so that those who were cut at once are never in step. What a server asks for by its retry-after is
+    waited for, up to 5 minutes, and spread. Attempts that nobody answers cost nobody anything: they go on until the
+    path is back, a SYN or two a second. It starts anew only after a connection that was good: everything was sent
+    again on it, and a beat went forth and back.
 
     Args:
         first: Seconds; above 0. int, float or timedelta.
@@ -41,9 +41,7 @@ class Backoff:
     cap: float
     factor: float
 
-    def __init__(
-        self, first: float | timedelta = 0.1, cap: float | timedelta = 30.0, factor: float = 2.0
-    ) -> None:
+    def __init__(self, first: float | timedelta = 0.1, cap: float | timedelta = 30.0, factor: float = 2.0) -> None:
         set_ = object.__setattr__
         set_(self, "first", in_seconds(first, "first"))
         set_(self, "cap", in_seconds(cap, "cap"))

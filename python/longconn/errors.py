@@ -106,8 +106,9 @@ class PeerLost(LongConnError, ConnectionError):
 class SessionLost(PeerLost):
     """The session of a `LongConnection` is over, and with it messages that the peer's program may not have taken.
 
-    Its last connection was lost (`cause`, and ``__cause__`` has the details), and no other was made in time, or the peer
-    knew nothing of the session any more: its process was started anew, or the client came back too late.
+    Its last connection was lost (`cause`, and ``__cause__`` has the details), and no other was made in time, or the
+    peer knew nothing of the session any more: its process was started anew, or the client came back too late; or the
+    server doesn't let this client in any more.
 
     Attributes:
         undelivered: Every message that the peer's program isn't *known* to have taken, in order. None that it hasn't
@@ -373,7 +374,7 @@ def dial_failed(
     else:
         text = "; ".join(f"{_place(attempt)}: {attempt[4]}" for attempt in attempts)
     last = next((OSError(number, text) for _, _, number, _, text in reversed(attempts) if number is not None), None)
-    failed = ConnectFailed(last and last.errno, f"no connection to {target}: {text}", peer=who)
+    failed = ConnectFailed(last.errno if last else None, f"no connection to {target}: {text}", peer=who)
     failed.__cause__ = last
     return failed
 

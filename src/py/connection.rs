@@ -821,7 +821,9 @@ pub(super) fn open_link(
         Ok(Err(LinkError::TimedOut)) => {
             give_up();
             let peer = link.peer_address();
-            Err(PyTimeoutError::new_err(format!("{peer} accepted the connection and did not finish the handshake in time")))
+            Err(PyTimeoutError::new_err(format!(
+                "{peer} accepted the connection and did not finish the handshake in time"
+            )))
         }
         Ok(Err(error)) => {
             give_up();
