@@ -13,7 +13,7 @@ SOURCES := $(shell find src -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
 # A wheel's speed: benches and users see the same.
 MATURIN := $(BIN)/maturin develop --release --quiet
 
-.PHONY: help build demo test lint bench detect conformance fuzz wheel clean check-tools
+.PHONY: help build demo test lint bench detect chaos conformance fuzz wheel clean check-tools
 .DELETE_ON_ERROR:
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo 'make lint         formatting, clippy, ruff, mypy, stubtest'
 	@echo 'make bench        speed against the stdlib and other libraries, as the README shows it'
 	@echo 'make detect       how long detection takes, 5 or 10 runs a case; needs root'
+	@echo 'make chaos        what sessions survive, and docs/chaos.md; a quarter of an hour, needs root'
 	@echo "make conformance  CPython's own tests with KeepaliveSocket in the place of socket.socket"
 	@echo 'make fuzz         the decoder and sequences of operations, FUZZ_SECONDS=600 each'
 	@echo 'make wheel        the abi3 wheel, into dist/'
@@ -75,6 +76,9 @@ bench: build $(STAMPS)/bench
 
 detect: build $(STAMPS)/test
 	$(BIN)/python benches/detect.py
+
+chaos: build $(STAMPS)/test
+	$(BIN)/python benches/chaos.py
 
 conformance: build $(STAMPS)/test
 	$(BIN)/python tests/conformance/runner.py

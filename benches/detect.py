@@ -61,9 +61,9 @@ def main() -> int:
         campaign.close()
     if arguments.json:
         every = [{"case": name, "protection": way, "runs": runs} for (name, way), runs in outcomes.items()]
-        Path(arguments.json).write_text(json.dumps({"where": _where(), "outcomes": every}, indent=1) + "\n")
+        Path(arguments.json).write_text(json.dumps({"where": where(), "outcomes": every}, indent=1) + "\n")
     complaints = [text for each in held + links for text in _complaints(*each, outcomes[each])]
-    print("\n\n".join([_where(), *_sockets(held, contrast, outcomes), *_links(links, outcomes)]))
+    print("\n\n".join([where(), *_sockets(held, contrast, outcomes), *_links(links, outcomes)]))
     print("\n".join(complaints) or "Every bound held.", file=sys.stderr)
     return min(len(complaints), 1)
 
@@ -103,8 +103,8 @@ def _sockets(held: list[tuple[str, str]], contrast: list[tuple[str, str]], outco
             if not isinstance(CASES[each[0]], Broken)
         ]
         return [
-            *([f"{title}, a peer that dies:", _table(DEAD, dead)] if dead else []),
-            *([f"{title}, a peer that lives:", _table(LIVING, living)] if living else []),
+            *([f"{title}, a peer that dies:", table(DEAD, dead)] if dead else []),
+            *([f"{title}, a peer that lives:", table(LIVING, living)] if living else []),
         ]
 
     if not held + contrast:
@@ -133,9 +133,9 @@ def _links(links: list[tuple[str, str]], outcomes: Outcomes) -> list[str]:
         "## LongConnection and LongServer",
         "Heartbeat(1.0) on both sides, if it doesn't say otherwise; the default limit is 2.5 s. Seconds from the fault "
         "to the exception.",
-        *(["A peer that dies:", _table(LINK_DEAD, dead)] if dead else []),
-        *(["A peer that lives:", _table(LINK_LIVING, living)] if living else []),
-        *(["A peer that hangs, and what `stats()` says of its age:", _table(LINK_HUNG, hung)] if hung else []),
+        *(["A peer that dies:", table(LINK_DEAD, dead)] if dead else []),
+        *(["A peer that lives:", table(LINK_LIVING, living)] if living else []),
+        *(["A peer that hangs, and what `stats()` says of its age:", table(LINK_HUNG, hung)] if hung else []),
     ]
 
 
@@ -198,12 +198,12 @@ def _counted(names: Iterable[str]) -> str:
     return counted[0][0] if len(counted) == 1 else ", ".join(f"{name} ({times})" for name, times in counted)
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
+def table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _where() -> str:
+def where() -> str:
     kernel = ".".join(platform.release().split(".")[:2])
     return (
         f"Linux {kernel}, {platform.python_implementation()} {platform.python_version()}, "

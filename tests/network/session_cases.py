@@ -5,14 +5,16 @@ Beats come each quarter of a second, so the limit is 1.1 s, where a case doesn't
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import chaos
 import session_programs as programs
+from crowd import Crowd
 from lab import HOSTS, LabError
 from session_programs import Counters, Talk
 from stage import SLACK, Stage
@@ -25,21 +27,22 @@ FLAT = 4.0
 
 @dataclass(frozen=True)
 class Chaos:
-    """Random faults, one after another."""
+    """Random faults, one after another; which, a seed in the environment says."""
+
+    SEED: ClassVar = "LONGCONN_CHAOS_SEED"
 
     name: str
     title: str
     messages: int
     faults: int
     per_second: float
-    seed: int | None = None
     nat: bool = True
     polite: bool = False
     lane: str = "crowd"
     seconds: float = 60
 
     def run(self, stage: Stage, protection: str, phase: float, trace: bool) -> dict[str, Any]:
-        seed = random.randrange(1 << 32) if self.seed is None else self.seed
+        seed = int(os.environ.get(self.SEED) or random.randrange(1 << 32))
         return chaos.strike(stage, self.messages, self.faults, seed, self.per_second) | {"samples": []}
 
     def complaint(self, outcome: dict[str, Any], allowance: float = 1.0) -> str | None:
@@ -67,7 +70,10 @@ def doubled_or_lost(ends: dict[str, dict[str, Any]], messages: int = 0) -> str |
 
 @dataclass(frozen=True)
 class Survives:
-    """Both ends send while something breaks; each message arrives once and in order, over so many connections."""
+    """Both ends send while something breaks; each message arrives once and in order, over so many connections.
+
+    Both send messages of the same sizes, by which they know what has to come.
+    """
 
     name: str
     title: str
@@ -367,6 +373,8 @@ def _hole(*senders: str) -> Callable[[Stage], None]:
 CHAOS = [
     Chaos("session-chaos", "15 random faults, 10,000 messages each way", 10_000, 15, 250),
 ]
+LONG_CHAOS = Chaos("session-chaos-long", "300 random faults, 200,000 messages each way", 200_000, 300, 350, seconds=700)
+LARGE = Talk(per_second=400, large=60_000)
 SURVIVES = [
     Survives("session-thawed-server", "the server frozen and thawed, with the old link's bytes in its buffers",
              _thaw_server),
@@ -380,12 +388,11 @@ SURVIVES = [
     Survives("session-held", "a proxy holds what the client sends, and hands it over after the client is back",
              _hold, through_proxy=True, server=Talk(limit=30.0)),
     Survives("session-mtu-hole-client", "large packets of the client are lost, from a large replay on",
-             _hole("client"), range(2, 8), client=Talk(per_second=400, large=60_000), seconds=16),
+             _hole("client"), range(2, 6), LARGE, LARGE, seconds=16),
     Survives("session-mtu-hole-server", "large packets of the server are lost, from a large replay on",
-             _hole("server"), range(2, 8), server=Talk(per_second=400, large=60_000), seconds=16),
+             _hole("server"), range(2, 6), LARGE, LARGE, seconds=16),
     Survives("session-mtu-hole-both", "large packets are lost both ways, from a large replay on",
-             _hole(*HOSTS), range(2, 8), client=Talk(per_second=400, large=60_000),
-             server=Talk(per_second=400, large=60_000), seconds=16),
+             _hole(*HOSTS), range(2, 6), LARGE, LARGE, seconds=16),
 ]
 CABLES = [
     CableBack(f"session-cable-{host}-{cut}", f"the {host}'s cable back after {cut} s", host, cut)
@@ -403,6 +410,10 @@ KILLED = [
     ClientKilled("session-killed-slow-client", "the same, of one that is behind with taking",
                  Talk(per_second=1000, large=4000, retention=3.0), Talk(takes_each=0.003)),
 ]
+CROWDS = [
+    Crowd("session-crowd-restart", "1,000 clients, their server says goodbye (code 1) and is back after 8 s", False),
+    Crowd("session-crowd-killed", "the same, and it is killed; the clients resend", True),
+]
 # fmt: on
 
-CASES: dict[str, Any] = {case.name: case for case in [*CHAOS, *SURVIVES, *CABLES, *KILLED]}
+CASES: dict[str, Any] = {case.name: case for case in [*CHAOS, LONG_CHAOS, *SURVIVES, *CABLES, *KILLED, *CROWDS]}

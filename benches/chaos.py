@@ -1,0 +1,177 @@
+"""Owns docs/chaos.md, as `make chaos` writes it: what sessions survive, in the network lab.
+
+The cases are those of tests/network/session_cases.py; the chaos is the long one, and cables are pulled several times.
+Exit status 1 when a message was lost or came twice, memory grew, or a bound is broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "network"))
+
+from campaign import CASES, Campaign
+from detect import table, where
+from lab import HOSTS, reason_unavailable
+from session_cases import CABLES, CROWDS, FLAT, KILLED, LONG_CHAOS, PROTECTION, SURVIVES, Chaos
+from stage import SLACK
+
+Outcome = dict[str, Any]
+
+PAGE = Path(__file__).parent.parent / "docs" / "chaos.md"
+# Of the histogram: seconds in a row, and attempts in a mark.
+BIN, MARK = 0.5, 20
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Break the links of sessions, for a quarter of an hour.")
+    parser.add_argument("--runs", type=int, default=10, help="of each case with a cable or a kill (default 10)")
+    parser.add_argument("--seed", type=int, help="of the chaos; left out, another one each time")
+    parser.add_argument("--only", metavar="TEXT", default="", help="only cases with this in their names; writes no page")
+    arguments = parser.parse_args()
+    if reason := reason_unavailable():
+        print(f"no network lab can be made here: {reason}", file=sys.stderr)
+        return 2
+    if arguments.seed is not None:
+        os.environ[Chaos.SEED] = str(arguments.seed)
+    runs = dict.fromkeys([*CABLES, *KILLED, *SURVIVES], arguments.runs) | dict.fromkeys([*CROWDS, LONG_CHAOS], 1)
+    outcomes: dict[str, list[Outcome]] = {}
+    # One kind after the other: who computes would have part in what the others take.
+    for cases in ([*CABLES], [*KILLED, *SURVIVES], [*CROWDS], [LONG_CHAOS]):
+        wanted = [case for case in cases if arguments.only in case.name]
+        campaign = Campaign()
+        for case in wanted:
+            campaign.start([(case.name, PROTECTION)], runs={type(case): runs[case]})
+        for case in wanted:
+            outcomes[case.name] = [campaign.outcome(case.name, PROTECTION, run) for run in range(runs[case])]
+            print(f"{case.name}: {runs[case]} runs", file=sys.stderr, flush=True)
+        campaign.close()
+    complaints = [
+        f"{name}, run {number}: {wrong}"
+        for name, results in outcomes.items()
+        for number, outcome in enumerate(results)
+        if (wrong := outcome.get("failure") or CASES[name].complaint(outcome, SLACK))
+    ]
+    print("\n".join(complaints) or "Every bound held.", file=sys.stderr)
+    if arguments.only:
+        for name, results in outcomes.items():
+            print(name, json.dumps(results))
+    elif not complaints:
+        PAGE.write_text("\n\n".join(_page(outcomes)) + "\n")
+    return min(len(complaints), 1)
+
+
+def _page(outcomes: dict[str, list[Outcome]]) -> Iterator[str]:
+    yield "# Sessions under chaos"
+    yield (
+        "What sessions survive, as `make chaos` measured it and wrote it here, in the network lab of tests/network: two hosts and a "
+        "router between them, namespaces of one machine. Shorter forms are in the test suite."
+    )
+    yield where()
+    yield from _chaos(outcomes[LONG_CHAOS.name][0])
+    yield from _cables(outcomes)
+    yield from _others(outcomes)
+    for case in CROWDS:
+        yield from _crowd(case, outcomes[case.name][0])
+
+
+def _chaos(outcome: Outcome) -> Iterator[str]:
+    ends = outcome["ends"]
+    faults = sum(told["faults"] for told in outcome["faults"].values())
+    yield "## Faults of all kinds"
+    yield (
+        f"{faults} faults in {outcome['took']:.0f} s, while both ends sent each other {ends['client']['sent']:,} and "
+        f"{ends['server']['sent']:,} numbered messages: each arrived once and in order. Heartbeat(0.25), so the limit is 1.1 s; the "
+        f"client sits behind a NAT. Seed {outcome['seed']} (`.venv/bin/python benches/chaos.py --seed ...`). The longest time "
+        "without a message, at either end, is from the last one before the fault to the first one after; where the next fault "
+        "struck before that, it counts as several in a row."
+    )
+    rows = [
+        [kind, str(told["faults"] or ""), f"{told['median']:.2f}", f"{told['longest']:.2f}"]
+        for kind, told in outcome["faults"].items()
+    ]
+    yield table(["fault", "times", "seconds without a message: median", "longest"], rows)
+    rows = []
+    for host in HOSTS:
+        causes = Counter(cause for _, state, cause, *_ in ends[host]["events"] if state == "reconnecting")
+        replayed = sum(replayed or 0 for *_, replayed, _ in ends[host]["events"])
+        memory = outcome["memory"][host]
+        rows.append(
+            [
+                f"the {host}",
+                str(ends[host]["connections"]),
+                ", ".join(f"{cause} {times}" for cause, times in causes.most_common()),
+                f"{replayed:,}",
+                ", ".join(f"{memory[third]:.1f}" for third in ("first", "middle", "last", "most")),
+            ]
+        )
+    columns = ["end", "connections", "lost for", "messages sent again", "MiB: first, middle, last third, most"]
+    yield table(columns, rows)
+    yield (
+        "Memory is the resident set of a process, Python included, after each fault; of thirds, medians. The last third may be "
+        f"{FLAT:.0f} MiB above the first."
+    )
+
+
+def _cables(outcomes: dict[str, list[Outcome]]) -> Iterator[str]:
+    yield "## A cable is back"
+    yield (
+        "Both ends send 100 messages a second, Heartbeat(1.0). Seconds from the cable's return to the next message, at the end to "
+        f"which that took longer. {len(outcomes[CABLES[0].name])} runs each; the bound is 1."
+    )
+    rows = []
+    for case in CABLES:
+        after = [max(end["after"] for end in outcome["ends"].values()) for outcome in outcomes[case.name]]
+        rows.append([case.title, f"{statistics.median(after):.3f}", f"{max(after):.3f}"])
+    yield table(["case", "median", "worst"], rows)
+
+
+def _others(outcomes: dict[str, list[Outcome]]) -> Iterator[str]:
+    yield "## Killed, thawed, late, swallowed"
+    yield (
+        f"{len(outcomes[KILLED[0].name])} runs each. Each message arrived once and in order, over so many connections; or, where a "
+        "process was killed, the other side's `SessionLost.undelivered` held each that wasn't taken, and beyond these only "
+        "some whose ACK was not due yet or under way."
+    )
+    rows = []
+    for case in SURVIVES:
+        connections = sorted({outcome["ends"]["client"]["connections"] for outcome in outcomes[case.name]})
+        rows.append([case.title, " or ".join(map(str, connections)) + " connections"])
+    for case in KILLED:
+        doubtful = [outcome["doubtful"] for outcome in outcomes[case.name]]
+        messages = max(each["messages"] for each in doubtful)
+        age = max(each["age"] for each in doubtful)
+        rows.append([case.title, f"at most {messages} taken and not known to be, for {age * 1000:.0f} ms"])
+    yield table(["case", "seen"], rows)
+
+
+def _crowd(case: Any, outcome: Outcome) -> Iterator[str]:
+    attempts, down = outcome["attempts"], outcome["down"]
+    yield f"## A crowd: {case.title}"
+    yield (
+        f"Backoff({case.first}, {case.cap:g}). Attempts to connect as the server's host saw them (SYN), each half second; a mark is "
+        f"{MARK}. Beside it what the backoff says, by dice. All were back {outcome['all_back']:.1f} s after the server. Of "
+        f"{sum(outcome['taken'].values()):,} messages {outcome['taken'].get('0', 0)} were lost, and "
+        f"{sum(times for number, times in outcome['taken'].items() if number not in '01')} came twice."
+    )
+    meant = case.expected(down, 10)
+    lines = [f"{'from':>5} {'seen':>5} {'meant':>5}"]
+    for number in range(int(max(attempts) / BIN) + 1):
+        begin = number * BIN
+        seen = sum(begin <= at < begin + BIN for at in attempts)
+        by_dice = round(sum(begin <= at < begin + BIN for at in meant) / 10)
+        said = f"{by_dice:5}" if begin + BIN <= down else "     "
+        lines.append(f"{begin:4.1f}s {seen:5} {said} {'#' * round(seen / MARK)}")
+    yield "```text\n" + "\n".join(lines) + "\n```"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
