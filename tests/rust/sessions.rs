@@ -23,8 +23,9 @@ use longconn::proto::handshake::{Credentials, Hello, Position, Resumption};
 use longconn::proto::session::{BASE_WINDOW_BYTES, SendError, SessionError, wire_bytes};
 use pair::{Dice, Driving, Pipe, Side, Socket, config, ms};
 
-/// Schedules that failed once.
-const REGRESSIONS: &[u64] = &[];
+/// Schedules that failed once: the rest of a frame went behind HELLO, offsets went back, two goodbyes to the link crossed, one for good
+/// came behind one to the link.
+const REGRESSIONS: &[u64] = &[10, 38, 62, 2, 6, 252, 408, 500, 161, 794, 2797];
 
 /// After the last fault everything is delivered, or ended, within this time.
 const REST: Duration = Duration::from_secs(120);
