@@ -137,6 +137,8 @@ pub struct Ending {
     pub messages_after_close: u64,
     /// It was a session's end; else a link's, or a goodbye.
     pub session: Option<SessionEnd>,
+    /// What came of the last attempt to make another link, where the session was given up.
+    pub last_attempt: Option<String>,
     /// What the peer did, where it broke a rule or the handshake failed.
     pub detail: Option<String>,
 }
@@ -156,6 +158,7 @@ impl Ending {
             untaken_bytes: 0,
             messages_after_close: 0,
             session: None,
+            last_attempt: None,
             detail: None,
         }
     }
@@ -236,7 +239,8 @@ impl fmt::Display for Ending {
         }
         match self.session {
             Some(SessionEnd::GivenUp) => {
-                out.write_str("; the session was given up: no other connection was made in time")
+                out.write_str("; the session was given up: no other connection was made in time")?;
+                self.last_attempt.as_ref().map_or(Ok(()), |attempt| write!(out, " ({attempt})"))
             }
             Some(SessionEnd::Forgotten) => out.write_str("; the peer knows nothing of the session any more"),
             None => Ok(()),

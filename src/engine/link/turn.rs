@@ -21,7 +21,7 @@ use crate::engine::listener::going_away;
 use crate::engine::waiting::Interest;
 use crate::engine::{fork, interpreter};
 use crate::net::{sys, tcp_info, tuning};
-use crate::proto::cause::Cause;
+use crate::proto::cause::{Cause, SessionEnd};
 use crate::proto::close::{Close, CloseCode};
 use crate::proto::connection::{Action, Beginning, Connection, Event, State, Stats, Transmit};
 use crate::proto::core::Core;
@@ -244,7 +244,10 @@ impl Link {
             }
             Event::Taken => Interest::TAKEN | Interest::ROOM,
             Event::Ended(ending) => {
-                let ending = Arc::new(*ending);
+                let mut ending = *ending;
+                let last_attempt = inner.stay_away();
+                ending.last_attempt = last_attempt.filter(|_| ending.session == Some(SessionEnd::GivenUp));
+                let ending = Arc::new(ending);
                 if let (Some(listener), Some(this)) = (&listener, self.this.upgrade())
                     && let Core::Framed(core) = &inner.core
                     && let Some(close) = core.last_word(&ending)
@@ -252,7 +255,6 @@ impl Link {
                     listener.on_last_word(&this, close);
                 }
                 inner.ending = Some(ending.clone());
-                inner.stay_away();
                 inner.waiters.wake_everyone();
                 self.record(inner, now, What::Ended(ending))
             }
