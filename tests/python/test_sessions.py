@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import errno
 import itertools
+import re
 import signal
 import socket
 import threading
@@ -497,9 +498,19 @@ def test_a_client_may_give_up(is_untaken):
             three.client.recv()
         assert isinstance(raised.value, longconn.SessionLost) == is_untaken
         assert raised.value.undelivered == [b"never taken"] * is_untaken
+        assert re.search(r"in time \(.+\)", str(raised.value))  # what came of the last attempt
         attempts = three.proxy.accepted
         time.sleep(0.2)
         assert three.proxy.accepted == attempts
+
+
+def test_who_gives_up_is_told_what_came_of_the_last_attempt():
+    server = LongServer(("127.0.0.1", 0))
+    with connected(server.address, give_up_after=0.3 * SLACK) as client:
+        server.close()
+        with pytest.raises(longconn.LongConnError, match="refused") as raised:
+            client.recv()
+        assert "{}:{}".format(*server.address) in str(raised.value)
 
 
 def test_without_reconnecting_the_first_loss_is_the_end_of_both():

@@ -26,8 +26,6 @@ use crate::proto::moment::Moment;
 const PREFERRED_FOR: Duration = Duration::from_secs(600);
 /// What every path carries: the least IPv4 datagram that all hosts take, less its headers (RFC 9293, section 3.7.1).
 const SMALL_SEGMENT: u16 = 536;
-/// For who keeps losing its connections and is told why: the reasons of so many attempts.
-const KEPT_REASONS: usize = 8;
 
 /// How a client comes back.
 #[derive(Clone, Debug)]
@@ -70,8 +68,8 @@ pub(super) struct Comeback {
     preferred: (SocketAddr, Moment),
     /// Full segments may have been what didn't get through.
     max_segment: Option<u16>,
-    /// Of the attempts since the link was lost.
-    reasons: Vec<String>,
+    /// What came of the last attempt since the link was lost.
+    last_attempt: Option<String>,
 }
 
 /// A socket that a link can use.
@@ -105,7 +103,7 @@ impl Link {
         let backoff = Backoff::new(how.backoff);
         let home = how.target.clone();
         let comeback =
-            Comeback { how, home, backoff, next: None, dial: None, preferred, max_segment: None, reasons: Vec::new() };
+            Comeback { how, home, backoff, next: None, dial: None, preferred, max_segment: None, last_attempt: None };
         let mut inner = self.enter()?;
         inner.extras().comeback = Some(Box::new(comeback));
         if inner.core.is_away() {
@@ -130,7 +128,7 @@ impl Link {
             (None, _) => Why::Refused,
         };
         if was_open {
-            comeback.reasons.clear();
+            comeback.last_attempt = None;
             if comeback.suspects_large_segments(ending) {
                 comeback.max_segment = Some(SMALL_SEGMENT);
                 log::warn!(
@@ -142,7 +140,7 @@ impl Link {
                 comeback.max_segment = None;
             }
         } else {
-            comeback.note(ending.to_string());
+            comeback.last_attempt = Some(ending.to_string());
         }
         if let Some(close) = &ending.close
             && comeback.how.follows
@@ -180,7 +178,7 @@ impl Link {
         match dial::dial(comeback.how.target.clone(), config, done) {
             Ok(dial) => comeback.dial = Some(dial),
             Err(error) => {
-                comeback.note(error.to_string());
+                comeback.last_attempt = Some(error.to_string());
                 let delay = comeback.backoff.next(Why::Local, new_seed().unwrap_or_default());
                 comeback.next = Some(Moment::from(now) + delay);
             }
@@ -209,14 +207,14 @@ impl Link {
                     }
                     Err(error) => {
                         let Some(comeback) = inner.comeback() else { return };
-                        comeback.note(error.to_string());
+                        comeback.last_attempt = Some(error.to_string());
                         Why::Local
                     }
                 }
             }
             Err(error) => {
                 log::debug!(target: "longconn.link", "{error}");
-                comeback.note(error.to_string());
+                comeback.last_attempt = Some(error.to_string());
                 error.why()
             }
         };
@@ -231,11 +229,6 @@ impl Link {
             Core::Framed(core) => Ok(core.undelivered()),
             Core::Plain(_) => Ok(Vec::new()),
         }
-    }
-
-    /// The newest reasons why there is no connection.
-    pub fn attempts(&self) -> Result<Vec<String>, LinkError> {
-        Ok(self.enter()?.comeback().map(|comeback| comeback.reasons.clone()).unwrap_or_default())
     }
 }
 
@@ -252,13 +245,6 @@ impl Comeback {
         // Small frames came and went until then.
         let is_one_way = is_lost_to_silence && !matches!(ending.cause, Cause::Unreachable | Cause::Silent);
         is_one_way && ending.untaken_bytes > u64::from(SMALL_SEGMENT)
-    }
-
-    fn note(&mut self, reason: String) {
-        if self.reasons.len() == KEPT_REASONS {
-            self.reasons.remove(0);
-        }
-        self.reasons.push(reason);
     }
 }
 
@@ -277,12 +263,13 @@ impl Inner {
         }
     }
 
-    /// It is over: nobody comes back.
-    pub(super) fn stay_away(&mut self) {
-        let comeback = self.extras.as_mut().and_then(|extras| extras.comeback.take());
-        if let Some(dial) = comeback.and_then(|comeback| comeback.dial) {
+    /// It is over: nobody comes back. What came of the last attempt.
+    pub(super) fn stay_away(&mut self) -> Option<String> {
+        let comeback = self.extras.as_mut()?.comeback.take()?;
+        if let Some(dial) = comeback.dial {
             dial.cancel();
         }
+        comeback.last_attempt
     }
 }
 

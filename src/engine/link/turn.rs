@@ -22,7 +22,7 @@ use crate::engine::listener::going_away;
 use crate::engine::waiting::Interest;
 use crate::engine::{fork, interpreter};
 use crate::net::{sys, tcp_info, tuning};
-use crate::proto::cause::Cause;
+use crate::proto::cause::{Cause, SessionEnd};
 use crate::proto::close::{Close, CloseCode};
 use crate::proto::connection::{Action, Beginning, Connection, Event, State, Stats, Transmit};
 use crate::proto::core::Core;
@@ -245,7 +245,12 @@ impl Link {
             }
             Event::Taken => Interest::TAKEN | Interest::ROOM,
             Event::Ended(ending) => {
-                let ending = Arc::new(*ending);
+                let mut ending = *ending;
+                let last_attempt = inner.stay_away();
+                if ending.session == Some(SessionEnd::GivenUp) {
+                    ending.detail = last_attempt.or(ending.detail);
+                }
+                let ending = Arc::new(ending);
                 if let (Some(listener), Some(this)) = (&listener, self.this.upgrade())
                     && let Core::Framed(core) = &inner.core
                     && let Some(close) = core.last_word(&ending)
@@ -253,7 +258,6 @@ impl Link {
                     listener.on_last_word(&this, close);
                 }
                 inner.ending = Some(ending.clone());
-                inner.stay_away();
                 inner.waiters.wake_everyone();
                 self.record(inner, now, What::Ended(ending))
             }
