@@ -155,7 +155,7 @@ fn a_session_goes_on_over_another_connection_and_both_sides_are_told() {
 
 #[test]
 fn a_stream_of_messages_both_ways_survives_many_cuts() {
-    const COUNT: u32 = 20_000;
+    const COUNT: u32 = 60_000;
     let (proxy, listener, client, server) = trio(Config::default(), ListenerConfig::default());
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -183,7 +183,7 @@ fn a_stream_of_messages_both_ways_survives_many_cuts() {
         scope.spawn(move || {
             let until = soon().unwrap();
             while !is_over.load(Ordering::SeqCst) && clock::now() < until {
-                thread::sleep(ms(20));
+                thread::sleep(ms(10));
                 proxy.cut();
             }
         });
