@@ -10,7 +10,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 use crate::net::resolve::LookUpError;
-use crate::net::{sys, tuning};
+use crate::net::{carrier, sys, tuning};
 use crate::proto::backoff::Why;
 
 /// A peer, as the program names it: all of its places are tried, each looked up anew each time.
@@ -159,7 +159,7 @@ impl DialError {
     pub fn why(&self) -> Why {
         match self.kind {
             Failure::Unanswered => Why::Unanswered { took: self.took },
-            Failure::Local | Failure::Name { is_permanent: false } => Why::Local,
+            Failure::Local | Failure::Name { is_permanent: false } => Why::Local { took: self.took },
             // A server for names had work with it.
             Failure::Refused | Failure::Name { is_permanent: true } => Why::Refused,
         }
@@ -189,6 +189,9 @@ pub struct ToItself;
 
 /// Begins to connect, without waiting. With `max_segment` no larger segments go either way (`TCP_MAXSEG`, 88 to 32767 on Linux).
 pub fn begin(address: SocketAddr, max_segment: Option<u16>) -> io::Result<OwnedFd> {
+    if carrier::is_out(address.ip()) {
+        return Err(io::Error::from_raw_os_error(libc::ENETDOWN));
+    }
     // socket2 makes it close-on-exec.
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;

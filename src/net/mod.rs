@@ -1,5 +1,6 @@
 //! Sockets, and no protocol: what the kernel is asked and told.
 
+pub mod carrier;
 pub mod dial;
 pub mod keepalive;
 pub mod resolve;

@@ -8,8 +8,8 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const MOST_FACTOR: f64 = 10.0;
 /// A server that wants more than this to pass is not believed: it may be a mistake of units.
 const MOST_RETRY_AFTER: Duration = Duration::from_secs(5 * 60);
-/// Between attempts that never left this machine's network: they cost nobody anything, and the network may be back at any
-/// moment.
+/// Between the beginnings of attempts that never left this machine's network: they cost nobody anything, and the network may be
+/// back at any moment.
 const LOCAL_PACE: Duration = Duration::from_millis(500);
 /// Between the beginnings of attempts that nobody answered, if they were given less time than this.
 const UNANSWERED_PACE: Duration = Duration::from_secs(1);
@@ -69,8 +69,9 @@ pub enum Why {
     Refused,
     /// Nobody answered the last attempt, which was given so much time.
     Unanswered { took: Duration },
-    /// The last attempt never left this machine's network: it has none, no route, no address, no server for names.
-    Local,
+    /// The last attempt never left this machine's network: it has none, no route, no address, no server for names. To find
+    /// that out took so long: a gateway that doesn't answer is looked for, for 3 s.
+    Local { took: Duration },
     /// The server said, by CLOSE or in refusing, that nobody is to come back earlier.
     RetryAfter(Duration),
 }
@@ -116,7 +117,7 @@ impl Backoff {
     pub fn next(&mut self, why: Why, random: u64) -> Duration {
         let fraction = (random >> 11) as f64 / (1_u64 << 53) as f64;
         match why {
-            Why::Local => LOCAL_PACE,
+            Why::Local { took } => LOCAL_PACE.saturating_sub(took),
             // It took its time, and within it the kernel's own pace bounded what was sent. A wait would only delay the
             // moment at which a path that is back is used.
             Why::Unanswered { took } => UNANSWERED_PACE.saturating_sub(took),

@@ -3,10 +3,14 @@ undelivered."""
 
 from __future__ import annotations
 
+import errno
 import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
+from lab import Lab, _is_privileged
 from session_cases import CABLES, CHAOS, KILLED, PROTECTION, SURVIVES
 from stage import SLACK
 
@@ -51,3 +55,26 @@ def test_messages_come_soon_after_a_cable_is_back(campaign, case, name, protecti
 @_each(KILLED)
 def test_who_survives_a_kill_is_told_what_was_not_taken(campaign, case, name, protection):
     _check(campaign, case)
+
+
+NO_CARRIER = """
+import sys, time, longconn
+began = time.monotonic()
+try:
+    longconn.connect((sys.argv[1], 8083))
+except longconn.ConnectFailed as error:
+    print(error.errno, error.cause, time.monotonic() - began)
+"""
+
+
+def test_who_has_no_carrier_does_not_send_the_kernel_looking_for_the_gateway():
+    """It would look for 3 s, and then answer EHOSTUNREACH."""
+    if not _is_privileged():
+        pytest.skip("makes a lab in the test process itself, which takes root")
+    with Lab() as lab:
+        lab.pull("client")
+        argv = [sys.executable, "-c", NO_CARRIER, lab.address("server")]
+        said = lab.popen("client", argv, stdout=subprocess.PIPE, text=True).communicate(timeout=60 * SLACK)[0].split()
+        neighbours = lab._run("client", "ip", "neighbour")
+    assert said[:2] == [str(errno.ENETDOWN), "refused"]
+    assert neighbours == ""

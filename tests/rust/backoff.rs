@@ -78,7 +78,9 @@ fn what_cost_the_server_nothing_does_not_lengthen_the_wait_whatever_the_cap() {
     let mut backoff = Backoff::new(config);
     for random in [0, 1 << 63, u64::MAX] {
         for _ in 0..1000 {
-            assert_eq!(backoff.next(Why::Local, random), ms(500));
+            assert_eq!(backoff.next(Why::Local { took: ms(0) }, random), ms(500));
+            assert_eq!(backoff.next(Why::Local { took: ms(200) }, random), ms(300));
+            assert_eq!(backoff.next(Why::Local { took: ms(3000) }, random), ms(0));
             assert_eq!(backoff.next(FIVE_SECONDS, random), Duration::ZERO);
         }
     }
@@ -206,7 +208,7 @@ fn why() -> impl Strategy<Value = Why> {
         Just(Why::Lost),
         Just(Why::LostWithOthers),
         Just(Why::Refused),
-        Just(Why::Local),
+        (0..5000_u64).prop_map(|took| Why::Local { took: ms(took) }),
         any::<u32>().prop_map(|ms| Why::Unanswered { took: Duration::from_millis(ms.into()) }),
         any::<u32>().prop_map(|ms| Why::RetryAfter(Duration::from_millis(ms.into()))),
     ]
@@ -234,7 +236,7 @@ proptest! {
             let wait = backoff.next(why, random);
             match why {
                 Why::Lost | Why::LostWithOthers | Why::Refused => prop_assert!(wait <= config.cap),
-                Why::Local => prop_assert_eq!(wait, ms(500)),
+                Why::Local { took } => prop_assert_eq!(wait, ms(500).saturating_sub(took)),
                 Why::Unanswered { took } => prop_assert_eq!(wait, ms(1000).saturating_sub(took)),
                 Why::RetryAfter(asked) => {
                     let asked = asked.min(Duration::from_secs(300));

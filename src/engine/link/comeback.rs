@@ -26,6 +26,8 @@ use crate::proto::moment::Moment;
 const PREFERRED_FOR: Duration = Duration::from_secs(600);
 /// What every path carries: the least IPv4 datagram that all hosts take, less its headers (RFC 9293, section 3.7.1).
 const SMALL_SEGMENT: u16 = 536;
+/// The system refused something here, at once.
+const LOCAL: Why = Why::Local { took: Duration::ZERO };
 
 /// How a client comes back.
 #[derive(Clone, Debug)]
@@ -179,7 +181,7 @@ impl Link {
             Ok(dial) => comeback.dial = Some(dial),
             Err(error) => {
                 comeback.last_attempt = Some(error.to_string());
-                let delay = comeback.backoff.next(Why::Local, new_seed().unwrap_or_default());
+                let delay = comeback.backoff.next(LOCAL, new_seed().unwrap_or_default());
                 comeback.next = Some(Moment::from(now) + delay);
             }
         }
@@ -208,7 +210,7 @@ impl Link {
                     Err(error) => {
                         let Some(comeback) = inner.comeback() else { return };
                         comeback.last_attempt = Some(error.to_string());
-                        Why::Local
+                        LOCAL
                     }
                 }
             }
