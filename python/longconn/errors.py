@@ -296,9 +296,10 @@ def link_ended(
         error.undelivered = undelivered
     if not (is_session and undelivered):
         return error
+    what = "message" if len(undelivered) == 1 else "messages"
     lost = SessionLost(
         getattr(error, "errno", None),
-        f"{_who(peer)}: {text}; {len(undelivered)} messages may not have been taken (.undelivered)",
+        f"{_who(peer)}: {text}; {len(undelivered)} {what} may not have been taken (.undelivered)",
         cause=Cause(cause),
         silence=silence,
         limit=limit,

@@ -290,6 +290,10 @@ def connect(
     resends = _is_choice(on_session_lost, "on_session_lost", ("raise", "resend"))
     raises_when_full = _is_choice(when_full, "when_full", ("wait", "raise"))
     give_up_after = _optional_seconds(give_up_after, "give_up_after")
+    if plain is not None and (isinstance(reconnect, Backoff) or give_up_after is not None or resends or follow):
+        raise ValueError(
+            "reconnect, give_up_after, on_session_lost, follow: a plain peer (framing=...) knows no sessions"
+        )
     places = _places(address)
     probes = None
     if plain is None and keepalive and keepalive.probes:
@@ -306,7 +310,7 @@ def connect(
             fd, enabled=True, idle=idle, interval=interval, count=count, user_timeout=user_timeout
         )
     if plain is not None:
-        return _longconn.open_plain_link(fd, settings=plain, on_event=on_event)
+        return _longconn.open_plain_link(fd, settings=plain, on_event=on_event, raises_when_full=raises_when_full)
     left = None if deadline is None else max(0.0, deadline - time.monotonic())
     return _longconn.open_link(
         fd,

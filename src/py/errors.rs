@@ -71,8 +71,13 @@ pub(super) fn listener_error(py: Python<'_>, error: LinkError) -> PyErr {
 
 /// There is no room for a message, and the program doesn't want to wait for it.
 pub(super) fn buffer_full(py: Python<'_>, link: &Link) -> PyErr {
-    let untaken = py.detach(|| link.unacknowledged()).unwrap_or_default();
-    let text = format!("no room: {untaken} messages wait for the peer's program to take them");
+    let text = match link.framing() {
+        None => {
+            let untaken = py.detach(|| link.unacknowledged()).unwrap_or_default();
+            format!("no room: {untaken} messages wait for the peer's program to take them")
+        }
+        Some(_) => "no room: the peer's kernel takes nothing more for now".to_owned(),
+    };
     let made = error_class(py, "BufferFull").and_then(|class| class.call1((libc::EAGAIN, text)));
     made.map_or_else(|error| error, PyErr::from_value)
 }
