@@ -35,7 +35,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Break the links of sessions, for a quarter of an hour.")
     parser.add_argument("--runs", type=int, default=10, help="of each case with a cable or a kill (default 10)")
     parser.add_argument("--seed", type=int, help="of the chaos; left out, another one each time")
-    parser.add_argument("--only", metavar="TEXT", default="", help="only cases with this in their names; writes no page")
+    parser.add_argument("--only", metavar="TEXT", default="", help="only cases with this in them; writes no page")
     arguments = parser.parse_args()
     if reason := reason_unavailable():
         print(f"no network lab can be made here: {reason}", file=sys.stderr)
@@ -72,8 +72,8 @@ def main() -> int:
 def _page(outcomes: dict[str, list[Outcome]]) -> Iterator[str]:
     yield "# Sessions under chaos"
     yield (
-        "What sessions survive, as `make chaos` measured it and wrote it here, in the network lab of tests/network: two hosts and a "
-        "router between them, namespaces of one machine. Shorter forms are in the test suite."
+        "What sessions survive, as `make chaos` measured it and wrote it here, in the network lab of tests/network: two "
+        "hosts and a router between them, namespaces of one machine. Shorter forms are in the test suite."
     )
     yield where()
     yield from _chaos(outcomes[LONG_CHAOS.name][0])
@@ -89,10 +89,10 @@ def _chaos(outcome: Outcome) -> Iterator[str]:
     yield "## Faults of all kinds"
     yield (
         f"{faults} faults in {outcome['took']:.0f} s, while both ends sent each other {ends['client']['sent']:,} and "
-        f"{ends['server']['sent']:,} numbered messages: each arrived once and in order. Heartbeat(0.25), so the limit is 1.1 s; the "
-        f"client sits behind a NAT. Seed {outcome['seed']} (`.venv/bin/python benches/chaos.py --seed ...`). The longest time "
-        "without a message, at either end, is from the last one before the fault to the first one after; where the next fault "
-        "struck before that, it counts as several in a row."
+        f"{ends['server']['sent']:,} numbered messages: each arrived once and in order. Heartbeat(0.25), so the limit is "
+        f"1.1 s; the client sits behind a NAT. Seed {outcome['seed']} (`.venv/bin/python benches/chaos.py --seed ...`). "
+        "A time without a message, at either end, is from the last one before the fault to the first one after; where "
+        "the next fault struck before that, it counts as several in a row."
     )
     rows = [
         [kind, str(told["faults"] or ""), f"{told['median']:.2f}", f"{told['longest']:.2f}"]
@@ -116,16 +116,16 @@ def _chaos(outcome: Outcome) -> Iterator[str]:
     columns = ["end", "connections", "lost for", "messages sent again", "MiB: first, middle, last third, most"]
     yield table(columns, rows)
     yield (
-        "Memory is the resident set of a process, Python included, after each fault; of thirds, medians. The last third may be "
-        f"{FLAT:.0f} MiB above the first."
+        "Memory is the resident set of a process, Python included, after each fault; of thirds, medians. The last third "
+        f"may be {FLAT:.0f} MiB above the first."
     )
 
 
 def _cables(outcomes: dict[str, list[Outcome]]) -> Iterator[str]:
     yield "## A cable is back"
     yield (
-        "Both ends send 100 messages a second, Heartbeat(1.0). Seconds from the cable's return to the next message, at the end to "
-        f"which that took longer. {len(outcomes[CABLES[0].name])} runs each; the bound is 1."
+        "Both ends send 100 messages a second, Heartbeat(1.0). Seconds from the cable's return to the next message, at "
+        f"the end to which that took longer. {len(outcomes[CABLES[0].name])} runs each; the bound is 1."
     )
     rows = []
     for case in CABLES:
@@ -137,9 +137,9 @@ def _cables(outcomes: dict[str, list[Outcome]]) -> Iterator[str]:
 def _others(outcomes: dict[str, list[Outcome]]) -> Iterator[str]:
     yield "## Killed, thawed, late, swallowed"
     yield (
-        f"{len(outcomes[KILLED[0].name])} runs each. Each message arrived once and in order, over so many connections; or, where a "
-        "process was killed, the other side's `SessionLost.undelivered` held each that wasn't taken, and beyond these only "
-        "some whose ACK was not due yet or under way."
+        f"{len(outcomes[KILLED[0].name])} runs each. Each message arrived once and in order, over so many connections; or, "
+        "where a process was killed, the other side's `SessionLost.undelivered` held each that wasn't taken, and beyond "
+        "these only some whose ACK was not due yet or under way."
     )
     rows = []
     for case in SURVIVES:
@@ -157,10 +157,11 @@ def _crowd(case: Any, outcome: Outcome) -> Iterator[str]:
     attempts, down = outcome["attempts"], outcome["down"]
     yield f"## A crowd: {case.title}"
     yield (
-        f"Backoff({case.first}, {case.cap:g}). Attempts to connect as the server's host saw them (SYN), each half second; a mark is "
-        f"{MARK}. Beside it what the backoff says, by dice. All were back {outcome['all_back']:.1f} s after the server. Of "
-        f"{sum(outcome['taken'].values()):,} messages {outcome['taken'].get('0', 0)} were lost, and "
-        f"{sum(times for number, times in outcome['taken'].items() if number not in '01')} came twice."
+        f"Backoff({case.first}, {case.cap:g}). Attempts to connect as the server's host saw them (SYN), in each half "
+        f"second; a mark is {MARK}. Beside it what the backoff says, by dice. All were back {outcome['all_back']:.1f} s "
+        f"after the server. Of {sum(outcome['taken'].values()):,} messages {outcome['taken'].get('0', 0)} were lost, and "
+        f"{sum(times for number, times in outcome['taken'].items() if number not in '01')} came twice. "
+        f"(`.venv/bin/python benches/chaos.py --only {case.name}` does it again.)"
     )
     meant = case.expected(down, 10)
     lines = [f"{'from':>5} {'seen':>5} {'meant':>5}"]

@@ -100,7 +100,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parser = argparse.ArgumentParser(description="Run one case.")
     parser.add_argument("case", choices=CASES)
-    parser.add_argument("protection", choices=(*cases.programs.PROTECTIONS, link_cases.PROTECTION, session_cases.PROTECTION))
+    parser.add_argument(
+        "protection", choices=(*cases.programs.PROTECTIONS, link_cases.PROTECTION, session_cases.PROTECTION)
+    )
     parser.add_argument("--phase", type=float, default=0.5, help="0 to 1: when in the keepalive's period it breaks")
     parser.add_argument("--trace", action="store_true", help="sample TCP_INFO ten times a second")
     parser.add_argument("--json", action="store_true", help="one line of JSON, for programs")

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from stage import SLACK, Stage
 # The default limit at beats of 0.25 s; a heartbeat may have come just before the fault.
 LIMIT = 1.1
 RECOVERY = 30 * SLACK
+# Such recoveries are reported, in seconds.
+SLOW = 2.5
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -39,6 +42,7 @@ class Struck:
     kind: str
     began: float
     ended: float = 0.0
+    recovered: float | None = None
     memory: tuple[int, ...] = ()
 
 
@@ -105,6 +109,7 @@ def strike(stage: Stage, messages: int, faults: int, seed: int, per_second: floa
         # Often the next one strikes before anything has recovered.
         if dice.random() < 0.7:
             _wait_for_recovery(counters, fault)
+            struck[-1].recovered = time.monotonic() - struck[-1].ended
         time.sleep(dice.uniform(0, 0.5))
     for host in HOSTS:
         stage.links[host].send("enough")
@@ -112,7 +117,11 @@ def strike(stage: Stage, messages: int, faults: int, seed: int, per_second: floa
     took = time.monotonic() - began
     return {"seed": seed, "took": round(took, 1), "ends": reports, "faults": _by_kind(struck, reports)} | {
         "memory": _memory(struck),
-        "wait": max((later.began - each.ended for each, later in zip(struck, struck[1:], strict=False)), default=0),
+        "slow": [
+            f"{each.recovered:.1f} s after {each.kind}, {each.began - before.ended:.1f} s after {before.kind}"
+            for before, each in pairwise(struck)
+            if each.recovered and each.recovered > SLOW
+        ],
     }
 
 

@@ -95,7 +95,8 @@ class Crowd:
         distributions (Kolmogorov and Smirnov's statistic). Those of the first second don't count: two a client in a
         quarter of it are more than this machine makes."""
         down = outcome["down"]
-        seen, meant = ([at for at in times if 1 <= at < down] for times in (outcome["attempts"], self.expected(down, 10)))
+        both = outcome["attempts"], self.expected(down, 10)
+        seen, meant = ([at for at in times if 1 <= at < down] for times in both)
         points = [1 + number * (down - 1) / 200 for number in range(200)]
         return max(abs(bisect(seen, at) / len(seen) - bisect(meant, at) / len(meant)) for at in points)
 

@@ -11,6 +11,7 @@ import signal
 import socket
 import threading
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -133,7 +134,7 @@ def be_numbering(link: Connection, host: str, address: str, talk: Talk, counters
             "received": counters.received.value,
             "wrong": check.wrong,
             "finished": check.is_finished,
-            "gaps": check.gaps,
+            "gaps": [*zip(check.gaps[::2], check.gaps[1::2], strict=True)],
             "errors": [describe(each) for each in (error, check.error) if each],
             "lost": connection.lost and str(connection.lost),
             "events": line.events,
@@ -166,8 +167,8 @@ class Check:
         self.wrong: list[str] = []
         self.error: OSError | None = None
         self.is_finished = False
-        # Times at which nothing came.
-        self.gaps: list[tuple[float, float]] = []
+        # From when to when nothing came; in little memory, for memory is looked at.
+        self.gaps = array("d")
 
     def run(self) -> None:
         expected, last = 0, time.monotonic()
@@ -178,7 +179,7 @@ class Check:
                     self.wrong.append(f"{len(message)} bytes of number {number_of(message)} instead of {expected}")
                     return
                 if now - last > SHORT:
-                    self.gaps.append((last, now))
+                    self.gaps.extend((last, now))
                 expected, last = expected + 1, now
                 self._counters.received.value = expected
                 if self._talk.takes_each:
@@ -192,7 +193,7 @@ class Check:
 
 
 def be_sending(link: Connection, host: str, address: str, talk: Talk, counters: Counters) -> None:
-    """Sends numbered messages until it is told that the session is lost, or that it is enough; reports what it knows."""
+    """Sends numbered messages until the session is lost, or the director says that it is enough; reports what it knows."""
     die_with_parent()
     line = Line(link, host, address, talk)
     connection = line.connection

@@ -1,5 +1,5 @@
-"""Owns the proof that a session survives what breaks its links: each message arrives once and in order, or is told to be
-undelivered."""
+"""Owns the proof that a session survives what breaks its links: each message arrives once and in order, or is told to
+be undelivered."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from lab import Lab, _is_privileged
-from session_cases import CABLES, CHAOS, KILLED, PROTECTION, SURVIVES
+from session_cases import CABLES, CHAOS, CROWDS, KILLED, PROTECTION, SURVIVES
 from stage import SLACK
 
 pytest.importorskip("longconn")
@@ -54,6 +54,11 @@ def test_messages_come_soon_after_a_cable_is_back(campaign, case, name, protecti
 
 @_each(KILLED)
 def test_who_survives_a_kill_is_told_what_was_not_taken(campaign, case, name, protection):
+    _check(campaign, case)
+
+
+@_each(CROWDS)
+def test_a_crowd_that_is_cut_at_once_comes_back_spread_and_loses_nothing(campaign, case, name, protection):
     _check(campaign, case)
 
 

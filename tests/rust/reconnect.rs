@@ -260,6 +260,7 @@ fn a_session_that_nobody_comes_back_for_ends_after_its_retention() {
     assert_eq!(ending.session, Some(SessionEnd::GivenUp));
     assert!(matches!(ending.cause, Cause::Ended | Cause::Reset), "{ending:?}");
     assert_eq!(server.undelivered().unwrap(), [b"one", b"two"]);
+    assert!(server.stats().unwrap().is_some(), "it had a link");
     assert_eq!(listener.counts().unwrap().expired, 1);
     // It comes back too late: the server knows nothing of it, and nothing of it was lost.
     proxy.is_closed.store(false, Ordering::SeqCst);

@@ -2,7 +2,7 @@
 
 use std::mem;
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -28,6 +28,9 @@ const PREFERRED_FOR: Duration = Duration::from_secs(600);
 const SMALL_SEGMENT: u16 = 536;
 /// The system refused something here, at once.
 const LOCAL: Why = Why::Local { took: Duration::ZERO };
+/// A new connection that dies before the handshake is done has no heartbeats yet. So that it isn't waited for as long as a server
+/// that lives and is busy, the kernel gives it up once nothing was answered for so long; at least 8 round trips.
+const UNANSWERED: Duration = Duration::from_secs(3);
 
 /// How a client comes back.
 #[derive(Clone, Debug)]
@@ -68,6 +71,8 @@ pub(super) struct Comeback {
     dial: Option<Arc<Dial>>,
     /// Where it was connected to, and until when.
     preferred: (SocketAddr, Moment),
+    /// What the kernel's probes are to be once the handshake is done.
+    keepalive: Option<Keepalive>,
     /// Full segments may have been what didn't get through.
     max_segment: Option<u16>,
     /// What came of the last attempt since the link was lost.
@@ -104,8 +109,17 @@ impl Link {
         let preferred = (self.peer_address(), Moment::from(clock::now()) + PREFERRED_FOR);
         let backoff = Backoff::new(how.backoff);
         let home = how.target.clone();
-        let comeback =
-            Comeback { how, home, backoff, next: None, dial: None, preferred, max_segment: None, last_attempt: None };
+        let comeback = Comeback {
+            how,
+            home,
+            backoff,
+            next: None,
+            dial: None,
+            preferred,
+            keepalive: None,
+            max_segment: None,
+            last_attempt: None,
+        };
         let mut inner = self.enter()?;
         inner.extras().comeback = Some(Box::new(comeback));
         if inner.core.is_away() {
@@ -202,6 +216,7 @@ impl Link {
                 {
                     log::debug!(target: "longconn.link", "{}: keepalive was refused: {error}", connected.peer);
                 }
+                comeback.keepalive = expect_answers(connected.socket.as_fd());
                 match equip(connected.socket, true).and_then(|equipped| self.attach(inner, equipped)) {
                     Ok(()) => {
                         inner.core.relink(now, new_seed().unwrap_or_default());
@@ -250,6 +265,21 @@ impl Comeback {
     }
 }
 
+/// By the kernel, as [`UNANSWERED`] says; what it did before, if it does so.
+fn expect_answers(fd: BorrowedFd<'_>) -> Option<Keepalive> {
+    let before = Keepalive::of(fd).ok()?;
+    let (info, _) = sys::tcp_info(fd.as_raw_fd()).ok()?;
+    let second = Some(Duration::from_secs(1));
+    let expectant = Keepalive {
+        enabled: Some(true),
+        idle: second,
+        interval: second,
+        count: Some(3),
+        user_timeout: Some(UNANSWERED.max(8 * Duration::from_micros(info.rtt.into()))),
+    };
+    expectant.apply(fd).ok().map(|()| before)
+}
+
 impl Inner {
     pub(super) fn comeback(&mut self) -> Option<&mut Comeback> {
         self.extras.as_mut()?.comeback.as_deref_mut()
@@ -257,6 +287,16 @@ impl Inner {
 
     pub(super) fn next_attempt(&self) -> Option<Moment> {
         self.extras.as_ref()?.comeback.as_ref()?.next
+    }
+
+    /// The handshake is done, and from here on it is for heartbeats to notice that the link is dead.
+    pub(super) fn stop_expecting_answers(&mut self) {
+        let keepalive = self.comeback().and_then(|comeback| comeback.keepalive.take());
+        if let (Some(keepalive), Some(socket)) = (keepalive, &self.socket)
+            && let Err(error) = keepalive.apply(socket.as_fd())
+        {
+            log::debug!(target: "longconn.link", "keepalive could not be put back: {error}");
+        }
     }
 
     pub(super) fn on_proven(&mut self) {

@@ -208,6 +208,7 @@ impl Link {
                 if let Some(extras) = &mut inner.extras {
                     extras.last_pong = None;
                 }
+                inner.stop_expecting_answers();
                 if let (Some(socket), Some(stats)) = (&inner.socket, inner.core.stats(now)) {
                     tuning::set_patience(socket.as_fd(), stats.limit);
                 }

@@ -247,7 +247,7 @@ impl Connection {
 
     /// The server doesn't know the session, and what it had taken of it nobody can know.
     fn lose_session(&mut self, now: Instant) {
-        let mut ending = self.take_loss();
+        let mut ending = self.end_of_last_link();
         ending.session = Some(SessionEnd::Forgotten);
         // The new one has no use.
         let close = Close::new(CloseCode::GOING_AWAY, "the session before was lost");
@@ -310,7 +310,7 @@ impl Connection {
     pub fn lose(&mut self, now: Instant, how: SessionEnd) {
         self.note_time(now);
         if self.retention > 0 && !matches!(self.phase, Phase::PeerLeft { .. } | Phase::Ended { .. }) {
-            let mut ending = self.take_loss();
+            let mut ending = self.end_of_last_link();
             ending.session = Some(how);
             self.finish(ending, None, Action::Abort);
         }
@@ -345,9 +345,9 @@ impl Connection {
         self.lost.is_some()
     }
 
-    /// How the last link ended, for who is told that the session has.
-    fn take_loss(&mut self) -> Ending {
-        self.lost.take().map_or_else(|| Ending::new(Cause::Reset), |lost| Arc::unwrap_or_clone(lost.ending))
+    /// For a session that ends without a link. What is known of the link stays, for who asks.
+    fn end_of_last_link(&self) -> Ending {
+        self.lost.as_ref().map_or_else(|| Ending::new(Cause::Reset), |lost| Ending::clone(&lost.ending))
     }
 
     /// Something that was begun, and ends the session, waits for a link.
@@ -500,9 +500,9 @@ impl Connection {
             self.finish(ending, None, Action::Close);
             return true;
         }
-        if is_over && let Some(lost) = self.lost.take() {
-            let mut ending = Arc::unwrap_or_clone(lost.ending);
-            ending.session = lost.stats.map(|_| SessionEnd::GivenUp);
+        if is_over && let Some(lost) = &self.lost {
+            let mut ending = Ending::clone(&lost.ending);
+            ending.session = lost.stats.as_ref().map(|_| SessionEnd::GivenUp);
             self.finish(ending, None, Action::Close);
             return true;
         }
