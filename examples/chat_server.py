@@ -12,28 +12,36 @@ import longconn
 host = sys.argv[1] if len(sys.argv) > 1 else "localhost"
 port = int(sys.argv[2]) if len(sys.argv) > 2 else 9001
 
-# 连接的每一次变化（Event），翻译成一句话；closed 的原因在 cause 里
-NEWS = {
-    "open": "is here",
-    "suspect": "has fallen silent",
-    "closed": "has left",
-    "ended": "is gone: the program ended or was killed",
-    "reset": "is gone: the connection was reset",
-    "unreachable": "is gone: the network or the power failed",
-    "frozen": "is gone: the computer answers, the program doesn't",
+# 连接断了，原因在 Event 的 cause 里
+WHY = {
+    "ended": "the program ended or was killed",
+    "reset": "the connection was reset",
+    "unreachable": "the network or the power failed",
+    "frozen": "the computer answers, the program doesn't",
 }
 
 
+def news(event):
+    # 连接的每一次变化（Event），翻译成一句话
+    match event.state:
+        case "open":  # 第一次来；断了又连上，或者沉默之后又有了动静，也是 open
+            return "is here"
+        case "suspect":
+            return "has fallen silent"
+        case "reconnecting":  # 断了；留着他的会话等一分钟，回来了接着聊，没收到的话一句不少
+            return f"is gone: {WHY.get(event.cause, event.cause)}"
+        case _:
+            return "has left" if event.cause == "closed" else "has not come back"
+
+
 def tell_everyone(server, text):
-    print(text, flush=True)
+    print(text + "\n", end="", flush=True)  # 一次写完一整行：两个线程都在打印，免得搅在一起
     server.broadcast(text.encode())  # 不等任何人：谁收得太慢，这一句就不给他了
 
 
 def watch(server):
     for person, event in server.events():
-        # 沉默之后又有了动静，也会报一次 open
-        news = NEWS.get(event.cause or event.state, f"is gone: {event.cause}")
-        tell_everyone(server, f"* {person.client_id} {news}")
+        tell_everyone(server, f"* {person.client_id} {news(event)}")
 
 
 # 每秒一次心跳，对方没了动静，两秒半之内就知道；不用谁开口说话

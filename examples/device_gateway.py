@@ -20,7 +20,8 @@ def say(*words):
 
 def report(server):
     for device, event in server.events():
-        # cause 只在连接结束时有：closed（对方道了别）、ended（进程没了）、
+        # reconnecting：断了，它的会话留着等一分钟，回来了接着走；closed：道了别，或者没有回来。
+        # cause 说为什么：closed（对方道了别）、ended（进程没了）、
         # unreachable（断网、断电）、frozen（对方的系统还在，程序停住了）……
         say("device", device.client_id, event.state, event.cause or "")
 

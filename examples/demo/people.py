@@ -84,7 +84,9 @@ def device(host: str, port: str, name: str, *, dawdles: float = 0.0) -> None:
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, lambda number, _: trouble.append(number))
     try:
-        with longconn.connect((host, port), client_id=name, heartbeat=HEARTBEAT) as connection:
+        # What is shown is how soon a loss is told, and why; those that come back would blur it.
+        settings = {"client_id": name, "heartbeat": HEARTBEAT, "reconnect": False}
+        with longconn.connect((host, port), **settings) as connection:
             for message in connection:
                 connection.send(b"got " + message)
                 if signal.SIGUSR1 in trouble:

@@ -143,9 +143,11 @@ class LongConnection:
     use a connection. Every ``timeout`` is in seconds (int, float or timedelta): left out, it is the `settimeout()`
     value; None is for ever. An expired one is the plain ``TimeoutError``, and the connection stays usable.
 
-    Once the peer is lost, calls raise `PeerLost`, which says why; once it has closed, `PeerClosed`; what had arrived is
-    received before. ``for message in connection`` ends quietly when the peer closes with code 0. In a process that was
-    forked, calls raise `ForkedError`.
+    While the connection is lost and its session waits for another (``reconnecting``), calls wait, each up to its
+    timeout, and `send` accepts what there is room for. Once the session is over, calls raise `SessionLost` if messages
+    may not have been taken, else `PeerLost`, which says why; once the peer has closed, `PeerClosed`; what had arrived
+    is received before. ``for message in connection`` ends quietly when the peer closes with code 0. In a process that
+    was forked, calls raise `ForkedError`.
 
     With a plain peer (``framing=...``) each direction ends by itself, as TCP has it: once the peer has ended its stream
     `recv` gives ``b""``, iteration ends, and what is sent still goes out; ``shutdown(SHUT_WR)`` ends ours. What the
@@ -159,14 +161,15 @@ class LongConnection:
 
         Args:
             data: Any bytes-like object, empty ones included.
-            timeout: How long to wait for room: at most 2 MiB are kept for a peer that doesn't take them.
+            timeout: How long to wait for room: at most 2 MiB are kept for a peer that doesn't take them, or is away.
 
         Raises:
+            BufferFull: No room, and ``when_full="raise"``; nothing was sent.
             MessageTooLarge: The peer takes only smaller ones; nothing was sent.
             TimeoutError: No room in time; nothing was sent.
             ValueError: It isn't one line, of a plain peer that speaks lines.
             BrokenPipeError: This program has ended its stream to a plain peer by `shutdown`.
-            PeerLost, PeerClosed, AlreadyClosed, ForkedError: The connection is over.
+            SessionLost, PeerLost, PeerClosed, AlreadyClosed, ForkedError: The session is over.
         """
 
     def sendall(self, data: Any, *, timeout: float | timedelta | EllipsisType | None = ...) -> None:
@@ -193,7 +196,7 @@ class LongConnection:
             TimeoutError: None came in time.
             TypeError: There are messages, and a size was given.
             ProtocolError: It was larger than allowed, or cut by the end of the stream; the connection was reset.
-            PeerLost, PeerClosed, AlreadyClosed, ForkedError: The connection is over.
+            SessionLost, PeerLost, PeerClosed, AlreadyClosed, ForkedError: The session is over.
         """
 
     def recv_many(self, max_messages: int, *, timeout: float | timedelta | EllipsisType | None = ...) -> list[bytes]:
@@ -203,7 +206,8 @@ class LongConnection:
         """
 
     def flush(self, *, timeout: float | timedelta | EllipsisType | None = ...) -> None:
-        """Wait until the peer's program took everything that was sent before. Taken isn't yet processed.
+        """Wait until the peer's program took everything that was sent before, over however many connections. Taken
+        isn't yet processed.
 
         A plain peer's program may not even have read it: its kernel has it.
         """
@@ -245,12 +249,12 @@ class LongConnection:
 
     @property
     def state(self) -> str:
-        """``open``, ``suspect`` (silent for longer than usual), ``reconnecting`` (lost, and to be made again; on a server:
-        until its client comes back), ``closing`` or ``closed``."""
+        """``open``, ``suspect`` (silent for longer than usual), ``reconnecting`` (lost, and to be made again; on a
+        server: until its client comes back), ``closing`` or ``closed``."""
 
     @property
     def lost(self) -> Cause | None:
-        """Why it ended; None while it hasn't."""
+        """Why it ended; None while it hasn't, and while it is only to be made again."""
 
     def wait_for(self, state: str, *, timeout: float | timedelta | EllipsisType | None = ...) -> None:
         """Wait until `state` is this.
@@ -258,7 +262,7 @@ class LongConnection:
         Raises:
             TimeoutError: It wasn't in time.
             ValueError: There is no such state.
-            PeerLost, PeerClosed, AlreadyClosed, ForkedError: It ended instead.
+            SessionLost, PeerLost, PeerClosed, AlreadyClosed, ForkedError: It ended instead.
         """
 
     def events(self) -> Events:
@@ -301,6 +305,7 @@ class LongConnection:
     def close(self, code: int = 0, reason: str = "", *, timeout: float | timedelta | EllipsisType | None = ...) -> None:
         """Say goodbye once the peer's program took everything; closing again does nothing.
 
+        Without a connection it is tried to come back for that, if something waits to be taken; else for 1 second.
         What this side hasn't received when its goodbye goes it never receives: the peer is told that it wasn't taken.
 
         Args:
@@ -311,7 +316,8 @@ class LongConnection:
 
         Raises:
             TimeoutError: The peer had not taken everything in time; the connection is closed all the same.
-            PeerLost, PeerClosed: It ended before the peer's program took everything, and no other call has said so.
+            SessionLost, PeerLost, PeerClosed: It ended before the peer's program took everything, and no other call has
+                said so.
         """
 
     def shutdown(self, how: int, /) -> None:
@@ -374,7 +380,7 @@ def open_link(
 ) -> LongConnection: ...
 def dial(places: list[tuple[str, int]], timeout: float | timedelta | EllipsisType | None) -> int: ...
 def open_plain_link(
-    fd: int, *, settings: tuple[Any, ...], on_event: Callable[[Event], object] | None
+    fd: int, *, settings: tuple[Any, ...], on_event: Callable[[Event], object] | None, raises_when_full: bool
 ) -> LongConnection: ...
 def listen(
     fd: int,

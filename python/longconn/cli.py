@@ -1,4 +1,4 @@
-"""The command line: `longconn run` and `longconn explain`, on the bare install."""
+"""The command line: `longconn run`, `longconn explain` and `longconn serve`, on the bare install."""
 
 from __future__ import annotations
 
@@ -50,9 +50,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     explain.set_defaults(command=_explain)
 
+    server = commands.add_parser(
+        "serve",
+        help="a LongServer that answers each message with itself and says who comes and goes",
+        description="Serves until SIGTERM or Ctrl-C. Then clients are told when and where to come back, once they have "
+        "taken what was sent to them.",
+    )
+    server.add_argument("address", metavar="HOST:PORT", nargs="?", default="127.0.0.1:9000", help="default: %(default)s")
+    server.add_argument("--interval", metavar="SECONDS", type=float, default=5.0, help="between beats; default: 5")
+    server.add_argument("--drain", metavar="SECONDS", type=float, default=10.0, help="for the goodbyes; default: 10")
+    server.add_argument("--retry-after", metavar="SECONDS", type=float, default=0.0, help="nobody is to come back before")
+    server.add_argument("--come-back-to", metavar="HOST:PORT", default="", help="for clients that follow such a word")
+    server.set_defaults(command=_serve)
+
     options = parser.parse_args(arguments)
     status: int = options.command(parser, options)
     return status
+
+
+def _serve(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    from .serving import serve
+
+    try:
+        return serve(
+            options.address,
+            interval=options.interval,
+            drain=options.drain,
+            retry_after=options.retry_after,
+            come_back_to=options.come_back_to,
+        )
+    except ValueError as error:
+        parser.error(str(error))
 
 
 # ---- run ------------------------------------------------------------------------------------------------------

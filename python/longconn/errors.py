@@ -106,8 +106,9 @@ class PeerLost(LongConnError, ConnectionError):
 class SessionLost(PeerLost):
     """The session of a `LongConnection` is over, and with it messages that the peer's program may not have taken.
 
-    Its last connection was lost (`cause`, and ``__cause__`` has the details), and no other was made in time, or the peer
-    knew nothing of the session any more: its process was started anew, or the client came back too late.
+    Its last connection was lost (`cause`, and ``__cause__`` has the details), and no other was made in time, or the
+    peer knew nothing of the session any more: its process was started anew, or the client came back too late; or the
+    server doesn't let this client in any more.
 
     Attributes:
         undelivered: Every message that the peer's program isn't *known* to have taken, in order. None that it hasn't
@@ -277,20 +278,28 @@ def link_ended(
     given_up: str | None,
     code: int | None,
     reason: str,
-    more: tuple[bool, bool, list[bytes]],
+    was_open: bool,
+    *,
+    goes_on: bool = False,
+    is_session: bool = False,
+    undelivered: list[bytes] | None = None,
 ) -> LongConnError:
-    """The end of a link, or of a session, as an exception; called by the native side."""
-    was_open, is_session, undelivered = more
+    """The end of a link, or of a session, as an exception; called by the native side.
+
+    With *goes_on* another link is to come, and nobody has to do anything.
+    """
+    undelivered = undelivered or []
     error = _link_ended(
-        cause, text, peer, by_peer, silence, limit, level, kernel_answers, given_up, code, reason, was_open
+        cause, text, peer, by_peer, silence, limit, level, kernel_answers, given_up, code, reason, was_open, goes_on
     )
     if isinstance(error, PeerClosed | PeerLost):
         error.undelivered = undelivered
     if not (is_session and undelivered):
         return error
+    what = "message" if len(undelivered) == 1 else "messages"
     lost = SessionLost(
         getattr(error, "errno", None),
-        f"{_who(peer)}: {text}; {len(undelivered)} messages may not have been taken (.undelivered)",
+        f"{_who(peer)}: {text}; {len(undelivered)} {what} may not have been taken (.undelivered)",
         cause=Cause(cause),
         silence=silence,
         limit=limit,
@@ -317,6 +326,7 @@ def _link_ended(
     code: int | None,
     reason: str,
     was_open: bool,
+    goes_on: bool,
 ) -> LongConnError:
     who, what = _who(peer), Cause(cause)
     if not was_open:
@@ -336,7 +346,7 @@ def _link_ended(
     number = _LOST.get(what)
     return (PeerReset if what is Cause.RESET else PeerLost)(
         number,
-        f"{who}: {text}; connect again",
+        f"{who}: {text}" + ("" if goes_on else "; connect again"),
         cause=what,
         silence=silence,
         limit=limit,
@@ -355,7 +365,6 @@ def dial_failed(
         import socket
 
         return socket.gaierror(code, attempts[0][4])
-    places = [attempt[0] for attempt in attempts]
     peer = target.rpartition(":")
     who = (peer[0].strip("[]"), int(peer[2])) if "," not in target and peer[2].isdigit() else None
     if all(number is None and code is None for _, _, number, code, _ in attempts):
@@ -365,10 +374,10 @@ def dial_failed(
         text = attempts[0][4]
     else:
         text = "; ".join(f"{_place(attempt)}: {attempt[4]}" for attempt in attempts)
-    numbers = [number for _, _, number, _, _ in attempts if number is not None]
-    return ConnectFailed(
-        numbers[-1] if numbers else None, f"no connection to {target}: {text}", peer=who if places else None
-    )
+    last = next((OSError(number, text) for _, _, number, _, text in reversed(attempts) if number is not None), None)
+    failed = ConnectFailed(last.errno if last else None, f"no connection to {target}: {text}", peer=who)
+    failed.__cause__ = last
+    return failed
 
 
 def _place(attempt: tuple[str, str | None, int | None, int | None, str]) -> str:

@@ -222,7 +222,8 @@ def connect(
     """Connect to a `LongServer`, and have the connection supervised from both sides; or to any TCP program.
 
     A connection that is lost is made again, and the session goes on over the new one: what was sent arrives once and in
-    order, calls just take longer. `LongConnection.events` and *on_event* tell of it.
+    order, calls just take longer. `LongConnection.events` and *on_event* tell of it. The first one is made before this
+    returns, or what went wrong is raised.
 
     With *framing* the peer is a plain one, which doesn't speak longconn's protocol: bytes, lines, or messages with a
     length before them go out and come in, the guard and the kernel's keepalive watch the path, and a `PlainHeartbeat`
@@ -242,8 +243,8 @@ def connect(
         largest_message_bytes: The largest message that this side takes, up to 1 GiB; or line. A raw stream has none.
         keepalive: The kernel's probes beside the heartbeat, which doesn't need them; None: none. Of a plain peer the
             probes and the guard; None: `default_keepalive()`; False: none.
-        reconnect: When a lost connection is tried again; True is ``Backoff()``. False: the first loss is the end, and raised
-            as `PeerLost`. Plain peers are never connected to again.
+        reconnect: When a lost connection is tried again; True is ``Backoff()``. False: the first loss is the end, and
+            raised as `PeerLost`. Plain peers are never connected to again.
         give_up_after: Seconds without a connection after which the session is given up; None: never. Then calls raise
             `SessionLost` if messages may not have been taken, else `PeerLost`.
         on_session_lost: If the server has lost the session (it was started anew, or the client came back too late) and
@@ -284,9 +285,15 @@ def connect(
         deadline = time.monotonic() + seconds
     if not isinstance(reconnect, bool | Backoff):
         raise TypeError(f"reconnect: a Backoff, True or False, not {type(reconnect).__name__}")
+    if not isinstance(follow, bool):
+        raise TypeError(f"follow: True or False, not {type(follow).__name__}")
     resends = _is_choice(on_session_lost, "on_session_lost", ("raise", "resend"))
     raises_when_full = _is_choice(when_full, "when_full", ("wait", "raise"))
     give_up_after = _optional_seconds(give_up_after, "give_up_after")
+    if plain is not None and (isinstance(reconnect, Backoff) or give_up_after is not None or resends or follow):
+        raise ValueError(
+            "reconnect, give_up_after, on_session_lost, follow: a plain peer (framing=...) knows no sessions"
+        )
     places = _places(address)
     probes = None
     if plain is None and keepalive and keepalive.probes:
@@ -294,9 +301,7 @@ def connect(
     coming_back = None
     if plain is None and reconnect is not False:
         backoff = Backoff() if reconnect is True else reconnect
-        coming_back = (
-            places, backoff.first, backoff.cap, backoff.factor, bool(follow), resends, give_up_after, probes
-        )
+        coming_back = (places, backoff.first, backoff.cap, backoff.factor, follow, resends, give_up_after, probes)
     sys.audit("longconn.connect", places)
     fd = _longconn.dial(places, None if deadline is None else max(0.0, deadline - time.monotonic()))
     if probes is not None:
@@ -305,23 +310,19 @@ def connect(
             fd, enabled=True, idle=idle, interval=interval, count=count, user_timeout=user_timeout
         )
     if plain is not None:
-        return _longconn.open_plain_link(fd, settings=plain, on_event=on_event)
+        return _longconn.open_plain_link(fd, settings=plain, on_event=on_event, raises_when_full=raises_when_full)
     left = None if deadline is None else max(0.0, deadline - time.monotonic())
-    try:
-        return _longconn.open_link(
-            fd,
-            heartbeat=rhythm,
-            largest_message_bytes=largest_message_bytes,
-            client_id=client_id,
-            token=token,
-            timeout=left,
-            on_event=on_event,
-            coming_back=coming_back,
-            raises_when_full=raises_when_full,
-        )
-    except TimeoutError:
-        host, port = places[0]
-        raise TimeoutError(f"{host}:{port} accepted the connection and did not finish the handshake in time") from None
+    return _longconn.open_link(
+        fd,
+        heartbeat=rhythm,
+        largest_message_bytes=largest_message_bytes,
+        client_id=client_id,
+        token=token,
+        timeout=left,
+        on_event=on_event,
+        coming_back=coming_back,
+        raises_when_full=raises_when_full,
+    )
 
 
 def _listen(host: str, port: int, backlog: int, reuse_port: bool) -> int:
@@ -347,7 +348,8 @@ class LongServer:
     """Takes connections of `longconn.connect`, each supervised by heartbeats in both directions; or of any TCP program.
 
     Connections come by `accept()` or iteration, to be served by a thread each; or their messages come by `messages()`,
-    one loop for thousands of connections. A server does either the one or the other.
+    one loop for thousands of connections. A server does either the one or the other. A client that is lost and comes
+    back has the same `LongConnection` as before: who waits in a call goes on.
 
     With *framing* the clients are plain ones, as for `longconn.connect`. Who ends its stream may wait for an answer, so
     its connection stays until the program closes it. `messages()` tells that as ``b""``; with `LengthPrefixed`, where
@@ -369,6 +371,12 @@ class LongServer:
         max_handshakes: Unfinished handshakes at the most; further connections are dropped.
         largest_message_bytes: The largest message that this side takes, up to 1 GiB.
         keepalive: Plain clients' probes and guard; None: `default_keepalive()`; False: none. Others need none.
+        session_retention: Seconds for which the session of a client that is lost is kept for it; 0: not at all. Its
+            connection is `reconnecting` meanwhile, and calls on it wait; afterwards they raise `SessionLost` if the
+            client may not have taken everything, else `PeerLost`.
+        max_waiting_sessions: Sessions that wait for their clients at the most; the oldest are given up.
+        max_waiting_bytes: What these keep at the most, all together: bytes that were not taken, by either side.
+        when_full: What a connection's `send` does when 2 MiB wait to be taken: ``"wait"``, or ``"raise"`` `BufferFull`.
         backlog: Connections that the kernel keeps waiting for us, as of ``socket.listen``.
         reuse_port: Let several processes listen at this address (SO_REUSEPORT).
         on_event: Called with each connection and `Event`, on longconn's own thread; `events` is told the same.
@@ -487,7 +495,7 @@ class LongServer:
         return self._server.messages(self._timeout if timeout is ... else timeout)
 
     def events(self) -> Iterator[tuple[LongConnection, Event]]:
-        """(connection, event) of all connections: who came, went silent, came back, ended.
+        """(connection, event) of all connections: who came, went silent, was lost, came back, ended.
 
         Ends when the server is closed and everyone has gone. Clients that don't finish their handshake are counted in
         `stats` only. Several iterators share the events: each goes to one. 10,000 wait for who doesn't ask; older ones
@@ -497,7 +505,7 @@ class LongServer:
 
     @property
     def connections(self) -> list[LongConnection]:
-        """Who is here: each with its ``client_id``, ``state`` and ``opened_at``."""
+        """Who is here, and who is expected back: each with its ``client_id``, ``state`` and ``opened_at``."""
         return self._server.connections()
 
     def broadcast(self, data: Any, *, behind: Literal["skip", "close"] = "skip") -> Broadcast:
@@ -505,8 +513,8 @@ class LongServer:
 
         Args:
             data: Any bytes-like object. A client that is away gets it when it comes back.
-            behind: What becomes of connections of which 2 MiB wait to be taken: ``"skip"``: they don't get this message;
-                ``"close"``: they are closed (too slow), so that who is here has got everything.
+            behind: What becomes of connections of which 2 MiB wait to be taken: ``"skip"``: they don't get this
+                message; ``"close"``: they are closed (too slow), so that who is here has got everything.
         """
         return Broadcast(*self._server.broadcast(data, _is_choice(behind, "behind", ("skip", "close"))))
 
@@ -533,8 +541,8 @@ class LongServer:
             retry_after: Seconds before which nobody is to come back, at most 300; clients spread themselves behind it.
             come_back_to: ``"host:port"`` of a server to come back to, for clients that were made with ``follow=True``.
 
-        With code 1 clients come back by themselves, in a new session, with what wasn't taken: nothing is lost, and nothing
-        arrives twice.
+        With code 1 clients come back by themselves, in a new session, with what wasn't taken: nothing is lost, and
+        nothing arrives twice.
         """
         seconds = in_seconds(drain, "drain")
         if not 0 <= seconds <= 86400:  # nor NaN

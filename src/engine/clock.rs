@@ -1,6 +1,5 @@
 //! The one place that reads the clock; everything else is handed `now`.
 
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use crate::net::sys;
@@ -15,11 +14,4 @@ pub fn now() -> Instant {
 #[must_use]
 pub fn suspended() -> Duration {
     sys::time_suspended()
-}
-
-/// Some instant that stays the same: what is kept in an atomic counts from it.
-#[must_use]
-pub fn origin() -> Instant {
-    static ORIGIN: OnceLock<Instant> = OnceLock::new();
-    *ORIGIN.get_or_init(now)
 }

@@ -1,17 +1,17 @@
 //! When the interpreter last could run: written by a thread that waits for it, read by the engine, which never does.
 
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::engine::clock;
+use crate::proto::moment::Moment;
 
-/// Microseconds since the clock's origin, plus one; zero: nobody tells.
+/// A moment's number; zero: nobody tells.
 static RAN: AtomicU64 = AtomicU64::new(0);
 
 /// The interpreter runs now.
 pub fn note_ran(now: Instant) {
-    let micros = now.saturating_duration_since(clock::origin()).as_micros();
-    RAN.store(u64::try_from(micros).unwrap_or(u64::MAX - 1) + 1, Ordering::Relaxed);
+    RAN.store(NonZeroU64::from(Moment::from(now)).get(), Ordering::Relaxed);
 }
 
 /// Nobody will tell from here on.
@@ -20,9 +20,6 @@ pub fn forget() {
 }
 
 #[must_use]
-pub fn last_ran() -> Option<Instant> {
-    match RAN.load(Ordering::Relaxed) {
-        0 => None,
-        micros => Some(clock::origin() + Duration::from_micros(micros - 1)),
-    }
+pub fn last_ran() -> Option<Moment> {
+    NonZeroU64::new(RAN.load(Ordering::Relaxed)).map(Moment::from)
 }

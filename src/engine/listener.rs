@@ -420,6 +420,7 @@ impl Listener {
     }
 
     fn receive(&self, socket: OwnedFd, now: Instant) -> io::Result<()> {
+        let nonce = new_nonce()?;
         let link = match &self.config.plain {
             None => Link::server(socket, self.config.link.clone(), self.this.clone())?,
             Some(peers) => Link::plain_of(socket, peers, now, Some(self.this.clone()))?,
@@ -427,9 +428,10 @@ impl Listener {
         let mut hall = self.lock();
         if hall.socket.is_none() {
             // Closed meanwhile; nobody would tell this one to go.
+            self.engine.give_back(link.key());
             return Err(io::ErrorKind::NotConnected.into());
         }
-        let guest = Guest { link: link.clone(), stage: Stage::Handshake, nonce: new_nonce()?, epoch: 0 };
+        let guest = Guest { link: link.clone(), stage: Stage::Handshake, nonce, epoch: 0 };
         link.set_guest_number(hall.guests.insert(guest));
         drop(hall);
         link.begin(now).inspect_err(|_| {
@@ -463,7 +465,7 @@ impl Listener {
     }
 
     /// Welcomes a client, if the limits allow it, or brings it to the session that it names.
-    fn admit(&self, link: &Arc<Link>, core: &mut Connection) {
+    pub(super) fn admit(&self, link: &Arc<Link>, core: &mut Connection) {
         let standing = core.claim().map(|claim| self.lock().find(&claim.resumption));
         match standing {
             None | Some(Standing::Unknown) => self.admit_new(link, core),
@@ -619,7 +621,7 @@ impl Listener {
     }
 
     /// Who never was open is counted, and not told of: a port scanner would drown the news of those who were.
-    pub(super) fn on_occurrence(&self, link: &Arc<Link>, occurrence: Occurrence) {
+    pub(super) fn on_occurrence(&self, link: &Arc<Link>, occurrence: Occurrence, kept_bytes: usize) {
         let mut hall = self.lock();
         let is_end = matches!(occurrence.what, What::Ended(_));
         let stage = if is_end { hall.remove(link) } else { hall.guest(link).map(|guest| guest.stage) };
@@ -631,6 +633,13 @@ impl Listener {
         if is_end && hall.guests.is_empty() {
             hall.waiters.wake_all(Interest::STATE | Interest::EVENT);
         }
+        let too_many = if is_end && kept_bytes > 0 {
+            hall.sessions.leave_behind(link, kept_bytes, self.config.max_waiting_bytes)
+        } else {
+            Vec::new()
+        };
+        drop(hall);
+        too_many.iter().for_each(|link| link.try_forget_undelivered());
     }
 
     pub(super) fn on_readable(&self, link: Arc<Link>) {

@@ -12,6 +12,7 @@ pub mod notices;
 pub mod plain;
 pub mod reactor;
 mod resolver;
+mod seats;
 mod sessions;
 mod timers;
 pub mod waiting;

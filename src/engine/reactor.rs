@@ -5,7 +5,6 @@
 //! a dial's, the budget's, the engine's orders; the guard's is the last.
 
 use std::cell::Cell;
-use std::collections::HashMap;
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
@@ -21,6 +20,7 @@ use crate::engine::clock;
 use crate::engine::dial::Dial;
 use crate::engine::link::{Arrived, Errand, LATE, Link};
 use crate::engine::listener::Listener;
+use crate::engine::seats::{Keys, Seats, place_of};
 use crate::engine::timers::Timers;
 use crate::net::sys::{self, DelayedWakeup, Wakeup};
 use crate::proto::moment::Moment;
@@ -33,9 +33,9 @@ const EVENTS: usize = 1024;
 /// Growth of the suspended time that isn't the inexactness of its reading; as the core's own bound.
 const SUSPENSION: Duration = Duration::from_millis(50);
 
+/// No member has keys as small as these.
 const WAKEUP: usize = 0;
 const SOON: usize = 1;
-const FIRST_MEMBER: usize = 2;
 
 enum Order {
     Adopt(usize, Member),
@@ -55,18 +55,13 @@ struct Orders {
     is_stopping: bool,
 }
 
+/// There may be many thousands.
 #[derive(Clone)]
 enum Member {
     Link(Arc<Link>),
     Listener(Arc<Listener>),
     /// Once for itself, and once for each of its sockets with the number of that, negative when it is closed or handed over.
-    Dial(Arc<Dial>, Option<Arc<AtomicI32>>),
-}
-
-/// A member's place; there may be many thousands.
-struct Seat {
-    member: Member,
-    alarm: Option<Moment>,
+    Dial(Box<(Arc<Dial>, Option<Arc<AtomicI32>>)>),
 }
 
 /// Links, listeners and attempts to connect that the engine looks after, as of its last turn.
@@ -82,7 +77,7 @@ pub struct Engine {
     registry: Registry,
     wakeup: Wakeup,
     soon: DelayedWakeup,
-    next_key: AtomicUsize,
+    keys: Keys,
     orders: Mutex<Orders>,
     /// For links whose lock was taken, perhaps.
     deliveries: Mutex<Vec<(usize, Arrived)>>,
@@ -95,7 +90,12 @@ thread_local! {
 impl Engine {
     #[must_use]
     pub fn new_key(&self) -> usize {
-        self.next_key.fetch_add(1, Ordering::Relaxed)
+        self.keys.new_key()
+    }
+
+    /// Who was to have the key is never adopted.
+    pub fn give_back(&self, key: usize) {
+        self.keys.give_back(key);
     }
 
     fn orders(&self) -> MutexGuard<'_, Orders> {
@@ -124,7 +124,7 @@ impl Engine {
     }
 
     pub fn adopt_dial(&self, key: usize, dial: Arc<Dial>, socket: Option<Arc<AtomicI32>>) {
-        self.order(Order::Adopt(key, Member::Dial(dial, socket)));
+        self.order(Order::Adopt(key, Member::Dial(Box::new((dial, socket)))));
     }
 
     pub fn release(&self, key: usize) {
@@ -187,7 +187,7 @@ impl Engine {
 struct Reactor {
     poll: Poll,
     engine: Arc<Engine>,
-    members: HashMap<usize, Seat>,
+    members: Seats<Member>,
     timers: Timers,
     suspended: Duration,
 }
@@ -199,7 +199,7 @@ impl Reactor {
             registry: poll.registry().try_clone()?,
             wakeup: Wakeup::new()?,
             soon: DelayedWakeup::new()?,
-            next_key: AtomicUsize::new(FIRST_MEMBER),
+            keys: Keys::default(),
             orders: Mutex::default(),
             deliveries: Mutex::default(),
         };
@@ -208,7 +208,7 @@ impl Reactor {
         Ok(Self {
             poll,
             engine: Arc::new(engine),
-            members: HashMap::new(),
+            members: Seats::default(),
             timers: Timers::default(),
             suspended: clock::suspended(),
         })
@@ -245,10 +245,10 @@ impl Reactor {
                 match event.token().0 {
                     WAKEUP => self.engine.wakeup.clear(),
                     SOON => self.engine.soon.clear(),
-                    key => match self.members.get(&key).map(|seat| seat.member.clone()) {
+                    key => match self.members.get(key).cloned() {
                         Some(Member::Link(link)) => link.on_ready(event),
                         Some(Member::Listener(listener)) => listener.on_ready(now),
-                        Some(Member::Dial(dial, _)) => dial.on_ready(key, now),
+                        Some(Member::Dial(dial)) => dial.0.on_ready(key, now),
                         None => {}
                     },
                 }
@@ -269,17 +269,16 @@ impl Reactor {
         drop(orders);
         for order in urgent {
             match order {
-                Order::Adopt(key, member) => {
-                    self.members.insert(key, Seat { member, alarm: None });
-                }
+                Order::Adopt(key, member) => self.members.insert(key, member),
                 Order::Release(key) => {
-                    if let Some(seat) = self.members.remove(&key) {
-                        self.timers.clear(key, seat.alarm);
+                    if self.members.remove(key).is_some() {
+                        self.timers.clear(place_of(key));
+                        self.engine.give_back(key);
                     }
                 }
                 Order::Alarm(key, at) => {
-                    if let Some(seat) = self.members.get_mut(&key) {
-                        self.timers.set(key, &mut seat.alarm, at);
+                    if self.members.get(key).is_some() {
+                        self.timers.set(place_of(key), at);
                     }
                 }
                 Order::Attend(key) => self.attend(key, now),
@@ -292,23 +291,23 @@ impl Reactor {
     }
 
     fn attend(&mut self, key: usize, now: Instant) {
-        match self.members.get(&key).map(|seat| &seat.member) {
+        match self.members.get(key) {
             Some(Member::Link(link)) => link.run(Errand::ATTENTION),
             Some(Member::Listener(listener)) => listener.on_ready(now),
-            Some(Member::Dial(dial, _)) => dial.on_ready(key, now),
-            None => {}
+            Some(Member::Dial(dial)) => dial.0.on_ready(key, now),
+            // It has gone; what was left for it isn't to stay.
+            None => self.engine.take_deliveries(key).into_iter().for_each(Arrived::return_to_sender),
         }
     }
 
     fn ring_alarms(&mut self, now: Instant) {
         for _ in 0..BATCH {
-            let Some(key) = self.timers.pop_due(now) else { return };
-            let Some(seat) = self.members.get_mut(&key) else { continue };
-            seat.alarm = None;
-            match &seat.member {
-                Member::Link(link) => link.run(Errand::ALARM),
-                Member::Listener(listener) => listener.on_ready(now),
-                Member::Dial(dial, _) => dial.on_ready(key, now),
+            let Some(place) = self.timers.pop_due(now) else { return };
+            match self.members.at(place) {
+                Some((_, Member::Link(link))) => link.run(Errand::ALARM),
+                Some((_, Member::Listener(listener))) => listener.on_ready(now),
+                Some((key, Member::Dial(dial))) => dial.0.on_ready(*key, now),
+                None => {}
             }
         }
     }
@@ -317,8 +316,8 @@ impl Reactor {
     fn notice_suspension(&mut self) {
         let suspended = clock::suspended();
         if suspended > self.suspended + SUSPENSION {
-            for seat in self.members.values() {
-                if let Member::Link(link) = &seat.member {
+            for member in self.members.iter() {
+                if let Member::Link(link) = member {
                     link.run(Errand::SUSPENSION);
                 }
             }
@@ -451,22 +450,31 @@ impl Held {
             match &member {
                 Member::Link(link) => link.close_in_child(),
                 Member::Listener(listener) => listener.close_in_child(),
-                Member::Dial(_, None) => {}
-                Member::Dial(_, Some(number)) => match number.load(Ordering::Relaxed) {
-                    ..0 => {}
-                    number => sys::close_inherited(number),
-                },
+                Member::Dial(dial) => {
+                    let number = dial.1.as_ref().map_or(-1, |number| number.load(Ordering::Relaxed));
+                    if number >= 0 {
+                        sys::close_inherited(number);
+                    }
+                }
             }
             mem::forget(member);
         };
         if let Some(reactor) = self.0.resting.take() {
-            reactor.members.into_values().for_each(|seat| forget(seat.member));
+            reactor.members.into_members().for_each(forget);
         }
         // An order may be half given; what it is about is closed when the program drops it.
         if let Ok(mut orders) = engine.orders.try_lock() {
             for order in mem::take(&mut orders.urgent) {
                 if let Order::Adopt(_, member) = order {
                     forget(member);
+                }
+            }
+        }
+        if let Ok(mut deliveries) = engine.deliveries.try_lock() {
+            // Our copies of sockets that were just connected are closed; all else is the parent's.
+            for (_, arrived) in mem::take(&mut *deliveries) {
+                if !matches!(arrived, Arrived::Dialled(Ok(_))) {
+                    mem::forget(arrived);
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! The threads that look names up: expendable, for getaddrinfo(3) blocks as long as it likes and can't be cancelled.
 //!
 //! They start when there is something to look up and end when there is nothing more. They never attach to Python, so nothing has
-//! to wait for them, at exit neither. No other lock is taken while theirs is held.
+//! to wait for them, at exit neither. No other lock of ours is taken while theirs is held, but the notices'.
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,8 +10,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::engine::clock;
 use crate::engine::dial::Dial;
+use crate::engine::{clock, fork};
 use crate::net::{resolve, sys};
 
 /// More than that hang at once only where every server for names is gone, and the rest waits for its turn.
@@ -82,6 +82,9 @@ impl Queue {
 
 fn run() {
     sys::block_signals();
+    if fork::generation() > 0 {
+        sys::begin_names_anew();
+    }
     let mut queue = lock();
     while let Some(LookUp { host, callers }) = queue.next() {
         drop(queue);

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use hmac::{Hmac, KeyInit, Mac};
@@ -31,6 +31,9 @@ pub(super) struct Sessions {
     /// Those without a link, the oldest first, and what each keeps.
     away: VecDeque<(Arc<Link>, usize)>,
     away_bytes: usize,
+    /// Connections that are over, and what each has left that wasn't delivered.
+    left: VecDeque<(Weak<Link>, usize)>,
+    left_bytes: usize,
 }
 
 struct Goodbye {
@@ -50,6 +53,8 @@ impl Sessions {
             ended_in_order: VecDeque::new(),
             away: VecDeque::new(),
             away_bytes: 0,
+            left: VecDeque::new(),
+            left_bytes: 0,
         })
     }
 
@@ -119,6 +124,24 @@ impl Sessions {
         {
             self.away_bytes -= bytes;
         }
+    }
+
+    // ---- what is left of those that are over
+
+    /// It is over, and keeps so much for who asks what wasn't delivered; those that are to forget it, for there is too much.
+    pub(super) fn leave_behind(&mut self, link: &Arc<Link>, bytes: usize, most_bytes: usize) -> Vec<Arc<Link>> {
+        self.left.push_back((Arc::downgrade(link), bytes));
+        self.left_bytes += bytes;
+        let mut oldest = Vec::new();
+        while let Some((link, bytes)) = self.left.front()
+            && (self.left_bytes > most_bytes || link.strong_count() == 0)
+        {
+            self.left_bytes -= bytes;
+            oldest.extend(link.upgrade());
+            self.left.pop_front();
+        }
+        oldest.retain(|other| !Arc::ptr_eq(other, link));
+        oldest
     }
 
     pub(super) fn away(&self) -> (usize, usize) {

@@ -90,7 +90,7 @@ impl GivenUp {
 /// Why a session ended without a goodbye.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SessionEnd {
-    /// No other link came in time.
+    /// No other link came in time, or none can come.
     GivenUp,
     /// The peer knows nothing of it any more.
     Forgotten,
@@ -128,7 +128,7 @@ pub struct Ending {
     pub level: Option<Level>,
     pub given_up: Option<GivenUp>,
     /// The peer's CLOSE, or ours where we ended it.
-    pub close: Option<Close>,
+    pub close: Option<Box<Close>>,
     /// The CLOSE came from the peer.
     pub by_peer: bool,
     /// Bytes of ours that the peer's application isn't known to have taken.
@@ -137,7 +137,8 @@ pub struct Ending {
     pub messages_after_close: u64,
     /// It was a session's end; else a link's, or a goodbye.
     pub session: Option<SessionEnd>,
-    /// What the peer did, where it broke a rule or the handshake failed.
+    /// What the peer did, where it broke a rule or the handshake failed; where the session was given up, what came of the last
+    /// attempt to go on with it.
     pub detail: Option<String>,
 }
 
@@ -193,7 +194,9 @@ impl fmt::Display for Ending {
                 out.write_str(if self.by_peer { "the peer closed" } else { "closed" })?;
             }
             // A plain peer knows no CLOSE.
-            Cause::Ended if self.detail.is_some() => out.write_str("the peer has ended its stream")?,
+            Cause::Ended if self.detail.is_some() && self.session.is_none() => {
+                out.write_str("the peer has ended its stream")?
+            }
             Cause::Ended => {
                 out.write_str("the peer's process ended or was killed: its end of stream came without CLOSE")?
             }
@@ -231,15 +234,15 @@ impl fmt::Display for Ending {
                 write!(out, " ({})", Harmless(&close.reason))?;
             }
         }
+        if self.session == Some(SessionEnd::GivenUp) {
+            out.write_str("; the session was given up")?;
+        }
         if let Some(detail) = &self.detail {
             write!(out, ": {detail}")?;
         }
-        match self.session {
-            Some(SessionEnd::GivenUp) => {
-                out.write_str("; the session was given up: no other connection was made in time")
-            }
-            Some(SessionEnd::Forgotten) => out.write_str("; the peer knows nothing of the session any more"),
-            None => Ok(()),
+        if self.session == Some(SessionEnd::Forgotten) {
+            out.write_str("; the peer knows nothing of the session any more")?;
         }
+        Ok(())
     }
 }

@@ -33,6 +33,14 @@ impl Core {
         }
     }
 
+    /// One small message that came alone, taken at once; of framed links.
+    pub fn handle_message<'i>(&mut self, now: Instant, input: &'i [u8]) -> Option<&'i [u8]> {
+        match self {
+            Self::Framed(connection) => connection.handle_message(now, input),
+            Self::Plain(_) => None,
+        }
+    }
+
     /// How long a message is that is being received, and may be placed; of framed links.
     #[must_use]
     pub fn begun(&self) -> Option<usize> {
@@ -200,7 +208,7 @@ impl Core {
         }
     }
 
-    pub fn set_interpreter_ran(&mut self, at: Option<Instant>) {
+    pub fn set_interpreter_ran(&mut self, at: Option<Moment>) {
         if let Self::Framed(connection) = self {
             connection.set_interpreter_ran(at);
         }
@@ -290,6 +298,15 @@ impl Core {
         match self {
             Self::Framed(connection) => connection.poll_timeout(),
             Self::Plain(plain) => plain.poll_timeout().map(Moment::from),
+        }
+    }
+
+    /// What [`Core::poll_timeout`] gave last may stand for some milliseconds: what has come up since lies later.
+    #[must_use]
+    pub fn keeps_deadline(&self) -> bool {
+        match self {
+            Self::Framed(connection) => connection.keeps_deadline(),
+            Self::Plain(_) => false,
         }
     }
 }

@@ -150,7 +150,7 @@ impl Detector {
 
     /// Bytes of ours were handed to the kernel.
     pub fn on_sent(&mut self, now: Instant) {
-        self.unproven_since.get_or_insert(now.into());
+        self.unproven_since.get_or_insert_with(|| now.into());
     }
 
     /// Something of ours is known to have arrived, but not everything.

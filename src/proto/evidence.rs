@@ -1,5 +1,6 @@
 //! What the kernel's view of a connection says about a silence: unreachable, frozen, or nothing.
 
+use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 /// A living kernel answers a probe at once, and a segment within a round trip; four are ample, and 60 ms more than a
@@ -42,8 +43,8 @@ pub enum Finding {
 /// Collects the looks at one connection. Most are never suspected, so what a suspicion needs is kept apart.
 #[derive(Debug, Default)]
 pub struct Evidence {
-    /// `bytes_acked` at the last look.
-    acked: Option<u64>,
+    /// `bytes_acked` at the last look, and one.
+    acked: Option<NonZeroU64>,
     suspicion: Option<Box<Suspicion>>,
 }
 
@@ -78,8 +79,8 @@ impl Evidence {
 
     /// Takes a look; says whether something of ours is now known to have arrived, and whether everything has.
     pub fn observe(&mut self, now: Instant, view: KernelView) -> Arrived {
-        let progress = self.acked.is_some_and(|acked| view.bytes_acked > acked);
-        self.acked = Some(view.bytes_acked);
+        let progress = self.acked.is_some_and(|acked| view.bytes_acked >= acked.get());
+        self.acked = Some(NonZeroU64::MIN.saturating_add(view.bytes_acked));
         if let Some(suspicion) = &mut self.suspicion {
             suspicion.first.get_or_insert(view);
             suspicion.last = Some((now, view));

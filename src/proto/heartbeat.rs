@@ -229,7 +229,7 @@ struct Pings {
 
 /// A round trip in microseconds, and one; up to 71 minutes, which none takes.
 #[derive(Clone, Copy, Debug)]
-struct Trip(NonZeroU32);
+pub(super) struct Trip(NonZeroU32);
 
 impl From<Duration> for Trip {
     fn from(duration: Duration) -> Self {
@@ -238,7 +238,7 @@ impl From<Duration> for Trip {
 }
 
 impl Trip {
-    fn duration(self) -> Duration {
+    pub(super) fn duration(self) -> Duration {
         Duration::from_micros(u64::from(self.0.get()) - 1)
     }
 }

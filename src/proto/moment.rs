@@ -46,6 +46,19 @@ impl Moment {
     }
 }
 
+/// For what is kept in an atomic.
+impl From<Moment> for NonZeroU64 {
+    fn from(at: Moment) -> Self {
+        at.0
+    }
+}
+
+impl From<NonZeroU64> for Moment {
+    fn from(number: NonZeroU64) -> Self {
+        Self(number)
+    }
+}
+
 impl Add<Duration> for Moment {
     type Output = Self;
 

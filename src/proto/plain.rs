@@ -541,7 +541,7 @@ impl Plain {
 
     /// Both directions have ended, or the program has closed and its time is up.
     fn end_closed(&mut self, action: Action) {
-        let close = Some(Close::new(CloseCode::NORMAL, ""));
+        let close = Some(Box::new(Close::new(CloseCode::NORMAL, "")));
         self.end(Ending { close, ..Ending::new(Cause::Closed) }, action);
     }
 

@@ -818,6 +818,13 @@ pub(super) fn open_link(
     match wait_for(py, &link, deadline, Link::wait_open) {
         Ok(Ok(_)) => Ok(LongConnection::new(link, true, None, raises_when_full)),
         Ok(Err(LinkError::Ended(ending))) => Err(ended(py, &ending, &link, false).unwrap_or_else(|error| error)),
+        Ok(Err(LinkError::TimedOut)) => {
+            give_up();
+            let peer = link.peer_address();
+            Err(PyTimeoutError::new_err(format!(
+                "{peer} accepted the connection and did not finish the handshake in time"
+            )))
+        }
         Ok(Err(error)) => {
             give_up();
             Err(link_error(py, error, &link, false))

@@ -4,7 +4,7 @@ use std::io;
 
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyTimeoutError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyList};
+use pyo3::types::{PyBytes, PyDict, PyList};
 
 use crate::engine::link::{Link, LinkError};
 use crate::proto::cause::{Cause, Ending, GivenUp, Level};
@@ -71,8 +71,13 @@ pub(super) fn listener_error(py: Python<'_>, error: LinkError) -> PyErr {
 
 /// There is no room for a message, and the program doesn't want to wait for it.
 pub(super) fn buffer_full(py: Python<'_>, link: &Link) -> PyErr {
-    let untaken = py.detach(|| link.unacknowledged()).unwrap_or_default();
-    let text = format!("no room: {untaken} messages wait for the peer's program to take them");
+    let text = match link.framing() {
+        None => {
+            let untaken = py.detach(|| link.unacknowledged()).unwrap_or_default();
+            format!("no room: {untaken} messages wait for the peer's program to take them")
+        }
+        Some(_) => "no room: the peer's kernel takes nothing more for now".to_owned(),
+    };
     let made = error_class(py, "BufferFull").and_then(|class| class.call1((libc::EAGAIN, text)));
     made.map_or_else(|error| error, PyErr::from_value)
 }
@@ -81,13 +86,33 @@ fn error_class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> 
     py.import("longconn.errors")?.getattr(name)
 }
 
+/// The end of a link with which its session ends, if it has one.
 pub(super) fn ended(py: Python<'_>, ending: &Ending, link: &Link, was_open: bool) -> PyResult<PyErr> {
+    let messages = py.detach(|| link.undelivered()).unwrap_or_default();
+    let more = PyDict::new(py);
+    // Or it was to come back, and was not let in any more.
+    more.set_item("is_session", ending.session.is_some() || (was_open && ending.cause == Cause::Handshake))?;
+    more.set_item("undelivered", PyList::new(py, messages.iter().map(|message| PyBytes::new(py, message)))?)?;
+    link_ended(py, ending, link, was_open, &more)
+}
+
+/// The end of a link whose session waits for another.
+pub(super) fn parted(py: Python<'_>, ending: &Ending, link: &Link) -> PyResult<PyErr> {
+    let more = PyDict::new(py);
+    more.set_item("goes_on", true)?;
+    link_ended(py, ending, link, true, &more)
+}
+
+fn link_ended(
+    py: Python<'_>,
+    ending: &Ending,
+    link: &Link,
+    was_open: bool,
+    more: &Bound<'_, PyDict>,
+) -> PyResult<PyErr> {
     let address = link.peer_address();
     let close = ending.close.as_ref();
-    // Of a link that is only lost nothing is undelivered yet.
-    let messages = py.detach(|| link.undelivered_at_the_end()).unwrap_or_default();
-    let undelivered = PyList::new(py, messages.iter().map(|message| PyBytes::new(py, message)))?;
-    let made = error_class(py, "link_ended")?.call1((
+    let facts = (
         ending.cause.name(),
         ending.to_string(),
         (address.ip().to_string(), address.port()),
@@ -99,7 +124,8 @@ pub(super) fn ended(py: Python<'_>, ending: &Ending, link: &Link, was_open: bool
         ending.given_up.map(GivenUp::name),
         close.map(|close| close.code.0),
         close.map_or("", |close| &close.reason),
-        (was_open, ending.session.is_some(), undelivered),
-    ))?;
+        was_open,
+    );
+    let made = error_class(py, "link_ended")?.call(facts, Some(more))?;
     Ok(PyErr::from_value(made))
 }

@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 
 use super::callback::call;
 use super::connection::{LongConnection, state_name};
-use super::errors::{ended, link_error, listener_error};
+use super::errors::{ended, link_error, listener_error, parted};
 use super::server::{Door, Server, lock, wait_for_listener};
 use crate::engine::link::{Link, LinkError, Occurrence, What};
 use crate::engine::listener::MAX_OCCURRENCES;
@@ -139,7 +139,7 @@ fn event<'py>(py: Python<'py>, link: &Arc<Link>, occurrence: &Occurrence) -> PyR
         }
         What::Suspect { .. } => (State::Suspect, None),
         What::Parted(ending) => {
-            (State::Reconnecting, Some((ending.cause.name(), ended(py, ending, link, true)?.into_value(py))))
+            (State::Reconnecting, Some((ending.cause.name(), parted(py, ending, link)?.into_value(py))))
         }
         What::Ended(ending) => {
             let was_open = py.detach(|| link.was_open()).is_ok_and(|was_open| was_open);

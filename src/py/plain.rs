@@ -74,18 +74,19 @@ fn framing_of((kind, is_crlf, size, is_little, counts_itself): &FramingSettings)
 
 /// Makes a link of a connected TCP socket, which it takes over.
 #[pyfunction]
-#[pyo3(signature = (fd, *, settings, on_event))]
+#[pyo3(signature = (fd, *, settings, on_event, raises_when_full))]
 pub(super) fn open_plain_link(
     py: Python<'_>,
     fd: RawFd,
     settings: Settings,
     on_event: Option<Py<PyAny>>,
+    raises_when_full: bool,
 ) -> PyResult<LongConnection> {
     let socket = take_over(fd)?;
     let peers = plain_peers(settings)?;
     let link = py.detach(|| Link::plain(socket, &peers)).map_err(|error| os_error(&error))?;
     pulse::begin();
-    let connection = LongConnection::new(link.clone(), true, None, false);
+    let connection = LongConnection::new(link.clone(), true, None, raises_when_full);
     observe(py, &link, on_event).map_err(|error| super::errors::link_error(py, error, &link, true))?;
     Ok(connection)
 }

@@ -1,6 +1,7 @@
 """A peer in plain Python, written from docs/SPEC.md alone: what that page says is enough to talk to longconn.
 
-One thread, no longconn: whoever calls `recv`, `flush` or `run` moves it forward, and in between it is silent.
+One thread, no longconn: whoever calls `recv`, `flush` or `run` moves it forward, and in between it is silent. Its
+session outlives its links: `come_back` takes another socket.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ LONGEST = {HELLO: 4096, WELCOME: 1024, ACK: 16, BEAT: 33 + 1024}
 PIECE = 16384
 WINDOW = 1 << 18
 LARGEST = 1 << 24
-NORMAL, PROTOCOL, LIMIT = 0, 4, 6
+RETENTION = 60_000  # milliseconds
+NORMAL, GOING_AWAY, PROTOCOL, LIMIT, STALE = 0, 1, 4, 6, 10
+NAMES_SESSION, WILL_RESUME = 1, 2
 
 
 class Violation(Exception):
@@ -28,28 +31,48 @@ class Violation(Exception):
 
 
 class Closed(Exception):
-    """The other side said CLOSE: code, reason, final taken."""
+    """The other side said CLOSE: code, reason, final taken, whether the session ends."""
 
 
 class PlainPeer:
-    def __init__(self, sock: socket.socket, *, is_client: bool, want: int = 1000, floor: int = 50, limit: int = 0):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.sock = sock
-        self.is_client = is_client
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        is_client: bool,
+        comes_back: bool = False,
+        want: int = 1000,
+        floor: int = 50,
+        limit: int = 0,
+    ):
+        self.is_client, self.comes_back = is_client, comes_back
         self.rhythm = (want, floor, limit)  # milliseconds
-        self.buffer = b""
-        self.expected = WELCOME if is_client else HELLO
-        self.is_open = False
         self.status = b""
+        self.session: tuple[bytes, bytes] | None = None  # id and secret
+        self.epoch = 0
+        self.is_resumed = False  # by the newest handshake
         # what we send
         self.queue: deque[bytes] = deque()  # data frames that wait for credit
+        self.untaken: deque[tuple[int, bytes]] = deque()  # those that were sent, and where each ends
         self.sent = self.credit = self.their_taken = 0
         self.ends = [0]  # offsets at which our messages end, from what was taken on
         # what we hear
         self.received = self.taken = self.granted = 0
         self.pieces: list[bytes] | None = None
         self.missing = 0
-        self.inbox: deque[tuple[int, bytes]] = deque()  # the end's offset, and the message
+        self.inbox: deque[tuple[int | None, bytes]] = deque()  # the end's offset, None of a lost session; the message
+        self.client_id, self.token = "", b""
+        self.begin_link(sock)
+
+    def begin_link(self, sock: socket.socket) -> None:
+        """What is of a link and not of the session."""
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock = sock
+        self.buffer = b""
+        self.heard_preamble = False
+        self.expected = WELCOME if self.is_client else HELLO
+        self.is_open = False
+        self.closed: Closed | None = None
         # beats
         self.origin = random.getrandbits(40) + 1 - time.monotonic_ns() // 1000
         self.sent_at = self.echoed = self.heard_sent_at = 0
@@ -60,20 +83,33 @@ class PlainPeer:
         self.peer_status = b""
         self.peer_ages = (0xFFFFFFFF, 0xFFFFFFFF)
         self.beats_heard = 0
-        self.client_id, self.token = "", b""
-        self.closed: Closed | None = None
 
     # ---- the handshake
 
     def say_hello(self, client_id: str = "", token: bytes = b"") -> None:
+        self.client_id, self.token = client_id, token
+        self.granted = max(self.granted, WINDOW)
         name = client_id.encode()
-        payload = struct.pack("!BBIIIQQBB", 1, 1, *self.rhythm, WINDOW, LARGEST, 0, len(name)) + name
-        self.granted = WINDOW
-        self.sock.sendall(PREAMBLE + self.frame(HELLO, payload + struct.pack("!H", len(token)) + token))
+        flags = (NAMES_SESSION if self.session else 0) | (WILL_RESUME if self.comes_back else 0)
+        window = self.granted - self.received
+        payload = struct.pack("!BBIIIQQBB", 1, 1, *self.rhythm, window, LARGEST, flags, len(name)) + name
+        payload += struct.pack("!H", len(token)) + token
+        if self.session:
+            self.epoch += 1
+            payload += b"".join(self.session) + struct.pack("!QQQ", self.epoch, self.received, self.taken)
+        self.sock.sendall(PREAMBLE + self.frame(HELLO, payload))
         self.run(lambda: self.is_open)
 
     def wait_for_hello(self) -> None:
         self.run(lambda: self.is_open)
+
+    def come_back(self, sock: socket.socket) -> None:
+        """Goes on with the session over another link."""
+        self.begin_link(sock)
+        if self.is_client:
+            self.say_hello(self.client_id, self.token)
+        else:
+            self.wait_for_hello()
 
     def on_hello(self, payload: bytes) -> None:
         least, greatest, want, floor, limit, window, self.largest, flags, length = struct.unpack_from(
@@ -83,25 +119,71 @@ class PlainPeer:
         self.client_id = payload[32 : 32 + length].decode()
         (count,) = struct.unpack_from("!H", payload, 32 + length)
         self.token = payload[34 + length : 34 + length + count]
-        require(len(self.token) == count and not flags & 1, "HELLO: no session was expected")
-        self.credit = window
+        require(len(self.token) == count, "HELLO: the token is cut")
         self.agree(want, floor)
         for ours, theirs in ((self.rhythm[2], self.their_interval), (limit, self.interval)):
             if ours and ours < 2 * theirs:
                 self.close(LIMIT, f"limit {ours} ms, interval {theirs} ms")
                 raise Violation("limit")
-        self.granted = WINDOW
-        payload = struct.pack("!BBIIIQQ", 1, 0, *self.rhythm, WINDOW, LARGEST) + os.urandom(16 + 32)
-        self.sock.sendall(self.frame(WELCOME, payload + struct.pack("!QQI", 0, 0, 0)))
+        self.is_resumed = False
+        if flags & NAMES_SESSION:
+            claimed = payload[34 + length + count :][:48]
+            epoch, received, taken = struct.unpack_from("!QQQ", payload, 34 + length + count + 48)
+            if self.session and claimed[:16] == self.session[0]:
+                if claimed[16:] != self.session[1] or epoch <= self.epoch:
+                    self.say_close(STALE, "not yours")
+                    raise Violation("stale")
+                self.epoch, self.is_resumed = epoch, True
+                self.go_on(received, taken, window)
+        if not self.is_resumed:
+            self.begin_anew()
+            self.session, self.epoch = (os.urandom(16), os.urandom(32)), 0
+            self.credit = 0 if flags & NAMES_SESSION else window
+        assert self.session
+        self.granted = max(self.granted, WINDOW)
+        position = self.granted - self.received
+        payload = struct.pack("!BBIIIQQ", 1, self.is_resumed, *self.rhythm, position, LARGEST) + b"".join(self.session)
+        kept = RETENTION if flags & WILL_RESUME and self.comes_back else 0
+        self.sock.sendall(self.frame(WELCOME, payload + struct.pack("!QQI", self.received, self.taken, kept)))
 
     def on_welcome(self, payload: bytes) -> None:
         version, flags, want, floor, _limit, window, self.largest = struct.unpack_from("!BBIIIQQ", payload)
+        session = payload[30:46], payload[46:78]
         received, taken, _kept = struct.unpack_from("!QQI", payload, 78)
-        require((version, flags & 1, received, taken) == (1, 0, 0, 0) and want and floor and window >= 65536, "WELCOME")
-        self.credit = window
+        require(version == 1 and want and floor and (window >= 65536 or taken < received), "WELCOME")
+        self.is_resumed = bool(flags & 1)
+        if self.is_resumed:
+            require(session == self.session, "WELCOME to another session")
+            self.go_on(received, taken, window)
+        else:
+            require(received == taken == 0, "WELCOME: a new session begins at 0")
+            self.begin_anew()
+            self.session, self.epoch, self.credit = session, 0, window
         self.agree(want, floor)
         self.acknowledge()
         self.begin()
+
+    def go_on(self, received: int, taken: int, window: int) -> None:
+        """From where the other side is."""
+        frames = [self.their_taken, *(end for end, _ in self.untaken)]
+        require(received in frames and taken in self.ends and taken <= received, f"position {received}, {taken}")
+        require(taken < received or window >= 65536, f"window {window}")
+        self.forget(taken)
+        again = [frame for end, frame in self.untaken if end > received]
+        self.untaken = deque(each for each in self.untaken if each[0] <= received)
+        self.queue.extendleft(reversed(again))
+        self.sent, self.credit = received, received + window
+
+    def begin_anew(self) -> None:
+        """In a new session, with what isn't known to be taken."""
+        self.queue.extendleft(reversed([frame for _, frame in self.untaken]))
+        self.untaken.clear()
+        self.ends = [end - self.their_taken for end in self.ends]
+        self.sent = self.their_taken = 0
+        self.received = self.taken = 0
+        self.granted = WINDOW
+        self.pieces = None
+        self.inbox = deque((None, message) for _, message in self.inbox)
 
     def agree(self, want: int, floor: int) -> None:
         self.interval = max(self.rhythm[1], min(self.rhythm[0], want))
@@ -109,6 +191,7 @@ class PlainPeer:
 
     def begin(self) -> None:
         self.is_open = True
+        self.pump()
         self.next_beat = time.monotonic() + random.random() * self.interval / 1000
 
     # ---- frames
@@ -137,13 +220,11 @@ class PlainPeer:
             payload, self.buffer = self.buffer[4 : 4 + length], self.buffer[4 + length :]
             self.handle_frame(kind, payload)
 
-    heard_preamble = False
-
     def handle_frame(self, kind: int, payload: bytes) -> None:
         if kind == CLOSE:
-            code, _flags, taken, _retry, length = struct.unpack_from("!HBQIH", payload)
+            code, flags, taken, _retry, length = struct.unpack_from("!HBQIH", payload)
             (count,) = struct.unpack_from("!H", payload, 17 + length)
-            self.closed = Closed(code, payload[19 + length : 19 + length + count].decode(), taken)
+            self.closed = Closed(code, payload[19 + length : 19 + length + count].decode(), taken, bool(flags & 1))
         elif self.expected:
             require(kind == self.expected, f"kind {kind} where {self.expected} must come")
             self.expected = {HELLO: ACK}.get(kind, 0)
@@ -196,12 +277,18 @@ class PlainPeer:
         taken, credit = struct.unpack("!QQ", payload)
         require(self.their_taken <= taken <= self.sent and taken in self.ends, f"taken {taken}")
         require(credit >= self.credit and (taken < self.sent or credit - taken >= 65536), f"credit {credit}")
-        self.their_taken, self.credit = taken, credit
+        self.credit = credit
+        self.forget(taken)
+        if self.is_open:
+            self.pump()
+
+    def forget(self, taken: int) -> None:
+        self.their_taken = taken
         self.ends = [end for end in self.ends if end >= taken]
-        self.pump()
+        self.untaken = deque(each for each in self.untaken if each[0] > taken)
 
     def send(self, message: bytes) -> None:
-        """Sends what the credit allows; the rest goes as soon as it does."""
+        """Sends what the credit allows; the rest goes as soon as it does, or there is a link."""
         if len(message) <= PIECE:
             frames = [self.frame(DATA_END, message)]
         else:
@@ -211,18 +298,28 @@ class PlainPeer:
             frames = [self.frame(kind, piece) for kind, piece in zip(kinds, cut, strict=True)]
         self.ends.append(self.sent + sum(map(len, self.queue)) + sum(map(len, frames)))
         self.queue.extend(frames)
-        self.pump()
+        if self.is_open:
+            self.pump()
 
     def pump(self) -> None:
-        while self.queue and self.sent + len(self.queue[0]) <= self.credit:
-            frame = self.queue.popleft()
-            self.sent += len(frame)
+        while frame := self.next_frame():
             self.sock.sendall(frame)
+
+    def next_frame(self) -> bytes | None:
+        if not self.queue or self.sent + len(self.queue[0]) > self.credit:
+            return None
+        frame = self.queue.popleft()
+        self.sent += len(frame)
+        self.untaken.append((self.sent, frame))
+        return frame
 
     def recv(self, timeout: float = 20.0) -> bytes:
         self.run(lambda: self.inbox, timeout)
-        self.taken, message = self.inbox.popleft()
-        self.acknowledge()
+        end, message = self.inbox.popleft()
+        if end is not None:
+            self.taken = end
+            if self.is_open:
+                self.acknowledge()
         return message
 
     def flush(self, timeout: float = 20.0) -> None:
@@ -283,9 +380,18 @@ class PlainPeer:
 
     # ---- the end
 
-    def say_close(self, code: int, reason: str) -> None:
+    def cut(self) -> None:
+        """The link breaks; a frame that is under way is cut short."""
+        if frame := self.next_frame():
+            self.sock.sendall(frame[: random.randrange(len(frame))])
+        self.is_open = False
+        self.sock.close()
+
+    def say_close(self, code: int, reason: str, *, ends_session: bool = True, retry_after: int = 0) -> None:
         text = reason.encode()
-        self.sock.sendall(self.frame(CLOSE, struct.pack("!HBQIHH", code, 1, self.taken, 0, 0, len(text)) + text))
+        taken = 0 if self.expected else self.taken
+        numbers = code, ends_session, taken, retry_after, 0, len(text)
+        self.sock.sendall(self.frame(CLOSE, struct.pack("!HBQIHH", *numbers) + text))
 
     def close(self, code: int = NORMAL, reason: str = "") -> None:
         """CLOSE, FIN, and then until the other side's FIN."""

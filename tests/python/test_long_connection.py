@@ -63,7 +63,7 @@ def welcome(want: int = 50, limit: int = 0) -> bytes:
 
 @contextmanager
 def scripted(**kwargs: object) -> Iterator[tuple[LongConnection, socket.socket]]:
-    """A client of ours, and a plain socket that has said WELCOME and says no more."""
+    """A client of ours for whom a lost link is the end, and a plain socket that has said WELCOME and says no more."""
     with listening() as listener:
         said: list[socket.socket] = []
 
@@ -75,7 +75,8 @@ def scripted(**kwargs: object) -> Iterator[tuple[LongConnection, socket.socket]]
 
         player = threading.Thread(target=play)
         player.start()
-        connection = longconn.connect(listener.getsockname(), timeout=PATIENCE, **kwargs)  # type: ignore[arg-type]
+        kwargs = {"reconnect": False, "timeout": PATIENCE, **kwargs}
+        connection = longconn.connect(listener.getsockname(), **kwargs)  # type: ignore[arg-type]
         player.join()
         connection.settimeout(PATIENCE)
         with said[0]:
@@ -273,7 +274,7 @@ def test_a_reset_is_heard_though_nobody_reads_after_a_conversation():
         (lambda client: client.recv_many(-1), "max_messages=-1"),
         (lambda client: client.close(-1), "code=-1"),
         (lambda client: client.close(1 << 40), "code=1099511627776"),
-        (lambda client: client.wait_for("connecting"), "one of open, suspect, closing, closed"),
+        (lambda client: client.wait_for("connecting"), "one of open, suspect, reconnecting, closing, closed"),
         (lambda client: client.wait_for("shut"), "one of open"),
     ],
 )
@@ -864,7 +865,7 @@ def test_a_peer_that_did_not_hear_us_gave_us_up():
 def test_a_program_that_hangs_is_lost_if_that_was_asked_for():
     heartbeat = Heartbeat(0.05, application_limit=0.3 * SLACK)
     with LongServer(("127.0.0.1", 0)) as server:
-        client = longconn.connect(server.address, heartbeat=heartbeat)
+        client = longconn.connect(server.address, heartbeat=heartbeat, reconnect=False)
         ours = server.accept(timeout=PATIENCE)
         ours.progress()
         with pytest.raises(longconn.PeerLost) as raised:
@@ -878,7 +879,7 @@ def test_a_program_that_hangs_is_lost_if_that_was_asked_for():
 HOLDS_THE_GIL = """
 import ctypes, sys
 import longconn
-client = longconn.connect(sys.argv[1], heartbeat=longconn.Heartbeat(0.05))
+client = longconn.connect(sys.argv[1], heartbeat=longconn.Heartbeat(0.05), reconnect=False)
 print("connected", flush=True)
 sys.stdin.readline()
 ctypes.PyDLL(None).usleep(int(float(sys.argv[2]) * 1e6))  # it keeps the GIL

@@ -9,12 +9,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import longconn
 import pytest
 from longconn import Cause, Heartbeat, LongConnection, LongServer
-from peers import PATIENCE, SLACK, let_go, listening
+from peers import PATIENCE, SLACK, let_go, listening, wait_until
 from plain_peer import Closed, PlainPeer
 
 BEATS = Heartbeat(0.1)
@@ -35,14 +35,14 @@ def our_server() -> Iterator[tuple[LongConnection, PlainPeer]]:
 
 
 @contextmanager
-def our_client() -> Iterator[tuple[LongConnection, PlainPeer]]:
-    """They are the server."""
+def our_client(**kwargs: object) -> Iterator[tuple[LongConnection, PlainPeer]]:
+    """They are the server; a lost link is the end."""
     with listening() as listener:
         made: list[LongConnection] = []
 
         def connect() -> None:
-            address = listener.getsockname()
-            made.append(longconn.connect(address, heartbeat=BEATS, client_id="ours", token=b"t", timeout=PATIENCE))
+            settings = {"heartbeat": BEATS, "token": b"t", "timeout": PATIENCE, "reconnect": False, **kwargs}
+            made.append(longconn.connect(listener.getsockname(), client_id="ours", **settings))  # type: ignore[arg-type]
 
         thread = threading.Thread(target=connect)
         thread.start()
@@ -98,9 +98,7 @@ def test_a_large_message_comes_whole_whatever_comes_between_its_frames(pair):
     dice = random.Random(7)
 
     def pump() -> None:
-        while peer.queue and peer.sent + len(peer.queue[0]) <= peer.credit:
-            frame = peer.queue.popleft()
-            peer.sent += len(frame)
+        while frame := peer.next_frame():
             if dice.random() < 0.2:
                 frame = peer.frame(0x80, bytes(dice.randrange(100))) + frame
             at = dice.randrange(len(frame))
@@ -298,3 +296,222 @@ def test_a_client_whose_limit_is_too_short_is_refused():
             with pytest.raises(Closed) as raised:
                 peer.say_hello()
             assert raised.value.args[0] == 6
+
+
+# ---- sessions
+
+
+@contextmanager
+def returning_client() -> Iterator[tuple[LongConnection, PlainPeer, Callable[[], socket.socket]]]:
+    """They are the client; and how they connect again."""
+    with ExitStack() as stack:
+        server = stack.enter_context(LongServer(("127.0.0.1", 0), heartbeat=BEATS))
+
+        def connect() -> socket.socket:
+            return stack.enter_context(socket.create_connection(server.address, timeout=PATIENCE))
+
+        peer = PlainPeer(connect(), is_client=True, comes_back=True)
+        peer.say_hello("plain")
+        ours = server.accept(timeout=PATIENCE)
+        ours.settimeout(PATIENCE)
+        yield ours, peer, connect
+        let_go(ours)
+
+
+@contextmanager
+def returning_server(**kwargs: object) -> Iterator[tuple[LongConnection, PlainPeer, Callable[[], socket.socket]]]:
+    """They are the server; and how they take the client again."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(listening())
+        listener.settimeout(PATIENCE)
+
+        def accept() -> socket.socket:
+            return stack.enter_context(listener.accept()[0])
+
+        settings = {"heartbeat": BEATS, "reconnect": longconn.Backoff(0.01, 0.05), "timeout": PATIENCE, **kwargs}
+        with meanwhile(lambda: longconn.connect(listener.getsockname(), **settings)) as made:  # type: ignore[arg-type]
+            peer = PlainPeer(accept(), is_client=False, comes_back=True)
+            peer.wait_for_hello()
+        ours = made[0]
+        assert isinstance(ours, LongConnection)
+        ours.settimeout(PATIENCE)
+        yield ours, peer, accept
+        let_go(ours)
+
+
+@pytest.fixture(params=[returning_client, returning_server])
+def returning(
+    request: pytest.FixtureRequest,
+) -> Iterator[tuple[LongConnection, PlainPeer, Callable[[], socket.socket]]]:
+    with request.param() as three:
+        yield three
+
+
+def test_a_session_goes_on_over_another_link(returning):
+    ours, peer, connect = returning
+    ours.send(b"not taken")
+    peer.run(lambda: peer.inbox)
+    peer.send(b"sent")
+    peer.cut()
+    ours.wait_for("reconnecting")
+    ours.send(b"while away")
+    peer.send(b"while away, too")
+    peer.come_back(connect())
+    assert peer.is_resumed
+    assert [peer.recv() for _ in range(2)] == [b"not taken", b"while away"]
+    assert [ours.recv() for _ in range(2)] == [b"sent", b"while away, too"]
+    with meanwhile(ours.flush) as flushed:
+        peer.flush()
+        peer.run(lambda: flushed)
+    assert ours.stats().connections == 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_message_comes_once_and_in_order_wherever_the_links_are_cut(returning, seed):
+    ours, peer, connect = returning
+    dice = random.Random(seed)
+    random.seed(seed)  # peer.cut's
+    messages = [bytes([number % 256]) * dice.choice((0, 1, 500, 16_384, 70_000, 600_000)) for number in range(120)]
+    received: list[bytes] = []
+    with meanwhile(lambda: ours.send_many(messages)), meanwhile(lambda: [ours.recv() for _ in messages]) as got:
+        for number, message in enumerate(messages):
+            peer.send(message)
+            if number % 10 == 9:
+                until = time.monotonic() + dice.random() * 0.02
+                peer.run(lambda until=until: time.monotonic() > until)
+                peer.cut()
+                peer.come_back(connect())
+                assert peer.is_resumed
+            while peer.inbox and dice.random() < 0.7:
+                received.append(peer.recv())
+        while len(received) < len(messages):
+            received.append(peer.recv())
+        peer.flush()
+    assert received == messages
+    assert got == [messages]
+    assert ours.stats().connections == 13
+
+
+def test_a_wrong_secret_or_an_old_epoch_changes_nothing():
+    with returning_client() as (ours, peer, connect):
+        assert peer.session
+        peer.cut()
+        peer.come_back(connect())
+        for session, epoch in (((peer.session[0], bytes(32)), 5), (peer.session, 0), (peer.session, 1)):
+            other = PlainPeer(connect(), is_client=True, comes_back=True)
+            other.session, other.epoch = session, epoch - 1
+            with pytest.raises(Closed) as raised:
+                other.say_hello()
+            assert raised.value.args[0] == 10
+        peer.send(b"the good one is up")
+        assert ours.recv() == b"the good one is up"
+        assert ours.stats().connections == 2
+
+
+def test_who_comes_back_with_the_old_link_still_up_ends_that_one():
+    with returning_client() as (ours, peer, connect):
+        peer.send(b"one")
+        old = peer.sock
+        peer.come_back(connect())
+        peer.send(b"two")
+        assert [ours.recv() for _ in range(2)] == [b"one", b"two"]
+        old.settimeout(PATIENCE)
+        with suppress(ConnectionResetError):
+            while old.recv(65536):
+                pass
+
+
+@pytest.mark.parametrize(("received", "taken"), [(1 << 40, 0), (3, 0), (0, 3), (7, 4)])
+def test_a_position_that_can_not_be_is_refused_and_the_session_stays(received, taken):
+    with returning_client() as (ours, peer, connect):
+        ours.send(b"abc")
+        assert peer.recv() == b"abc"
+        ours.flush()
+        ours.send(b"not taken")
+        peer.run(lambda: peer.inbox)
+        peer.cut()
+        ours.wait_for("reconnecting")
+        right = peer.received, peer.taken
+        peer.received, peer.taken = right[0] + received, right[1] + taken
+        peer.granted = peer.received + (1 << 18)
+        with pytest.raises(Closed) as raised:
+            peer.come_back(connect())
+        assert raised.value.args[0] == 4
+        peer.received, peer.taken = right
+        peer.come_back(connect())
+        assert peer.is_resumed
+        assert peer.recv() == b"not taken"
+
+
+def test_a_session_that_the_server_has_closed_says_so_again():
+    with returning_client() as (ours, peer, connect):
+        peer.send(b"taken")
+        assert ours.recv() == b"taken"
+        peer.cut()
+        ours.wait_for("reconnecting")
+        ours.close(5000, "enough")
+        for _ in range(2):
+            with pytest.raises(Closed) as raised:
+                peer.come_back(connect())
+            assert raised.value.args == (5000, "enough", len(b"taken") + 4, True)
+
+
+def test_a_server_that_has_forgotten_gets_in_a_new_session_what_it_had_not_taken():
+    with LongServer(("127.0.0.1", 0), session_retention=0) as server:
+        with socket.create_connection(server.address, timeout=PATIENCE) as first:
+            peer = PlainPeer(first, is_client=True, comes_back=True)
+            peer.say_hello()
+            with server.accept(timeout=PATIENCE) as ours:
+                peer.send(b"taken")
+                assert ours.recv(timeout=PATIENCE) == b"taken"
+                peer.flush()
+                peer.send(b"not taken")
+                peer.cut()
+                ours.wait_for("closed", timeout=PATIENCE)
+            peer.send(b"later")
+            with socket.create_connection(server.address, timeout=PATIENCE) as second:
+                peer.come_back(second)
+                assert not peer.is_resumed
+                with server.accept(timeout=PATIENCE) as again:
+                    assert [again.recv(timeout=PATIENCE) for _ in range(2)] == [b"not taken", b"later"]
+                    peer.close()
+
+
+def test_a_client_is_told_that_its_server_has_forgotten_it():
+    with returning_server() as (ours, peer, accept):
+        ours.send_many([b"taken", b"not taken"])
+        peer.run(lambda: len(peer.inbox) == 2)
+        assert peer.recv() == b"taken"
+        wait_until(lambda: ours.unacknowledged == 1)
+        peer.cut()
+        peer.session = None
+        with pytest.raises((Closed, EOFError, ConnectionResetError)):
+            peer.come_back(accept())
+        with pytest.raises(longconn.SessionLost) as raised:
+            ours.recv()
+        assert raised.value.undelivered == [b"not taken"]
+
+
+def test_a_client_that_wants_it_sends_again_what_may_have_been_taken():
+    with returning_server(on_session_lost="resend") as (ours, peer, accept):
+        ours.send_many([b"taken", b"not taken"])
+        peer.run(lambda: len(peer.inbox) == 2)
+        assert peer.recv() == b"taken"
+        wait_until(lambda: ours.unacknowledged == 1)
+        peer.cut()
+        peer.session = None
+        peer.come_back(accept())
+        peer.run(lambda: len(peer.inbox) == 2)
+        assert [message for _, message in peer.inbox] == [b"not taken", b"not taken"]
+
+
+def test_a_client_comes_back_from_a_close_of_the_link_alone_and_not_too_soon():
+    with returning_server() as (ours, peer, accept):
+        peer.say_close(1, "for a while", ends_session=False, retry_after=500)
+        peer.is_open = False
+        peer.sock.shutdown(socket.SHUT_WR)
+        peer.come_back(accept())
+        assert peer.is_resumed
+        _, parted, opened = [next(ours.events()) for _ in range(3)]
+        assert parted.state == "reconnecting"
+        assert opened.time - parted.time >= 0.45

@@ -231,7 +231,7 @@ fn status_and_ages_travel_with_each_beat() {
     let mut pair = open();
     assert!(pair.sides[0].connection.set_status(b"charging, 81 %"));
     assert!(!pair.sides[0].connection.set_status(&[0; 1025]));
-    pair.sides[0].connection.set_interpreter_ran(Some(pair.now));
+    pair.sides[0].connection.set_interpreter_ran(Some(pair.now.into()));
     pair.sides[0].takes = false;
     pair.send(1, b"take me");
     pair.run(ms(10_000));
@@ -285,7 +285,7 @@ fn hung_is_told_if_it_was_asked_for_and_says_which_level() {
     let mut watcher = one_second();
     watcher.heartbeat.interpreter_limit = Some(ms(5000));
     let mut pair = Pair::open(one_second(), watcher);
-    pair.sides[0].connection.set_interpreter_ran(Some(pair.now));
+    pair.sides[0].connection.set_interpreter_ran(Some(pair.now.into()));
     pair.run(ms(10_000));
     assert_eq!(pair.sides[1].ending().unwrap().level, Some(Level::Interpreter));
 }
@@ -665,6 +665,24 @@ fn a_wake_up_that_is_late_by_more_than_a_quarter_of_the_limit_is_a_pause_of_our_
         // Whether it may have heard nothing of us meanwhile depends on the phase.
         assert_eq!(ending.given_up == Some(GivenUp::Paused), is_pause, "{tolerance:?} and {late_by:?} late");
     }
+}
+
+#[test]
+fn a_pause_is_noticed_though_much_was_heard_since_the_deadline_was_asked_for() {
+    let mut pair = open();
+    pair.run(ms(10_000));
+    let connection = &mut pair.sides[0].connection;
+    for _ in 0..10 {
+        connection.handle_input(pair.now, &[0, 0, 1, 5, 7]);
+    }
+    assert!(connection.keeps_deadline());
+    let now = pair.now + ms(60_000);
+    connection.handle_timeout(now);
+    assert!(!connection.keeps_deadline());
+    connection.handle_reset(now);
+    let ending = std::iter::from_fn(|| connection.poll_event()).last();
+    let Some(Event::Ended(ending)) = ending else { panic!("{ending:?}") };
+    assert_eq!(ending.given_up, Some(GivenUp::Paused));
 }
 
 #[test]

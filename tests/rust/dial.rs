@@ -6,53 +6,22 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use longconn::engine::clock;
-use longconn::engine::dial::{Connected, Dial, DialConfig, dial};
-use longconn::net::dial::{DialError, Failure, Place, Target, ToItself, is_connected};
+use longconn::engine::dial::{Connected, DialConfig, dial};
+use longconn::engine::fork;
+use longconn::net::dial::{Failure, Target, ToItself, is_connected};
 use longconn::net::resolve::LookUpError;
 use longconn::net::{resolve, sys};
 use longconn::proto::backoff::Why;
 use socket2::{Domain, SockRef, Socket, Type};
 
-type Outcome = Result<Connected, DialError>;
-
-fn slack() -> f64 {
-    std::env::var("LONGCONN_TEST_SLACK").ok().and_then(|slack| slack.parse().ok()).unwrap_or(1.0)
-}
-
-fn patience() -> Duration {
-    Duration::from_secs(20).mul_f64(slack())
-}
-
-fn config() -> DialConfig {
-    DialConfig { timeout: Some(patience()), ..DialConfig::default() }
-}
+mod dialling;
+use dialling::{Outcome, at, begin, config, outcome, patience, place, sockets, turn, wait_for};
 
 fn short() -> DialConfig {
     DialConfig { timeout: Some(Duration::from_millis(300)), ..DialConfig::default() }
-}
-
-fn place(host: &str, port: u16) -> Place {
-    Place { host: host.into(), port }
-}
-
-fn at(address: SocketAddr) -> Place {
-    place(&address.ip().to_string(), address.port())
-}
-
-fn begin(places: Vec<Place>, config: DialConfig) -> (Arc<Dial>, Receiver<Outcome>) {
-    let (told, outcome) = mpsc::channel();
-    let done = Box::new(move |outcome| told.send(outcome).unwrap());
-    (dial(Arc::new(Target { places }), config, done).unwrap(), outcome)
-}
-
-fn outcome(places: Vec<Place>, config: DialConfig) -> Outcome {
-    begin(places, config).1.recv_timeout(patience()).unwrap()
 }
 
 fn listen(host: &str) -> (TcpListener, SocketAddr) {
@@ -92,26 +61,6 @@ impl Deaf {
             queued.push(socket);
         }
     }
-}
-
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
-fn turn() -> MutexGuard<'static, ()> {
-    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn wait_for(mut condition: impl FnMut() -> bool) {
-    let deadline = clock::now() + patience();
-    while !condition() {
-        assert!(clock::now() < deadline, "it doesn't come about");
-        thread::yield_now();
-    }
-}
-
-fn sockets() -> usize {
-    let descriptors = std::fs::read_dir("/proc/self/fd").unwrap();
-    let what = descriptors.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok());
-    what.filter(|what| what.to_string_lossy().starts_with("socket:")).count()
 }
 
 fn threads() -> usize {
@@ -287,6 +236,33 @@ fn many_that_dial_at_once_cost_no_thread() {
     wait_for(|| sockets() == before);
 }
 
+#[test]
+fn what_is_called_may_dial_again_and_cancel_others() {
+    fn dial_again(target: Arc<Target>, left: u32, told: mpsc::Sender<SocketAddr>) {
+        let again = target.clone();
+        let done = move |outcome: Outcome| match left.checked_sub(1) {
+            Some(left) => dial_again(again, left, told),
+            None => told.send(outcome.unwrap().peer).unwrap(),
+        };
+        dial(target, config(), Box::new(done)).unwrap();
+    }
+    let _turn = turn();
+    let (_listener, address) = listen("127.0.0.1");
+    let (told, last) = mpsc::channel();
+    dial_again(Arc::new(Target { places: vec![at(address)] }), 20, told);
+    assert_eq!(last.recv_timeout(patience()).unwrap(), address);
+    let deaf = Deaf::new();
+    let before = sockets();
+    let (other, outcome) = begin(vec![at(deaf.address)], config());
+    wait_for(|| sockets() > before);
+    let (told, is_cancelled) = mpsc::channel();
+    let done = Box::new(move |_| told.send(other.cancel()).unwrap());
+    dial(Arc::new(Target { places: vec![] }), config(), done).unwrap();
+    assert!(is_cancelled.recv_timeout(patience()).unwrap());
+    assert!(outcome.recv().is_err());
+    wait_for(|| sockets() == before);
+}
+
 /// What a client does whose server on this machine is dead: sooner or later the kernel gives it the server's own port.
 #[test]
 fn nobody_is_ever_connected_to_himself() {
@@ -325,8 +301,42 @@ fn retry_a_dead_port(times: u32, port: u16) -> u32 {
 fn a_dead_port_is_retried_many_times_and_nobody_is_connected_to_himself() {
     let _turn = turn();
     let times = std::env::var("LONGCONN_TEST_DEAD_PORT_RETRIES").ok().and_then(|times| times.parse().ok());
-    let times = times.unwrap_or(3000);
-    // A port that the kernel gives to clients.
-    let port = dead().1.port();
+    let times = times.unwrap_or(10_000);
+    // A port that the kernel gives to clients: connect(2) takes those of one parity first, and bind(2) of the other.
+    let port = dead().1.port() ^ 1;
     println!("{} of {times} attempts were connected to themselves, and refused", retry_a_dead_port(times, port));
+}
+
+#[test]
+fn a_forked_child_has_no_part_in_its_parents_dials_and_begins_its_own() {
+    let _turn = turn();
+    let (_listener, address) = listen("127.0.0.1");
+    let deaf = Deaf::new();
+    let before = sockets();
+    let (ours, outcomes) = begin(vec![at(deaf.address)], config());
+    wait_for(|| sockets() == before + 2);
+    fork::before();
+    // SAFETY: the child calls what is made for it, and ends by _exit.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            fork::after_in_child();
+            assert_eq!(sockets(), before);
+            assert!(ours.cancel());
+            drop(ours);
+            assert_eq!(outcome(vec![place("localhost", address.port())], config()).unwrap().peer, address);
+            assert_eq!(sockets(), before);
+            assert!(fork::shut_down(Duration::from_secs(10)));
+        }));
+        // SAFETY: ends the process at once.
+        unsafe { libc::_exit(i32::from(outcome.is_err())) };
+    }
+    fork::after_in_parent();
+    let mut status = -1;
+    // SAFETY: waits for the child, whose status is written to an int.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert_eq!(status, 0, "the child failed");
+    assert_eq!(sockets(), before + 2);
+    drop((deaf.queued, deaf.listener.accept(), deaf.listener.accept()));
+    assert_eq!(outcomes.recv_timeout(patience()).unwrap().unwrap().peer, deaf.address);
 }

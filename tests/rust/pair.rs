@@ -226,6 +226,11 @@ pub struct Side {
     pub is_blind: bool,
     pub aborted: bool,
     pub looks: u64,
+    /// As far as the test has looked.
+    pub widest_window: u64,
+    pub sent_offsets: (u64, u64),
+    /// Times that a link broke inside a message that was received into its place.
+    pub taken_back: u64,
     /// A message that is received into its place.
     placed: Option<Placed>,
     timeout: Option<Instant>,
@@ -247,6 +252,9 @@ impl Side {
             is_blind: false,
             aborted: false,
             looks: 0,
+            widest_window: 0,
+            sent_offsets: (0, 0),
+            taken_back: 0,
             placed: None,
             timeout: None,
         }
@@ -297,6 +305,7 @@ impl Side {
     /// The link is over; of the frame begun nothing is left.
     fn give_room_back(&mut self, now: Instant) {
         if let Some(Placed { room, filled, .. }) = self.placed.take() {
+            self.taken_back += 1;
             // SAFETY: as above.
             self.connection.take_back(now, None, unsafe { room[..filled].assume_init_ref() });
         }
@@ -338,7 +347,12 @@ impl Side {
             let placed = if starts || self.placed.is_some() { self.place(now, &input[..length]) } else { 0 };
             let (chunk, rest) = input.split_at(if placed > 0 { placed } else { length });
             if placed == 0 {
-                self.connection.handle_input(now, chunk);
+                let may_pass = driving.places && self.takes && self.placed.is_none() && self.peeked.is_empty();
+                let passes = may_pass && driving.dice.below(2) == 0;
+                match passes.then(|| self.connection.handle_message(now, chunk)).flatten() {
+                    Some(message) => self.received.push(message.to_vec()),
+                    None => self.connection.handle_input(now, chunk),
+                }
             }
             input = rest;
         }
@@ -457,7 +471,7 @@ pub struct Pair {
     pub pipes: [Pipe; 2],
     /// Chunks and writes are cut at random.
     pub splits: bool,
-    /// Messages are received into their places, some of the time.
+    /// Messages are received into their places, or taken as they come, some of the time.
     pub places: bool,
     pub dice: Dice,
     /// What the kernel holds of what is under way.
@@ -562,6 +576,28 @@ impl Pair {
     pub fn send(&mut self, index: usize, message: &[u8]) {
         self.sides[index].connection.send(message).expect("there is room");
         self.turn(index);
+    }
+
+    /// A client without a link comes back over a new one, and the server says what it makes of that.
+    pub fn relink(&mut self, config: Config, seed: u64) {
+        let now = self.now;
+        let [client, server] = &mut self.sides;
+        if !client.connection.is_away() {
+            return;
+        }
+        client.connection.relink(now, seed);
+        let hello = client.connection.poll_transmit(now).first.to_vec();
+        client.connection.transmitted(now, hello.len());
+        let mut newcomer = Connection::server(now, config.into(), seed + 1);
+        newcomer.handle_input(now, &hello);
+        if server.connection.resume(now, &mut newcomer).is_ok() {
+            (client.socket, server.socket) = Default::default();
+            for pipe in &mut self.pipes {
+                *pipe = Pipe::with_latency(pipe.latency);
+            }
+        } else {
+            client.connection.handle_reset(now);
+        }
     }
 
     pub fn close(&mut self, index: usize, deadline: Duration) {

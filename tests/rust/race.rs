@@ -211,7 +211,7 @@ fn a_name_that_is_found_late_does_not_confuse_whose_attempt_failed() {
 #[test]
 fn the_last_winner_stands_in_for_a_name_that_is_not_found_in_time() {
     let mut scene = Scene::new(1, Some(v4(1)), ATTEMPT_TIMEOUT).with_name(700, 0, &[v4(1), v4(2)]);
-    assert_eq!(scene.run().starts, [(500, v4(1)), (750, v4(2)), (1750, v4(2)), (2000, v4(1))]);
+    assert_eq!(scene.run().starts, [(500, v4(1)), (750, v4(2)), (1250, v4(2)), (2000, v4(1))]);
     let mut scene = Scene::new(1, Some(v4(1)), ATTEMPT_TIMEOUT).with_name(9000, 0, &[]);
     let report = scene.run();
     assert_eq!((report.starts, report.ended), (vec![(500, v4(1)), (1000, v4(1))], 5000));

@@ -155,7 +155,7 @@ fn a_session_goes_on_over_another_connection_and_both_sides_are_told() {
 
 #[test]
 fn a_stream_of_messages_both_ways_survives_many_cuts() {
-    const COUNT: u32 = 20_000;
+    const COUNT: u32 = 60_000;
     let (proxy, listener, client, server) = trio(Config::default(), ListenerConfig::default());
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -183,7 +183,7 @@ fn a_stream_of_messages_both_ways_survives_many_cuts() {
         scope.spawn(move || {
             let until = soon().unwrap();
             while !is_over.load(Ordering::SeqCst) && clock::now() < until {
-                thread::sleep(ms(20));
+                thread::sleep(ms(10));
                 proxy.cut();
             }
         });
@@ -463,4 +463,28 @@ fn news_that_nobody_asks_for_does_not_pile_up() {
         let kept = std::iter::from_fn(|| link.next_occurrence(Some(clock::now())).ok());
         assert_eq!(kept.count(), 64);
     }
+}
+
+#[test]
+fn what_sessions_keep_is_bounded_before_their_end_and_after() {
+    let config = ListenerConfig { max_waiting_bytes: 1000, retention: ms(100), ..ListenerConfig::default() };
+    let listener = listen(config);
+    let proxy = Proxy::new(listener.address());
+    let mut servers = Vec::new();
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let client = dial(proxy.address, Config::default());
+        client.wait_open(soon()).unwrap();
+        let server = listener.accept(soon()).unwrap();
+        server.send(&[7; 600], soon()).unwrap();
+        servers.push(server);
+        clients.push(client);
+    }
+    proxy.is_closed.store(true, Ordering::SeqCst);
+    proxy.cut();
+    let endings: Vec<_> = servers.iter().map(|server| server.wait_ended(soon()).unwrap()).collect();
+    assert!(endings.iter().all(|ending| ending.session == Some(SessionEnd::GivenUp)));
+    let kept: Vec<_> = servers.iter().map(|server| server.undelivered().unwrap().len()).collect();
+    assert_eq!(kept.iter().sum::<usize>(), 1, "two of 600 bytes are over the bound: {kept:?}");
+    clients.iter().for_each(|client| client.close(Close::new(CloseCode::NORMAL, ""), ms(0)).unwrap());
 }

@@ -484,6 +484,91 @@ fn more_than_the_credit_is_an_error_before_it_is_kept() {
     assert!(pair.sides[1].ending().unwrap().to_string().contains("beyond the credit of 262144"));
 }
 
+#[test]
+fn a_small_message_that_comes_alone_passes_and_leaves_what_reading_and_taking_it_would() {
+    for length in [0, 1, 64, 16_384] {
+        let message = vec![7; length];
+        let bytes = frame(5, &message);
+        let states = [true, false].map(|passes| {
+            let mut pair = Pair::open(config(ms(1000)), config(ms(1000)));
+            let connection = &mut pair.sides[1].connection;
+            let start = connection.poll_timeout().unwrap().instant();
+            for round in 0..10 {
+                let now = pair.now + ms(round);
+                if passes {
+                    assert!(connection.handle_message(now, &bytes) == Some(&message[..]));
+                } else {
+                    connection.handle_input(now, &bytes);
+                    assert!(connection.read() == Some(&message[..]));
+                    assert!(connection.take(now, 1));
+                }
+            }
+            let now = pair.now + ms(40);
+            let (timeout, ages) = (connection.poll_timeout().unwrap().instant() - start, connection.ages(now));
+            connection.handle_timeout(now + ms(40));
+            let said = connection.poll_transmit(now + ms(40)).control.to_vec();
+            (timeout, ages, connection.is_urgent(), said, connection.stats(now).unwrap())
+        });
+        assert_eq!(states[0], states[1], "{length} bytes");
+        assert!(states[0].3.starts_with(&[0, 0, 16, 6]), "no ACK: {:?}", states[0].3);
+    }
+}
+
+#[test]
+fn what_is_not_a_small_message_alone_does_not_pass_and_nothing_of_it_was_heard() {
+    let message = frame(5, b"hello");
+    let opened = || Pair::open(config(ms(1000)), config(ms(1000)));
+    let with = |prepare: &dyn Fn(&mut Pair)| {
+        let mut pair = opened();
+        pair.sides[1].takes = false;
+        prepare(&mut pair);
+        pair
+    };
+    let heard = |bytes: &[u8]| {
+        let bytes = bytes.to_vec();
+        with(&move |pair| pair.sides[1].connection.handle_input(pair.now, &bytes))
+    };
+    let mut small = config(ms(1000));
+    small.largest_message_bytes = 4;
+    let full = frame(5, &[0; 16_384]);
+    let exhausted = with(&|pair| {
+        for _ in 0..15 {
+            assert!(pair.sides[1].connection.handle_message(pair.now, &full).is_some());
+        }
+    });
+    for (case, mut pair, bytes) in [
+        ("half of one", opened(), message[..8].to_vec()),
+        ("one and a half", opened(), [&message[..], &message[..6]].concat()),
+        ("two", opened(), message.repeat(2)),
+        ("an ACK", opened(), ack(0, 256 * 1024)),
+        ("with an ACK", opened(), [ack(0, 256 * 1024), message.clone()].concat()),
+        ("too large", Pair::open(config(ms(1000)), small), message.clone()),
+        ("longer than a frame may be", opened(), frame(5, &[0; 16_385])),
+        ("behind half a header", heard(&[0]), message.clone()),
+        ("behind one that waits", heard(&message), message.clone()),
+        (
+            "inside a longer one",
+            heard(&frame(3, &[&16_385_u64.to_be_bytes()[..], &[0; 16_376]].concat())),
+            frame(5, &[0; 9]),
+        ),
+        ("beyond the credit", exhausted, full.clone()),
+        ("before the handshake", Pair::new(config(ms(1000)), config(ms(1000))), message.clone()),
+        (
+            "behind our CLOSE",
+            with(&|pair| {
+                pair.sides[1].connection.close(pair.now, Close::new(CloseCode::NORMAL, ""), pair.now + ms(1000))
+            }),
+            message.clone(),
+        ),
+        ("after the end", with(&|pair| pair.sides[1].connection.handle_end(pair.now)), message.clone()),
+    ] {
+        let connection = &mut pair.sides[1].connection;
+        let before = format!("{connection:?}");
+        assert_eq!(connection.handle_message(pair.now + ms(10), &bytes), None, "{case}");
+        assert_eq!(format!("{connection:?}"), before, "{case}");
+    }
+}
+
 // ---- SPEC.md --------------------------------------------------------------------------------------------------
 
 #[test]

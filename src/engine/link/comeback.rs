@@ -3,15 +3,16 @@
 use std::mem;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
 use super::{BOTH, Ends, Errand, Inner, Link, LinkError, Reader, new_seed};
+use crate::engine::clock;
 use crate::engine::dial::{self, Connected, Dial, DialConfig};
-use crate::net::dial::{DialError, Target};
+use crate::net::dial::{DialError, Place, Target};
 use crate::net::keepalive::Keepalive;
 use crate::net::{sys, tcp_info, tuning};
 use crate::proto::backoff::{Backoff, BackoffConfig, Why};
@@ -30,8 +31,6 @@ const LOCAL: Why = Why::Local { took: Duration::ZERO };
 /// A new connection that dies before the handshake is done has no heartbeats yet. So that it isn't waited for as long as a server
 /// that lives and is busy, the kernel gives it up once nothing was answered for so long; at least 8 round trips.
 const UNANSWERED: Duration = Duration::from_secs(3);
-/// For who keeps losing its connections and is told why: the reasons of so many attempts.
-const KEPT_REASONS: usize = 8;
 
 /// How a client comes back.
 #[derive(Clone, Debug)]
@@ -53,9 +52,20 @@ pub(in crate::engine) enum Arrived {
     Eviction,
 }
 
+impl Arrived {
+    /// Nobody is there to take it.
+    pub(in crate::engine) fn return_to_sender(self) {
+        if let Self::Client(newcomer) = self {
+            newcomer.ask_again();
+        }
+    }
+}
+
 /// A client's means of coming back.
 pub(super) struct Comeback {
     how: Reconnect,
+    /// As the program said it.
+    home: Arc<Target>,
     backoff: Backoff,
     next: Option<Moment>,
     dial: Option<Arc<Dial>>,
@@ -65,8 +75,8 @@ pub(super) struct Comeback {
     keepalive: Option<Keepalive>,
     /// Full segments may have been what didn't get through.
     max_segment: Option<u16>,
-    /// Of the attempts since the link was lost.
-    reasons: Vec<String>,
+    /// What came of the last attempt since the link was lost.
+    last_attempt: Option<String>,
 }
 
 /// A socket that a link can use.
@@ -96,19 +106,30 @@ pub(super) fn equip(socket: OwnedFd, is_framed: bool) -> std::io::Result<Equippe
 impl Link {
     /// From here on the link comes back by itself when it is lost.
     pub fn set_reconnect(&self, how: Reconnect) -> Result<(), LinkError> {
-        let preferred = (self.peer_address(), Moment::from(crate::engine::clock::now()) + PREFERRED_FOR);
+        let preferred = (self.peer_address(), Moment::from(clock::now()) + PREFERRED_FOR);
         let backoff = Backoff::new(how.backoff);
+        let home = how.target.clone();
         let comeback = Comeback {
             how,
+            home,
             backoff,
             next: None,
             dial: None,
             preferred,
             keepalive: None,
             max_segment: None,
-            reasons: Vec::new(),
+            last_attempt: None,
         };
-        self.enter()?.extras().comeback = Some(Box::new(comeback));
+        let mut inner = self.enter()?;
+        inner.extras().comeback = Some(Box::new(comeback));
+        if inner.core.is_away() {
+            // It was lost before it was told how to come back.
+            let now = clock::now();
+            if let Some(comeback) = inner.comeback() {
+                comeback.next = Some(now.into());
+            }
+            self.set_alarm(&mut inner, now);
+        }
         Ok(())
     }
 
@@ -123,7 +144,7 @@ impl Link {
             (None, _) => Why::Refused,
         };
         if was_open {
-            comeback.reasons.clear();
+            comeback.last_attempt = None;
             if comeback.suspects_large_segments(ending) {
                 comeback.max_segment = Some(SMALL_SEGMENT);
                 log::warn!(
@@ -135,13 +156,16 @@ impl Link {
                 comeback.max_segment = None;
             }
         } else {
-            comeback.note(ending.to_string());
+            comeback.last_attempt = Some(ending.to_string());
         }
         if let Some(close) = &ending.close
             && comeback.how.follows
-            && let Ok(place) = close.address.parse()
+            && let Ok(place) = close.address.parse::<Place>()
         {
-            comeback.how.target = Arc::new(Target { places: vec![place] });
+            // And where it was before, in case nobody is there.
+            let others = comeback.home.places.iter().filter(|other| **other != place).cloned();
+            let places = std::iter::once(place.clone()).chain(others).collect();
+            comeback.how.target = Arc::new(Target { places });
         }
         let delay = comeback.backoff.next(why, new_seed().unwrap_or_default());
         comeback.next = Some(Moment::from(now) + delay);
@@ -170,7 +194,7 @@ impl Link {
         match dial::dial(comeback.how.target.clone(), config, done) {
             Ok(dial) => comeback.dial = Some(dial),
             Err(error) => {
-                comeback.note(error.to_string());
+                comeback.last_attempt = Some(error.to_string());
                 let delay = comeback.backoff.next(LOCAL, new_seed().unwrap_or_default());
                 comeback.next = Some(Moment::from(now) + delay);
             }
@@ -200,14 +224,14 @@ impl Link {
                     }
                     Err(error) => {
                         let Some(comeback) = inner.comeback() else { return };
-                        comeback.note(error.to_string());
+                        comeback.last_attempt = Some(error.to_string());
                         LOCAL
                     }
                 }
             }
             Err(error) => {
                 log::debug!(target: "longconn.link", "{error}");
-                comeback.note(error.to_string());
+                comeback.last_attempt = Some(error.to_string());
                 error.why()
             }
         };
@@ -222,16 +246,6 @@ impl Link {
             Core::Framed(core) => Ok(core.undelivered()),
             Core::Plain(_) => Ok(Vec::new()),
         }
-    }
-
-    /// The same, and nothing before the end.
-    pub fn undelivered_at_the_end(&self) -> Result<Vec<Vec<u8>>, LinkError> {
-        if self.ending()?.is_some() { self.undelivered() } else { Ok(Vec::new()) }
-    }
-
-    /// The newest reasons why there is no connection.
-    pub fn attempts(&self) -> Result<Vec<String>, LinkError> {
-        Ok(self.enter()?.comeback().map(|comeback| comeback.reasons.clone()).unwrap_or_default())
     }
 }
 
@@ -248,13 +262,6 @@ impl Comeback {
         // Small frames came and went until then.
         let is_one_way = is_lost_to_silence && !matches!(ending.cause, Cause::Unreachable | Cause::Silent);
         is_one_way && ending.untaken_bytes > u64::from(SMALL_SEGMENT)
-    }
-
-    fn note(&mut self, reason: String) {
-        if self.reasons.len() == KEPT_REASONS {
-            self.reasons.remove(0);
-        }
-        self.reasons.push(reason);
     }
 }
 
@@ -298,12 +305,13 @@ impl Inner {
         }
     }
 
-    /// It is over: nobody comes back.
-    pub(super) fn stay_away(&mut self) {
-        let comeback = self.extras.as_mut().and_then(|extras| extras.comeback.take());
-        if let Some(dial) = comeback.and_then(|comeback| comeback.dial) {
+    /// It is over: nobody comes back. What came of the last attempt.
+    pub(super) fn stay_away(&mut self) -> Option<String> {
+        let comeback = self.extras.as_mut()?.comeback.take()?;
+        if let Some(dial) = comeback.dial {
             dial.cancel();
         }
+        comeback.last_attempt
     }
 }
 
@@ -369,6 +377,8 @@ impl Link {
             // Who waits in recv(2) is to wake; it fails where that has woken already.
             let _ = SockRef::from(&socket).shutdown(Shutdown::Both);
         }
+        // Nobody reads, so nobody has a role to give back.
+        inner.reader = Reader::Engine;
         self.number.store(-1, Ordering::Relaxed);
         inner.waiters.wake_everyone();
     }
@@ -380,9 +390,7 @@ impl Link {
     /// The session that `newcomer` has said HELLO for is this one's. Its lock is taken while ours is held; nobody does the
     /// reverse.
     fn receive_client(&self, inner: &mut Inner, now: Instant, newcomer: &Arc<Link>) {
-        let (Some(listener), Some(this)) =
-            (self.listener.as_ref().and_then(std::sync::Weak::upgrade), self.this.upgrade())
-        else {
+        let (Some(listener), Some(this)) = (self.listener.as_ref().and_then(Weak::upgrade), self.this.upgrade()) else {
             return;
         };
         let mut coming = newcomer.lock();
@@ -410,6 +418,14 @@ impl Link {
         newcomer.turn(&mut coming, now);
     }
 
+    /// The session that it said HELLO for is over by now.
+    pub(in crate::engine) fn ask_again(self: &Arc<Self>) {
+        if let Some(listener) = self.listener.as_ref().and_then(Weak::upgrade) {
+            // It may have gone meanwhile.
+            let _ = self.decide(|core| listener.admit(self, core));
+        }
+    }
+
     /// Its socket is ours from here on, and it is nothing any more.
     fn move_in(&self, inner: &mut Inner, coming: &mut Inner, newcomer: &Link) {
         let Some(socket) = coming.socket.take() else { return };
@@ -427,7 +443,7 @@ impl Link {
             rto_max_ms: coming.rto_max_ms.map(std::num::NonZeroU32::get),
         };
         if let Err(error) = self.attach(inner, equipped) {
-            inner.core.handle_failure(crate::engine::clock::now(), Cause::Reset, error.to_string());
+            inner.core.handle_failure(clock::now(), Cause::Reset, error.to_string());
         }
     }
 }

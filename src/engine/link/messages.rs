@@ -1,13 +1,14 @@
 //! Messages: how callers send and receive them, at once where that is possible.
 
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Attempt, INLINE_BYTES, Inner, Link, LinkError, Ping, Reader};
 use crate::engine::clock;
 use crate::engine::waiting::Interest;
+use crate::net::sys;
 use crate::proto::close::Close;
 use crate::proto::connection::{Connection, State};
 use crate::proto::core::Core;
@@ -141,7 +142,7 @@ impl Link {
             return inner.over().map(Err).or_else(|| Self::placeable(inner, now, deadline).map(|_| Ok(Attempt::Later)));
         };
         if length > room.len() {
-            self.set_alarm(inner);
+            self.set_alarm(inner, now);
             self.tell(inner, Interest::NOTHING);
             return Some(Ok(Attempt::Later));
         }
@@ -233,6 +234,12 @@ impl Link {
 
     pub(super) fn take(&self, inner: &mut Inner, now: Instant, count: usize) -> bool {
         let is_taken = inner.core.take(now, count);
+        self.on_taken(inner, now);
+        is_taken
+    }
+
+    /// What follows when the program has taken something.
+    fn on_taken(&self, inner: &mut Inner, now: Instant) {
         inner.last_send = None;
         if inner.is_held_back && inner.core.wants_input() {
             inner.is_held_back = false;
@@ -241,10 +248,9 @@ impl Link {
         if inner.core.is_urgent() || inner.share.is_some() {
             self.turn(inner, now);
         } else {
-            self.set_alarm(inner);
+            self.set_alarm(inner, now);
             self.tell(inner, Interest::NOTHING);
         }
-        is_taken
     }
 
     /// Until the peer's application took everything that was accepted before this call; of a plain peer, until its kernel
@@ -347,6 +353,22 @@ impl Link {
         Ok(())
     }
 
+    /// Too much is kept of connections that are over: what this one had to say of what wasn't delivered goes, unless somebody
+    /// asks for it just now.
+    pub(in crate::engine) fn try_forget_undelivered(&self) {
+        if let Some(mut inner) = self.try_lock()
+            && let Core::Framed(core) = &mut inner.core
+            && core.untaken().0 > 0
+        {
+            core.forget_undelivered();
+            log::warn!(
+                target: "longconn.link",
+                "{}: what was not delivered is forgotten: nobody has asked for it, and others need the memory",
+                self.peer_address()
+            );
+        }
+    }
+
     /// The program knows of the link no more. Its listener may, for long, so of a link that is over nothing is kept but
     /// what can be told of it.
     pub fn forget(&self) -> Result<(), LinkError> {
@@ -381,7 +403,25 @@ impl Receiving<'_> {
     pub fn finish(self, room: &mut [MaybeUninit<u8>]) -> Result<Attempt<usize>, LinkError> {
         let Self { link, socket } = self;
         let mut read = [MaybeUninit::uninit(); FIRST_BYTES];
-        let (mut inner, now, received) = link.receive_in(&socket, &mut read, None);
+        let got = sys::receive_waiting(socket.as_fd(), &mut read);
+        let (mut inner, now, is_ours) = link.end_receiving(&socket);
+        if let Ok(bytes) = got
+            && is_ours
+            && bytes.len() <= HEADER_BYTES + room.len()
+            && let Some(message) = inner.core.handle_message(now, bytes)
+        {
+            let length = message.len();
+            room[..length].write_copy_of_slice(message);
+            inner.on_received(bytes.len(), FIRST_BYTES);
+            if inner.core.is_quiet() && inner.waiters.is_empty() {
+                link.on_taken(&mut inner, now);
+            } else {
+                link.turn(&mut inner, now);
+                inner.hand_over();
+            }
+            return Ok(Attempt::Done(length));
+        }
+        let received = inner.digest_waited(now, got, FIRST_BYTES, None, is_ours);
         link.settle_received(&mut inner, now);
         let result = match received {
             Ok(()) => link.take_into(&mut inner, now, room, None).unwrap_or(Ok(Attempt::Later)),

@@ -21,7 +21,6 @@ mod turn;
 mod wait;
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
@@ -192,8 +191,8 @@ pub struct Link {
     guest_number: AtomicU32,
     /// What the engine has left to be done by who has the lock.
     errands: AtomicU8,
-    /// Behind a pointer of its own, so that a forked child can leave it alone.
-    inner: Arc<Mutex<Inner>>,
+    /// `None` only while a forked child drops the rest: it leaves this alone.
+    inner: Mutex<Option<Inner>>,
 }
 
 /// Both ends' addresses, of one family.
@@ -260,20 +259,20 @@ impl Errand {
 /// The lock, held. Who gives it back does what the engine would have done meanwhile.
 struct Guard<'l> {
     link: &'l Link,
-    inner: Option<MutexGuard<'l, Inner>>,
+    inner: Option<MutexGuard<'l, Option<Inner>>>,
 }
 
 impl Deref for Guard<'_> {
     type Target = Inner;
 
     fn deref(&self) -> &Inner {
-        self.inner.as_deref().expect("it is there until the guard is dropped")
+        self.inner.as_deref().and_then(Option::as_ref).expect("it is there until the guard is dropped")
     }
 }
 
 impl DerefMut for Guard<'_> {
     fn deref_mut(&mut self) -> &mut Inner {
-        self.inner.as_deref_mut().expect("it is there until the guard is dropped")
+        self.inner.as_deref_mut().and_then(Option::as_mut).expect("it is there until the guard is dropped")
     }
 }
 
@@ -329,6 +328,8 @@ struct Inner {
     openings: u32,
     /// The first occurrence, for who asks; mostly nobody does, and nothing else happens for long.
     is_opening_untold: bool,
+    /// All others.
+    untold: Option<Box<Untold>>,
     ending: Option<Arc<Ending>>,
     share: Option<Box<Share>>,
     /// It stands in the listener's list of those that have messages.
@@ -337,12 +338,16 @@ struct Inner {
     extras: Option<Box<Extras>>,
 }
 
+/// Occurrences that nobody has asked for: a list, for thousands of links have none, and sessions without a link one.
+struct Untold {
+    occurrence: Occurrence,
+    next: Option<Box<Untold>>,
+}
+
 /// What most idle links don't have.
 #[derive(Default)]
 struct Extras {
     notification: Option<Notification>,
-    /// All but the opening.
-    occurrences: VecDeque<Occurrence>,
     observer: Option<Observer>,
     /// The newest ping that was answered.
     last_pong: Option<(u64, Option<Duration>)>,
@@ -354,7 +359,7 @@ struct Extras {
     comeback: Option<Box<Comeback>>,
 }
 
-const _: () = assert!(size_of::<Inner>() <= 664);
+const _: () = assert!(size_of::<Inner>() <= 440);
 
 /// A descriptor that is readable while a message, or the end, could be received.
 struct Notification {
@@ -441,6 +446,7 @@ impl Link {
             opened_at: framing.is_some().then_some(now.into()),
             openings: 0,
             is_opening_untold: false,
+            untold: None,
             ending: None,
             share: None,
             is_listed: false,
@@ -459,7 +465,7 @@ impl Link {
             number: AtomicI32::new(socket.as_raw_fd()),
             guest_number: AtomicU32::new(u32::MAX),
             errands: AtomicU8::new(0),
-            inner: Arc::new(Mutex::new(Inner { socket: Some(Arc::new(socket)), ..inner })),
+            inner: Mutex::new(Some(Inner { socket: Some(Arc::new(socket)), ..inner })),
         }))
     }
 
@@ -490,7 +496,7 @@ fn new_seed() -> io::Result<u64> {
 impl Drop for Link {
     fn drop(&mut self) {
         if self.check_process().is_err() {
-            mem::forget(self.inner.clone());
+            mem::forget(self.inner.get_mut().unwrap_or_else(PoisonError::into_inner).take());
             self.close_in_child();
         }
     }

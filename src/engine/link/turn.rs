@@ -1,6 +1,7 @@
 //! What follows from each input: the turn, under the lock; and what the state under it knows of itself.
 
 use std::io;
+use std::iter;
 use std::mem;
 use std::net::Shutdown;
 use std::num::NonZeroU32;
@@ -14,14 +15,14 @@ use socket2::SockRef;
 use super::attend::PARTING;
 use super::{
     Attempt, CHUNK_BYTES, Extras, Guard, Inner, Link, LinkError, Notification, Observer, Occurrence, ROOM, Reader,
-    TURN_BYTES, What,
+    TURN_BYTES, Untold, What,
 };
 use crate::engine::budget::Wish;
 use crate::engine::listener::going_away;
 use crate::engine::waiting::Interest;
 use crate::engine::{fork, interpreter};
 use crate::net::{sys, tcp_info, tuning};
-use crate::proto::cause::Cause;
+use crate::proto::cause::{Cause, SessionEnd};
 use crate::proto::close::{Close, CloseCode};
 use crate::proto::connection::{Action, Beginning, Connection, Event, State, Stats, Transmit};
 use crate::proto::core::Core;
@@ -97,7 +98,7 @@ impl Link {
             news = news | self.on_event(inner, now, event);
         }
         self.ask_budget(inner, now, &mut room);
-        self.set_alarm(inner);
+        self.set_alarm(inner, now);
         self.tell(inner, news);
     }
 
@@ -227,7 +228,7 @@ impl Link {
                     log::debug!(target: "longconn.link", "{}: an attempt failed: {ending}", self.peer_address());
                     return Interest::NOTHING;
                 }
-                let news = self.record(inner, now, What::Parted(Arc::new(*ending)));
+                let news = self.record(inner, now, What::Parted(ending));
                 if let (Some(listener), Some(this)) = (&listener, self.this.upgrade()) {
                     listener.on_parted(&this, inner.core.kept_bytes());
                 }
@@ -245,7 +246,12 @@ impl Link {
             }
             Event::Taken => Interest::TAKEN | Interest::ROOM,
             Event::Ended(ending) => {
-                let ending = Arc::new(*ending);
+                let mut ending = *ending;
+                let last_attempt = inner.stay_away();
+                if ending.session == Some(SessionEnd::GivenUp) {
+                    ending.detail = last_attempt.or(ending.detail);
+                }
+                let ending = Arc::new(ending);
                 if let (Some(listener), Some(this)) = (&listener, self.this.upgrade())
                     && let Core::Framed(core) = &inner.core
                     && let Some(close) = core.last_word(&ending)
@@ -253,7 +259,6 @@ impl Link {
                     listener.on_last_word(&this, close);
                 }
                 inner.ending = Some(ending.clone());
-                inner.stay_away();
                 inner.waiters.wake_everyone();
                 self.record(inner, now, What::Ended(ending))
             }
@@ -267,7 +272,7 @@ impl Link {
             observer(&occurrence);
         }
         if let (Some(listener), Some(this)) = (self.listener.as_ref().and_then(Weak::upgrade), self.this.upgrade()) {
-            listener.on_occurrence(&this, occurrence.clone());
+            listener.on_occurrence(&this, occurrence.clone(), inner.core.kept_bytes());
         }
         inner.keep(occurrence);
         Interest::STATE | Interest::EVENT
@@ -298,9 +303,9 @@ impl Link {
     pub fn observe(&self, observer: Observer) -> Result<(), LinkError> {
         let mut inner = self.enter()?;
         inner.opening().iter().for_each(|occurrence| observer(occurrence));
-        let extras = inner.extras();
-        extras.occurrences.iter().for_each(|occurrence| observer(occurrence));
-        extras.observer = Some(observer);
+        iter::successors(inner.untold.as_deref(), |untold| untold.next.as_deref())
+            .for_each(|untold| observer(&untold.occurrence));
+        inner.extras().observer = Some(observer);
         Ok(())
     }
 
@@ -329,10 +334,19 @@ impl Link {
     }
 
     /// The engine is woken only for an alarm that is earlier than what it has; it asks again when one rings.
-    pub(super) fn set_alarm(&self, inner: &mut Inner) {
+    pub(super) fn set_alarm(&self, inner: &mut Inner, now: Instant) {
+        // In a conversation one rings every few milliseconds, and the deadlines are reckoned with then, not for each message.
+        if inner.reader == Reader::Callers
+            && inner.alarm.is_some_and(|alarm| alarm <= inner.role_returns())
+            && inner.core.keeps_deadline()
+        {
+            return;
+        }
         let is_kept = inner.socket.is_some() || inner.core.is_away();
         inner.deadline = if is_kept { inner.core.poll_timeout() } else { None };
-        let return_of_role = (inner.reader == Reader::Callers && !inner.is_polled).then(|| inner.role_returns());
+        // Who waits keeps the role; but whoever has just read soon goes on, and would wake the engine for this then.
+        let return_of_role = Some(inner.role_returns())
+            .filter(|returns| inner.reader == Reader::Callers && (!inner.is_polled || Moment::from(now) < *returns));
         let others = return_of_role.into_iter().chain(inner.next_attempt());
         let Some(next) = inner.deadline.into_iter().chain(others).min() else { return };
         if inner.alarm.is_none_or(|alarm| next < alarm) {
@@ -408,13 +422,15 @@ impl Inner {
             self.is_opening_untold = true;
             return;
         }
-        let occurrences = &mut self.extras.get_or_insert_default().occurrences;
         // The opening is the oldest, and goes first.
-        let kept = occurrences.len() + usize::from(self.is_opening_untold);
-        if kept >= MAX_OCCURRENCES && !mem::take(&mut self.is_opening_untold) {
-            occurrences.pop_front();
+        let (mut end, mut count) = (&mut self.untold, 1 + usize::from(self.is_opening_untold));
+        while let Some(untold) = end {
+            (end, count) = (&mut untold.next, count + 1);
         }
-        occurrences.push_back(occurrence);
+        *end = Some(Box::new(Untold { occurrence, next: None }));
+        if count > MAX_OCCURRENCES && !mem::take(&mut self.is_opening_untold) {
+            self.next_untold();
+        }
     }
 
     pub(super) fn next_occurrence(&mut self) -> Option<Occurrence> {
@@ -422,7 +438,13 @@ impl Inner {
             self.is_opening_untold = false;
             return Some(opening);
         }
-        self.extras.as_mut()?.occurrences.pop_front()
+        self.next_untold()
+    }
+
+    fn next_untold(&mut self) -> Option<Occurrence> {
+        let Untold { occurrence, next } = *self.untold.take()?;
+        self.untold = next;
+        Some(occurrence)
     }
 
     /// Reads what is there, into the core, unless that wants nothing. True if something came.
@@ -454,9 +476,7 @@ impl Inner {
             }
             Ok(bytes) => {
                 self.core.handle_input(now, bytes);
-                self.is_unread = bytes.len() == capacity;
-                self.is_flowing = bytes.len() >= MUCH_BYTES;
-                self.is_judgement_put_off = false;
+                self.on_received(bytes.len(), capacity);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.is_unread = false;
@@ -467,6 +487,13 @@ impl Inner {
             Err(error) => self.on_error(now, &error),
         }
         true
+    }
+
+    /// So many bytes came to where there was room for `capacity`.
+    pub(super) fn on_received(&mut self, bytes: usize, capacity: usize) {
+        self.is_unread = bytes == capacity;
+        self.is_flowing = bytes >= MUCH_BYTES;
+        self.is_judgement_put_off = false;
     }
 
     /// How long recv(2) waits: whole milliseconds, rounded up; at most 49 days, after which the caller waits again. Who always

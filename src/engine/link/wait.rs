@@ -82,7 +82,7 @@ impl Link {
         };
         if !inner.is_polled && has_slept {
             inner.last_read = now.into();
-            self.set_alarm(&mut inner);
+            self.set_alarm(&mut inner, now);
         }
         self.leave_unsent(&mut inner, now);
         inner.hand_over();
@@ -189,7 +189,7 @@ impl Link {
             }
             self.turn(&mut inner, now);
         };
-        self.end_receiving(&mut inner, &socket);
+        self.release_reading(&mut inner, &socket);
         inner.is_flowing = false;
         if inner.waiters.is_empty() {
             inner.core.set_waiting(now, false);
@@ -209,7 +209,7 @@ impl Link {
 
     /// Others may read again. False if the link has another socket by now, or none: what was received of that one counts no more,
     /// and what came over the other meanwhile is to be read.
-    fn end_receiving(&self, inner: &mut Inner, socket: &Arc<OwnedFd>) -> bool {
+    fn release_reading(&self, inner: &mut Inner, socket: &Arc<OwnedFd>) -> bool {
         (inner.is_polled, inner.is_receiving) = (false, false);
         let is_ours = inner.has_socket(socket);
         if !is_ours && inner.socket.is_some() {
@@ -229,25 +229,21 @@ impl Link {
     ) -> (Guard<'_>, Instant, Result<(), WaitError>) {
         let capacity = room.len();
         let got = sys::receive_waiting(socket.as_fd(), room);
+        let (mut inner, now, is_ours) = self.end_receiving(socket);
+        let result = inner.digest_waited(now, got, capacity, deadline, is_ours);
+        (inner, now, result)
+    }
+
+    /// Back from recv(2); what it gave is to be digested yet.
+    pub(super) fn end_receiving(&self, socket: &Arc<OwnedFd>) -> (Guard<'_>, Instant, bool) {
         let mut inner = self.lock();
         let now = clock::now();
         inner.last_read = now.into();
-        let is_ours = self.end_receiving(&mut inner, socket);
+        let is_ours = self.release_reading(&mut inner, socket);
         if inner.waiters.is_empty() {
             inner.core.set_waiting(now, false);
         }
-        let is_interrupted = matches!(&got, Err(error) if error.kind() == io::ErrorKind::Interrupted);
-        let is_late = matches!(&got, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
-            && deadline.is_some_and(|deadline| now >= deadline);
-        if is_ours {
-            inner.digest(now, got, capacity);
-        }
-        let result = match (is_interrupted, is_late) {
-            (true, _) => Err(WaitError::Interrupted),
-            (false, true) => Err(WaitError::TimedOut),
-            (false, false) => Ok(()),
-        };
-        (inner, now, result)
+        (inner, now, is_ours)
     }
 
     /// Who takes the message at once ends with a turn, or with what is left of one.
@@ -290,9 +286,9 @@ impl Link {
 
     /// Until a message, or the end, can be received by [`Link::try_recv`], unless another thread is quicker.
     pub fn wait_readable(&self, deadline: Option<Instant>) -> Result<(), LinkError> {
-        self.wait(Interest::READABLE, deadline, |link, inner, _| {
+        self.wait(Interest::READABLE, deadline, |link, inner, now| {
             if inner.core.has_message() {
-                link.set_alarm(inner);
+                link.set_alarm(inner, now);
                 link.tell(inner, Interest::NOTHING);
                 return Some(Ok(()));
             }
@@ -327,5 +323,29 @@ impl Link {
             Some(occurrence) => Some(Ok(occurrence)),
             None => inner.over().map(Err),
         })
+    }
+}
+
+impl Inner {
+    /// What waiting in recv(2) gave, and whether the wait goes on.
+    pub(super) fn digest_waited(
+        &mut self,
+        now: Instant,
+        got: io::Result<&[u8]>,
+        capacity: usize,
+        deadline: Option<Instant>,
+        is_ours: bool,
+    ) -> Result<(), WaitError> {
+        let is_interrupted = matches!(&got, Err(error) if error.kind() == io::ErrorKind::Interrupted);
+        let is_late = matches!(&got, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+            && deadline.is_some_and(|deadline| now >= deadline);
+        if is_ours {
+            self.digest(now, got, capacity);
+        }
+        match (is_interrupted, is_late) {
+            (true, _) => Err(WaitError::Interrupted),
+            (false, true) => Err(WaitError::TimedOut),
+            (false, false) => Ok(()),
+        }
     }
 }

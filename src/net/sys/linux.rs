@@ -208,6 +208,30 @@ impl AsFd for DelayedWakeup {
     }
 }
 
+/// For a thread that begins in a forked child, before it looks anything up. glibc keeps a thread's state for names at its stack, and
+/// hands the stacks of the parent's threads on to the child's as they are. If one of those was asking a server, the state has its
+/// socket, which the parent uses too: either would take the other's answers. (A thread that ends cleans up.)
+#[cfg(target_env = "gnu")]
+pub fn begin_names_anew() {
+    /// The beginning of `struct __res_state` (resolv.h), whose form is fixed.
+    #[repr(C)]
+    struct State {
+        retrans: libc::c_int,
+        retry: libc::c_int,
+        options: libc::c_ulong,
+        nscount: libc::c_int,
+    }
+    unsafe extern "C" {
+        fn __res_state() -> *mut State;
+    }
+    // SAFETY: it is this thread's own and at least as long; without RES_INIT in its options the next look-up fills it in, as that of
+    // a thread that has made none. The socket is left open: its number may be another's by now.
+    unsafe { __res_state().write(State { retrans: 0, retry: 0, options: 0, nscount: 0 }) };
+}
+
+#[cfg(not(target_env = "gnu"))]
+pub fn begin_names_anew() {}
+
 /// How long the machine was suspended since it booted: what `CLOCK_BOOTTIME` counts and `CLOCK_MONOTONIC` doesn't.
 /// Two readings, hence exact to within the time between them.
 #[must_use]

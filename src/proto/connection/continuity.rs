@@ -1,6 +1,7 @@
 //! How a session outlives its links: when one is lost, the client comes back with another, and both go on from there.
 
 use std::mem;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{
@@ -10,7 +11,8 @@ use crate::proto::cause::{Cause, Ending, SessionEnd};
 use crate::proto::close::{Close, CloseCode};
 use crate::proto::frame::{Decoder, PREAMBLE};
 use crate::proto::handshake::{Credentials, HandshakeError, Hello, Position, Resumption, VERSION, Welcome};
-use crate::proto::moment::Moment;
+use crate::proto::heartbeat::{BeatCounts, RoundTrip, Trip};
+use crate::proto::moment::{Moment, Span};
 use crate::proto::session::{BASE_WINDOW_BYTES, SessionError};
 
 /// How long a goodbye is tried for on which nothing depends but that the peer hears it. Arbitrary.
@@ -23,7 +25,6 @@ const RELINK_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub(super) struct Continuity {
     pub(super) client: Option<ClientSide>,
-    pub(super) lost: Option<Box<Lost>>,
     farewell: Option<Box<Farewell>>,
 }
 
@@ -33,6 +34,8 @@ pub(super) struct ClientSide {
     introduction: Introduction,
     credentials: Option<Credentials>,
     epoch: u64,
+    /// What was taken in sessions before: for the program offsets never go back.
+    pub(super) taken_before: u64,
     pub(super) proof: Proof,
 }
 
@@ -46,15 +49,69 @@ pub(super) enum Proof {
     Given,
 }
 
-/// Since the last link that was open.
+/// What is known of the link before, by a session that waits for another.
 #[derive(Debug)]
 pub(super) struct Lost {
-    pub(super) ending: Ending,
+    /// As the program was told.
+    ending: Arc<Ending>,
     deadline: Option<Moment>,
-    /// As they were then.
-    pub(super) stats: Option<Stats>,
-    /// The program knows that there was a link.
-    was_open: bool,
+    /// As they were then; `None` if it never was open.
+    pub(super) stats: Option<LastStats>,
+}
+
+const _: () = assert!(size_of::<Lost>() <= 104);
+
+/// [`Stats`] of a link that is over, in half the room: thousands may be kept. What is still counted isn't there.
+#[derive(Debug)]
+pub(super) struct LastStats {
+    beats: [u32; 3],
+    worst_lateness: Span,
+    round_trip: [Option<Trip>; 3],
+    silence: Span,
+    phi: Option<f32>,
+    send_interval: Span,
+    hear_interval: Span,
+    limit: Span,
+    bytes: [u64; 2],
+}
+
+impl From<Stats> for LastStats {
+    fn from(stats: Stats) -> Self {
+        let Stats { beats, round_trip: RoundTrip { last, smoothed, least }, .. } = stats;
+        Self {
+            beats: [beats.sent, beats.heard, beats.late].map(|count| u32::try_from(count).unwrap_or(u32::MAX)),
+            worst_lateness: beats.worst_lateness.into(),
+            round_trip: [last, smoothed, least].map(|trip| trip.map(Trip::from)),
+            silence: stats.silence.into(),
+            phi: stats.phi.map(|phi| phi as f32),
+            send_interval: stats.send_interval.into(),
+            hear_interval: stats.hear_interval.into(),
+            limit: stats.limit.into(),
+            bytes: [stats.bytes_sent, stats.bytes_heard],
+        }
+    }
+}
+
+impl LastStats {
+    pub(super) fn unpacked(&self) -> Stats {
+        let [sent, heard, late] = self.beats.map(u64::from);
+        let [last, smoothed, least] = self.round_trip.map(|trip| trip.map(Trip::duration));
+        Stats {
+            beats: BeatCounts { sent, heard, late, worst_lateness: self.worst_lateness.duration() },
+            round_trip: RoundTrip { last, smoothed, least },
+            silence: self.silence.duration(),
+            phi: self.phi.map(f64::from),
+            send_interval: self.send_interval.duration(),
+            hear_interval: self.hear_interval.duration(),
+            limit: self.limit.duration(),
+            bytes_sent: self.bytes[0],
+            bytes_heard: self.bytes[1],
+            untaken_bytes: 0,
+            untaken_messages: 0,
+            inbox_bytes: 0,
+            inbox_messages: 0,
+        }
+    }
 }
 
 /// What is to be said once everything is taken.
@@ -80,14 +137,14 @@ pub enum ResumeError {
     Forgotten,
     #[error(transparent)]
     Session(#[from] SessionError),
-    /// It has ended, or is about to.
+    /// It has ended, or its CLOSE is out; or it was never to outlive its link.
     #[error("the session is over")]
     Over,
 }
 
 impl Continuity {
     pub(super) fn of_client(introduction: Introduction) -> Self {
-        let client = ClientSide { introduction, credentials: None, epoch: 0, proof: Proof::default() };
+        let client = ClientSide { introduction, credentials: None, epoch: 0, taken_before: 0, proof: Proof::default() };
         Self { client: Some(client), ..Self::default() }
     }
 }
@@ -148,6 +205,7 @@ impl Connection {
         let names_session = self.opening.as_ref().is_some_and(|opening| opening.names_session);
         let was_open = self.is_reconnecting();
         let known = self.as_client().and_then(|client| client.credentials);
+        let (_, taken) = self.session.sent_offsets();
         let beginning = if welcome.resumed {
             if !names_session || known.is_none_or(|known| known.id != welcome.credentials.id) {
                 return Err(HandshakeError::NotAsked.into());
@@ -161,6 +219,7 @@ impl Connection {
                 opening.sent_before = sent_before;
             }
             self.session.resume(welcome.position, welcome.largest_message)?;
+            self.was_taken = true;
             Beginning::Resumed { replayed }
         } else if was_open {
             let may_double = self.session.is_doubtful();
@@ -168,6 +227,9 @@ impl Connection {
             if is_over || !self.session.restart(welcome.position.window, welcome.largest_message) {
                 self.lose_session(now);
                 return Ok(None);
+            }
+            if let Some(client) = self.as_client() {
+                client.taken_before += taken;
             }
             Beginning::Fresh
         } else {
@@ -268,7 +330,7 @@ impl Connection {
     #[must_use]
     pub fn last_word(&self, ending: &Ending) -> Option<Close> {
         let close = ending.close.as_ref().filter(|close| !ending.by_peer && close.ends_session)?;
-        (self.retention > 0).then(|| Close { taken: self.session.taken(), ..close.clone() })
+        (self.retention > 0).then(|| Close { taken: self.session.taken(), ..Close::clone(close) })
     }
 
     /// What was not taken, either way.
@@ -280,16 +342,12 @@ impl Connection {
     /// A link was lost that was open, and none has been since.
     #[must_use]
     pub fn is_reconnecting(&self) -> bool {
-        self.lost().is_some()
+        self.lost.is_some()
     }
 
     /// For a session that ends without a link. What is known of the link stays, for who asks.
     fn end_of_last_link(&self) -> Ending {
-        self.lost().map_or_else(|| Ending::new(Cause::Reset), |lost| lost.ending.clone())
-    }
-
-    pub(super) fn lost(&self) -> Option<&Lost> {
-        self.continuity.as_ref()?.lost.as_deref()
+        self.lost.as_ref().map_or_else(|| Ending::new(Cause::Reset), |lost| Ending::clone(&lost.ending))
     }
 
     /// Something that was begun, and ends the session, waits for a link.
@@ -297,9 +355,18 @@ impl Connection {
         self.continuity.as_ref().is_some_and(|continuity| continuity.farewell.is_some())
     }
 
+    /// The session ends once everything is taken, and everything is.
+    pub(super) fn is_done(&self) -> bool {
+        let is_ending = match &self.phase {
+            Phase::Draining { close, .. } | Phase::Leaving { close, .. } => close.ends_session,
+            _ => self.is_leaving(),
+        };
+        is_ending && self.session.outbox.untaken_bytes() == 0
+    }
+
     /// A session that has ended there says so again to who comes back for it.
     pub(super) fn is_end_of_ours(&self, close: &Close) -> bool {
-        let (sent, taken) = self.session.sent_offsets();
+        let (sent, (_, taken)) = (self.session.sent(), self.session.sent_offsets());
         self.is_reconnecting() && close.ends_session && !is_refusal(close) && (taken..=sent).contains(&close.taken)
     }
 
@@ -343,7 +410,7 @@ impl Connection {
 
     /// The link goes, the session stays.
     pub(super) fn part(&mut self, now: Instant, mut ending: Ending, parting: Option<Close>, action: Option<Action>) {
-        let stats = self.stats(now);
+        let stats = self.supervision.as_ref().and_then(|_| self.stats(now)).map(LastStats::from);
         let was_open = self.supervision.is_some();
         let parting = parting.map(|close| Box::new(close.link_only()));
         let phase = mem::replace(&mut self.phase, Phase::Away { parting, action });
@@ -354,27 +421,27 @@ impl Connection {
             Role::Client => self.config.give_up_after,
             Role::Server => Some(Duration::from_millis(self.retention.into())),
         };
-        let continuity = self.continuity.get_or_insert_default();
         if let Phase::Draining { close, deadline } | Phase::Leaving { close, deadline } = phase
             && close.ends_session
         {
-            continuity.farewell = Some(Box::new(Farewell { close: *close, deadline }));
+            self.leave_later(now, *close, deadline);
         }
         if ending.cause == Cause::Closed && ending.close.as_ref().is_some_and(|close| close.ends_session) {
             // Whatever comes next is another session; and what this one has taken is known.
-            if let Some(client) = &mut continuity.client {
+            if let Some(client) = self.as_client() {
                 client.credentials = None;
             }
             self.session.on_final_word();
         }
-        if continuity.lost.is_none() {
+        let ending = Arc::new(ending);
+        self.lost.get_or_insert_with(|| {
             let deadline = patience.map(|patience| Moment::from(now) + patience);
-            continuity.lost = Some(Box::new(Lost { ending: ending.clone(), deadline, stats, was_open }));
-        }
+            Box::new(Lost { ending: ending.clone(), deadline, stats })
+        });
         self.supervision = None;
         self.opening = None;
         (self.look_wanted, self.fin_wanted) = (false, false);
-        self.tell(Event::Parted { ending: Box::new(ending), was_open });
+        self.tell(Event::Parted { ending, was_open });
     }
 
     /// What is left of the link before.
@@ -390,9 +457,11 @@ impl Connection {
 
     /// A new link is open. What was begun to be ended goes on with it.
     pub(super) fn take_farewell(&mut self) -> Option<(Box<Close>, Moment)> {
+        self.lost = None;
         let continuity = self.continuity.as_mut()?;
-        continuity.lost = None;
         let farewell = continuity.farewell.take();
+        // Who doesn't come back has no use for what it said of itself, nor for the server's secret.
+        continuity.client.take_if(|client| !client.introduction.will_resume);
         if continuity.client.is_none() {
             self.continuity = None;
         }
@@ -403,18 +472,16 @@ impl Connection {
     pub(super) fn leave_later(&mut self, now: Instant, close: Close, deadline: Moment) {
         let has_untaken = self.session.outbox.untaken_bytes() > 0;
         let deadline = if has_untaken { deadline } else { deadline.min(Moment::from(now) + COURTESY) };
-        let Some(continuity) = &mut self.continuity else { return };
-        match &mut continuity.farewell {
+        match &mut self.continuity.get_or_insert_default().farewell {
             Some(farewell) => farewell.deadline = farewell.deadline.min(deadline),
-            None => continuity.farewell = Some(Box::new(Farewell { close, deadline })),
+            none => *none = Some(Box::new(Farewell { close, deadline })),
         }
     }
 
-    /// When a session without a link is over.
+    /// When a session without a link is over. Not by its retention once its client is back, and has yet to say ACK.
     pub(super) fn end_of_patience(&self) -> Option<Moment> {
-        let continuity = self.continuity.as_ref()?;
-        let lost = continuity.lost.as_ref().and_then(|lost| lost.deadline);
-        let farewell = continuity.farewell.as_ref().map(|farewell| farewell.deadline);
+        let lost = self.lost.as_ref().filter(|_| !matches!(self.phase, Phase::Welcomed)).and_then(|lost| lost.deadline);
+        let farewell = self.continuity.as_ref().and_then(|continuity| Some(continuity.farewell.as_ref()?.deadline));
         lost.into_iter().chain(farewell).min()
     }
 
@@ -424,19 +491,18 @@ impl Connection {
             return false;
         }
         let at = Moment::from(now);
-        let Some(continuity) = &mut self.continuity else { return false };
-        if continuity.farewell.as_ref().is_some_and(|farewell| at >= farewell.deadline)
+        let is_over = self.end_of_patience().is_some_and(|end| at >= end);
+        if let Some(continuity) = &mut self.continuity
+            && continuity.farewell.as_ref().is_some_and(|farewell| at >= farewell.deadline)
             && let Some(farewell) = continuity.farewell.take()
         {
             let ending = self.closed(farewell.close);
             self.finish(ending, None, Action::Close);
             return true;
         }
-        if let Some(lost) = &continuity.lost
-            && lost.deadline.is_some_and(|deadline| at >= deadline)
-        {
-            let mut ending = lost.ending.clone();
-            ending.session = lost.was_open.then_some(SessionEnd::GivenUp);
+        if is_over && let Some(lost) = &self.lost {
+            let mut ending = Ending::clone(&lost.ending);
+            ending.session = lost.stats.as_ref().map(|_| SessionEnd::GivenUp);
             self.finish(ending, None, Action::Close);
             return true;
         }

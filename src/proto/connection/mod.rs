@@ -23,12 +23,12 @@ use std::mem::{self, MaybeUninit};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use self::continuity::{Continuity, Proof};
-use super::cause::{Cause, Ending, GivenUp, Level};
+use self::continuity::{Continuity, Lost, Proof};
+use super::cause::{Cause, Ending, GivenUp, Level, SessionEnd};
 use super::close::{Close, CloseCode};
 use super::detector::{Detector, Judgement};
 use super::evidence::{Arrived, Evidence, Finding, KernelView};
-use super::frame::{Decoder, Frame, FrameError, Kind, PREAMBLE};
+use super::frame::{Decoder, Frame, FrameError, HEADER_BYTES, Kind, PREAMBLE, header};
 use super::handshake::{
     Credentials, HandshakeError, Hello, MAX_CLIENT_ID_BYTES, MAX_TOKEN_BYTES, Position, Rhythm, VERSION, Welcome,
     check_limits,
@@ -119,7 +119,7 @@ pub enum Event {
     Opened(Beginning),
     /// The link is lost, or an attempt at another has failed where none `was_open`. The session goes on when there is another.
     Parted {
-        ending: Box<Ending>,
+        ending: Arc<Ending>,
         was_open: bool,
     },
     /// The link has carried everything that had to go again, and a beat forth and back.
@@ -373,10 +373,13 @@ pub struct Connection {
     decoder: Decoder,
     heard_preamble: bool,
     session: Session,
-    /// What a client needs to come back, and what a session has that has lost its link.
+    /// What a client needs to come back, and what is to be said by who has lost its link.
     continuity: Option<Box<Continuity>>,
     opening: Option<Box<Opening>>,
-    supervision: Option<Supervision>,
+    /// A session that waits for another link has none, and thousands may wait.
+    supervision: Option<Box<Supervision>>,
+    /// Since a link was lost that was open, or its first came to nothing; until one is open.
+    lost: Option<Box<Lost>>,
     /// The handshake, or the rest of a control frame that was cut short.
     first: Option<Box<Unfinished>>,
     control: Option<Box<Control>>,
@@ -405,7 +408,7 @@ pub struct Connection {
 }
 
 /// Thousands of them idle in one process.
-const _: () = assert!(size_of::<Connection>() <= 536);
+const _: () = assert!(size_of::<Connection>() <= 304 && size_of::<Supervision>() <= 232);
 
 // ---- making one -----------------------------------------------------------------------------------------------
 
@@ -448,6 +451,7 @@ impl Connection {
             continuity: None,
             opening: Some(Box::new(Opening::new(now, config.handshake_timeout, seed))),
             supervision: None,
+            lost: None,
             config,
             first: None,
             control: None,
@@ -486,6 +490,24 @@ impl Connection {
         if self.hear(now, input.len()) {
             self.handle_stream(now, input);
         }
+    }
+
+    /// What [`Connection::handle_input`], [`Connection::read`] and [`Connection::take`] do with a whole message in one frame, and
+    /// nothing else, where none waits before it: in a conversation that is every one. `None`: nothing was done.
+    pub fn handle_message<'i>(&mut self, now: Instant, input: &'i [u8]) -> Option<&'i [u8]> {
+        let (length, kind) = header(input)?;
+        let message = input.get(HEADER_BYTES..).filter(|rest| rest.len() == length && kind == Kind::DataEnd as u8)?;
+        let is_next = matches!(self.phase, Phase::Open) && self.decoder.begun() == Some(&[]);
+        if !(is_next && self.session.may_pass(length, self.config.largest_message_bytes)) {
+            return None;
+        }
+        self.hear(now, input.len());
+        let round_trip = self.supervision.as_ref().and_then(|supervision| supervision.heartbeat.round_trip().smoothed);
+        self.session.pass(now, length, round_trip);
+        if !self.tells_progress {
+            self.last_progress = now.into();
+        }
+        Some(message)
     }
 
     /// So many bytes came. False if nobody wants to know what they say.
@@ -688,7 +710,7 @@ impl Connection {
         let Some(opening) = self.opening.take() else { return };
         let Opening { seed, peer: Some(peer), sent_before, .. } = *opening else { return };
         let ours = self.config.heartbeat.rhythm();
-        self.supervision = Some(Supervision {
+        self.supervision = Some(Box::new(Supervision {
             heartbeat: Heartbeat::new(now, ours.interval_to(&peer), seed),
             detector: Detector::new(now, peer.interval_to(&ours), ours.limit, self.config.heartbeat.detector),
             evidence: Evidence::default(),
@@ -696,10 +718,16 @@ impl Connection {
             sent_behind_beat: false,
             peer_interpreter_age: age_to_wire(None),
             peer_application_age: age_to_wire(None),
-        });
+        }));
         self.last_progress = now.into();
         if let Some(client) = self.as_client() {
             client.proof = Proof::Replay(sent_before);
+        }
+        // Whether the new link is good is known a round trip after the replay, and not some intervals later.
+        if beginning != Beginning::New
+            && let Some(supervision) = &mut self.supervision
+        {
+            supervision.heartbeat.ask(now);
         }
         self.tell(Event::Opened(beginning));
         self.phase = match self.take_farewell() {
@@ -764,7 +792,11 @@ impl Connection {
         if in_session {
             self.session.handle_final_taken(close.taken)?;
         }
-        let ended_by_us = matches!(self.phase, Phase::Left { .. });
+        let has_left = matches!(self.phase, Phase::Left { .. });
+        let ours = match &self.phase {
+            Phase::Left { close, .. } if close.ends_session => Some(Close::clone(close)),
+            _ => None,
+        };
         let mut ending = Ending::new(match close.code {
             _ if !in_session => Cause::Handshake,
             CloseCode::NOT_HEARD => Cause::Deaf,
@@ -774,23 +806,27 @@ impl Connection {
             ending.given_up = Some(if self.was_paused() { GivenUp::Paused } else { GivenUp::Unheard });
             ending.level = Some(Level::Path);
         }
-        ending.by_peer = !ended_by_us;
-        ending.close = Some(close);
+        let closes_session = close.ends_session;
+        let lost = if close.code == CloseCode::STALE { SessionEnd::Forgotten } else { SessionEnd::GivenUp };
+        ending.by_peer = ours.is_none();
+        ending.close = Some(Box::new(close));
         // What was begun is not finished: who reads CLOSE sends nothing more.
         self.first = None;
-        if !ended_by_us && self.goes_on(&ending) {
+        let is_over = ours.is_some() || (ending.cause == Cause::Closed && closes_session && self.is_done());
+        if !is_over && self.goes_on(&ending) {
             self.part(now, ending, None, Some(Action::Close));
             return Ok(());
         }
-        if let Phase::Left { close, .. } =
-            mem::replace(&mut self.phase, Phase::PeerLeft { deadline: (now + LINGER).into() })
-        {
+        if !in_session && self.is_reconnecting() {
+            ending.session = Some(lost);
+        }
+        if let Some(close) = ours {
             ending.cause = Cause::Closed;
             ending.given_up = None;
-            ending.close = Some(*close);
-        } else {
-            self.fin_wanted = true;
+            ending.close = Some(Box::new(close));
         }
+        self.fin_wanted |= !has_left;
+        self.phase = Phase::PeerLeft { deadline: (now + LINGER).into() };
         self.announce(ending);
         Ok(())
     }
@@ -975,11 +1011,12 @@ impl Connection {
 
     /// A wake-up that comes too late is a pause of our own.
     fn note_time(&mut self, now: Instant) {
-        let Some(armed) = self.armed.take().map(Moment::instant) else { return };
+        let Some(armed) = self.armed.map(Moment::instant) else { return };
         if now <= armed + PAUSE {
             return;
         }
-        let limit = self.supervision.as_ref().map_or(Duration::ZERO, Supervision::limit);
+        self.armed = None;
+        let limit = self.supervision.as_ref().map_or(Duration::ZERO, |supervision| supervision.limit());
         if now > armed + PAUSE.max(limit / 4) {
             self.handle_pause(now);
         }
@@ -1029,7 +1066,9 @@ impl Connection {
     fn may_send(&self) -> bool {
         match self.phase {
             Phase::Open => true,
-            Phase::Leaving { ref close, .. } | Phase::Left { ref close, .. } => !close.ends_session,
+            Phase::Leaving { ref close, .. } | Phase::Left { ref close, .. } => {
+                !close.ends_session && !self.is_leaving()
+            }
             Phase::Handshake | Phase::Welcomed | Phase::Away { .. } => self.is_reconnecting() && !self.is_leaving(),
             _ => false,
         }
@@ -1135,8 +1174,8 @@ impl Connection {
     }
 
     /// When the interpreter is known to have run; `None` where nobody can know.
-    pub fn set_interpreter_ran(&mut self, at: Option<Instant>) {
-        self.interpreter_ran = at.map(Moment::from);
+    pub fn set_interpreter_ran(&mut self, at: Option<Moment>) {
+        self.interpreter_ran = at;
     }
 
     /// What was wanted of the process's budget ([`Connection::budget_wanted`]) is granted.
@@ -1157,7 +1196,8 @@ impl Connection {
             }
             Phase::Handshake | Phase::Authenticating | Phase::Welcomed => {
                 let ending = self.closed(close.clone());
-                let parting = self.may_say_close().then_some(close);
+                // The session that it names isn't the one that ends.
+                let parting = self.may_say_close().then(|| close.link_only());
                 self.finish(ending, parting, Action::Close);
             }
             Phase::Open if close.ends_session => {
@@ -1166,6 +1206,12 @@ impl Connection {
                 self.advance_closing(now);
             }
             Phase::Open => self.phase = Phase::Leaving { close: Box::new(close), deadline },
+            // Only the link goes as yet.
+            Phase::Leaving { close: before, .. } | Phase::Left { close: before, .. }
+                if close.ends_session && !before.ends_session =>
+            {
+                self.leave_later(now, close, deadline);
+            }
             Phase::Draining { deadline: before, .. }
             | Phase::Leaving { deadline: before, .. }
             | Phase::Left { deadline: before, .. } => *before = deadline.min(*before),
@@ -1175,7 +1221,12 @@ impl Connection {
 
     /// Says goodbye at the next frame boundary, whatever hasn't been taken.
     pub fn leave(&mut self, now: Instant, close: Close, deadline: Instant) {
-        if matches!(self.phase, Phase::Open | Phase::Draining { .. }) {
+        let replaces = match self.phase {
+            Phase::Open => true,
+            Phase::Draining { .. } => close.ends_session,
+            _ => false,
+        };
+        if replaces {
             self.phase = Phase::Leaving { close: Box::new(close), deadline: deadline.into() };
         } else {
             self.close(now, close, deadline);
@@ -1198,7 +1249,7 @@ impl Connection {
     }
 
     fn closed(&self, close: Close) -> Ending {
-        Ending { close: Some(close), ..Ending::new(Cause::Closed) }
+        Ending { close: Some(Box::new(close)), ..Ending::new(Cause::Closed) }
     }
 
     /// A server says nothing, not even CLOSE, to who hasn't said the preamble.
@@ -1210,7 +1261,7 @@ impl Connection {
     fn reject(&mut self, now: Instant, close: Close, detail: String) {
         let mut ending = Ending::new(Cause::Handshake);
         ending.detail = Some(detail);
-        ending.close = Some(close.clone());
+        ending.close = Some(Box::new(close.clone()));
         let parting = self.may_say_close().then_some(close);
         self.end(now, ending, parting, Action::Close);
     }
@@ -1424,7 +1475,7 @@ impl Connection {
                 has_beat
                     || self.session.ack_is_urgent()
                     || self.first.is_some()
-                    || !self.session.outbox.ready().is_empty()
+                    || (self.has_unsent() && !self.session.outbox.ready().is_empty())
             }
             Phase::Leaving { .. } => true,
             Phase::Away { ref parting, .. } | Phase::Ended { ref parting, .. } => parting.is_some(),
@@ -1499,6 +1550,13 @@ impl Connection {
         self.armed
     }
 
+    /// What [`Connection::poll_timeout`] gave last may stand for some milliseconds: what has come up since lies later. An
+    /// acknowledgement waits for 50 ms, a look for an eighth of the limit; a beat that was asked for is urgent.
+    #[must_use]
+    pub fn keeps_deadline(&self) -> bool {
+        matches!(self.phase, Phase::Open) && self.armed.is_some()
+    }
+
     fn next_supervision(&self) -> Option<Moment> {
         let supervision = self.supervision.as_ref()?;
         let judge = supervision.detector.poll_timeout(supervision.smoothed());
@@ -1568,9 +1626,13 @@ impl Connection {
         (self.session.outbox.untaken_bytes(), self.session.outbox.untaken_messages())
     }
 
+    /// Up to where messages were accepted, and the peer's application is known to have taken them. Neither ever goes back.
     #[must_use]
     pub fn sent_offsets(&self) -> (u64, u64) {
-        self.session.sent_offsets()
+        let client = self.continuity.as_ref().and_then(|continuity| continuity.client.as_ref());
+        let before = client.map_or(0, |client| client.taken_before);
+        let (accepted, taken) = self.session.sent_offsets();
+        (before + accepted, before + taken)
     }
 
     /// Up to where our program took what the peer sent: final once our CLOSE is out, or the peer's is in.
@@ -1642,7 +1704,7 @@ impl Connection {
         let (untaken_bytes, untaken_messages) = self.untaken();
         let (inbox_bytes, inbox_messages) = (self.session.inbox.buffered_bytes(), self.session.inbox.messages());
         let Some(supervision) = &self.supervision else {
-            let stats = self.lost()?.stats?;
+            let stats = self.lost.as_ref()?.stats.as_ref()?.unpacked();
             return Some(Stats { untaken_bytes, untaken_messages, inbox_bytes, inbox_messages, ..stats });
         };
         Some(Stats {

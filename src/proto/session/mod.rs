@@ -92,15 +92,6 @@ pub enum SendError {
     Framing(#[from] EncodeError),
 }
 
-/// When an ACK is to go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum AckDue {
-    No,
-    /// With whatever goes next, or then.
-    By(Moment),
-    Now,
-}
-
 /// Both directions of a session's stream.
 #[derive(Debug)]
 pub struct Session {
@@ -110,7 +101,9 @@ pub struct Session {
     /// As it was announced.
     credit: u64,
     acked: u64,
-    ack: AckDue,
+    /// An ACK is to go with whatever goes next, or then.
+    ack_by: Option<Moment>,
+    ack_now: bool,
     /// The peer waits for what we take: the next ACK doesn't wait for company.
     eager: bool,
     /// The message begun wants credit up to here, which the process has yet to grant.
@@ -128,7 +121,8 @@ impl Default for Session {
             window: BASE_WINDOW_BYTES,
             credit: BASE_WINDOW_BYTES,
             acked: 0,
-            ack: AckDue::No,
+            ack_by: None,
+            ack_now: false,
             eager: false,
             extension: None,
             growth_wanted: false,
@@ -142,7 +136,7 @@ impl Session {
     pub fn state_position(&mut self) -> Position {
         self.extend_credit();
         let Inbox { received, taken, .. } = self.inbox;
-        (self.acked, self.ack, self.eager) = (taken, AckDue::No, false);
+        (self.acked, self.ack_by, self.ack_now, self.eager) = (taken, None, false, false);
         self.measured_from = None;
         Position { received, taken, window: self.credit - received }
     }
@@ -265,6 +259,26 @@ impl Session {
         taken
     }
 
+    /// Whether a message that comes in one frame of so much payload may go to the program at once: it is allowed, and nothing is
+    /// here that comes before it.
+    #[must_use]
+    pub fn may_pass(&self, length: usize, largest: u64) -> bool {
+        let end = self.inbox.received.saturating_add((HEADER_BYTES + length) as u64);
+        length <= MAX_PAYLOAD_BYTES
+            && length as u64 <= largest
+            && end <= self.credit
+            && self.inbox.buffered_bytes() == 0
+    }
+
+    /// It came, and was taken.
+    pub fn pass(&mut self, now: Instant, length: usize, round_trip: Option<Duration>) {
+        let before = self.inbox.taken;
+        let wire = (HEADER_BYTES + length) as u64;
+        self.inbox.received += wire;
+        self.inbox.taken += wire;
+        self.on_taken(now, before, round_trip);
+    }
+
     fn on_taken(&mut self, now: Instant, before: u64, round_trip: Option<Duration>) {
         if self.inbox.taken == before {
             return;
@@ -272,11 +286,10 @@ impl Session {
         self.measure(now, before, round_trip);
         let is_due = self.inbox.taken - self.acked >= ACK_AFTER_BYTES;
         let is_empty = !self.inbox.has_untaken();
-        self.ack = match self.ack {
-            _ if is_due || (self.eager && is_empty) => AckDue::Now,
-            AckDue::No => AckDue::By((now + ACK_DELAY).into()),
-            due => due,
-        };
+        self.ack_now |= is_due || (self.eager && is_empty);
+        if !self.ack_now {
+            self.ack_by.get_or_insert((now + ACK_DELAY).into());
+        }
     }
 
     /// The message begun, if it comes next, and has credit; `begun` is there of a frame that isn't whole.
@@ -311,7 +324,7 @@ impl Session {
 
     /// A whole window taken within two round trips: the path holds more than the window does.
     fn measure(&mut self, now: Instant, before: u64, round_trip: Option<Duration>) {
-        let (since, from) = *self.measured_from.get_or_insert((now.into(), before));
+        let (since, from) = *self.measured_from.get_or_insert_with(|| (now.into(), before));
         if self.inbox.taken - from < self.window {
             return;
         }
@@ -388,45 +401,39 @@ impl Session {
         } else {
             return;
         }
-        self.ack = AckDue::Now;
+        self.ack_now = true;
     }
 
     /// The peer asked for an answer, or the link is new.
     pub fn on_ask(&mut self, is_first: bool) {
         self.eager = true;
         if is_first || self.inbox.taken > self.acked {
-            self.ack = AckDue::Now;
+            self.ack_now = true;
         }
     }
 
     #[must_use]
     pub fn ack_is_urgent(&self) -> bool {
-        self.ack == AckDue::Now
+        self.ack_now
     }
 
     /// An ACK goes with what is being written anyway, unless one for every message of a quick conversation would.
     #[must_use]
     pub fn ack_rides(&self, now: Instant) -> bool {
-        match self.ack {
-            AckDue::No => false,
-            AckDue::Now => true,
-            AckDue::By(due) => {
+        self.ack_now
+            || self.ack_by.is_some_and(|due| {
                 now + (ACK_DELAY - ACK_REST) >= due.instant() || self.inbox.taken - self.acked >= RIPE_BYTES
-            }
-        }
+            })
     }
 
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Moment> {
-        match self.ack {
-            AckDue::By(due) => Some(due),
-            AckDue::No | AckDue::Now => None,
-        }
+        self.ack_by.filter(|_| !self.ack_now)
     }
 
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.poll_timeout().is_some_and(|due| now >= due.instant()) {
-            self.ack = AckDue::Now;
+            self.ack_now = true;
         }
     }
 
@@ -452,7 +459,7 @@ impl Session {
             self.eager = false;
         }
         self.acked = self.inbox.taken;
-        self.ack = AckDue::No;
+        (self.ack_by, self.ack_now) = (None, false);
     }
 
     /// What the peer takes at most, for its CLOSE.

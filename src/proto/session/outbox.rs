@@ -246,7 +246,8 @@ impl Outbox {
     pub(super) fn for_each_untaken(&self, mut show: impl FnMut(Vec<u8>)) {
         let Some(flight) = &self.flight else { return };
         let mut message = Vec::new();
-        let mut offset = self.taken;
+        // What was given up is behind.
+        let mut offset = self.taken.max(flight.start);
         while let Some((end, kind, payload)) = flight.frame(offset) {
             message.extend_from_slice(if kind == Kind::DataStart as u8 { &payload[TOTAL_BYTES..] } else { payload });
             if kind == Kind::DataEnd as u8 {
