@@ -64,7 +64,7 @@ def main() -> int:
     print("\n".join(complaints) or "Every bound held.", file=sys.stderr)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(outcomes) + "\n")
-    # A machine that does other things as well may miss a bound of time, and the page shows it; the rest is not for showing.
+    # A machine that does other things as well may miss a bound of time: the page shows it.
     if not arguments.only and all("failure" not in outcome for results in outcomes.values() for outcome in results):
         PAGE.write_text("\n\n".join(_page(outcomes, complaints)) + "\n")
     return min(len(complaints), 1)
