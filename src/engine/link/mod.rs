@@ -1,4 +1,5 @@
-//! One link: its descriptor, its core, and the threads that wait for it.
+//! A connection as its program has it: the descriptor of the link that it has, if it has one, its core, and the threads that wait
+//! for it. When the link is lost and the session goes on, another takes its place (`comeback.rs`).
 //!
 //! One lock, under which nothing waits: every system call is non-blocking. So who holds the interpreter may *try* it
 //! (`try_*`, which say [`Attempt::Later`] when it is taken), and who doesn't may take it (all others, to be called

@@ -261,9 +261,11 @@ impl Outbox {
     pub(super) fn trim(&mut self) {
         self.release_memory();
         if let Some(flight) = &mut self.flight {
-            flight.bytes.drain(..flight.at(self.taken));
+            // What was given up is behind.
+            let kept = self.taken.max(flight.start);
+            flight.bytes.drain(..flight.at(kept));
             flight.bytes.shrink_to_fit();
-            flight.start = self.taken;
+            flight.start = kept;
         }
     }
 
