@@ -91,8 +91,9 @@ def _chaos(outcome: Outcome) -> Iterator[str]:
         f"{faults} faults in {outcome['took']:.0f} s, while both ends sent each other {ends['client']['sent']:,} and "
         f"{ends['server']['sent']:,} numbered messages: each arrived once and in order. Heartbeat(0.25), so the limit "
         f"is 1.1 s; the client sits behind a NAT. Seed {outcome['seed']} "
-        "(`.venv/bin/python benches/chaos.py --seed ...`). A time without a message, at either end, is from the last one before the fault to the first one after; where "
-        "the next fault struck before that, it counts as several in a row."
+        "(`.venv/bin/python benches/chaos.py --seed ...`). A time without a message, at either end, is from the last "
+        "one before the fault to the first one after; where the next fault struck before that, it counts as several in "
+        "a row."
     )
     rows = [
         [kind, str(told["faults"] or ""), f"{told['median']:.2f}", f"{told['longest']:.2f}"]

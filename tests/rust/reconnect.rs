@@ -1,6 +1,6 @@
 //! Sessions over loopback: connections that are cut, on purpose, by a proxy in between; real sockets, real threads.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests unwrap as the tests do")]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests; what cuts connections does so at any time")]
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -446,6 +446,23 @@ fn sessions_that_wait_are_bounded() {
     let counts = listener.counts().unwrap();
     assert_eq!((counts.waiting, counts.open, counts.expired), (2, 0, 1));
     clients.iter().for_each(|client| client.close(Close::new(CloseCode::NORMAL, ""), ms(0)).unwrap());
+}
+
+#[test]
+fn news_that_nobody_asks_for_does_not_pile_up() {
+    let (proxy, _listener, client, server) = trio(Config::default(), ListenerConfig::default());
+    // Two occurrences each at least, of which 64 are kept.
+    for _ in 0..40 {
+        proxy.cut();
+        client.send(b"?", soon()).unwrap();
+        assert_eq!(receive(&server).unwrap(), b"?");
+        server.send(b"!", soon()).unwrap();
+        assert_eq!(receive(&client).unwrap(), b"!");
+    }
+    for link in [&client, &server] {
+        let kept = std::iter::from_fn(|| link.next_occurrence(Some(clock::now())).ok());
+        assert_eq!(kept.count(), 64);
+    }
 }
 
 #[test]

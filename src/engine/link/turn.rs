@@ -422,7 +422,8 @@ impl Inner {
             self.is_opening_untold = true;
             return;
         }
-        let (mut end, mut count) = (&mut self.untold, 1);
+        // The opening is the oldest, and goes first.
+        let (mut end, mut count) = (&mut self.untold, 1 + usize::from(self.is_opening_untold));
         while let Some(untold) = end {
             (end, count) = (&mut untold.next, count + 1);
         }
