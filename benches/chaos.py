@@ -72,8 +72,8 @@ def main() -> int:
 def _page(outcomes: dict[str, list[Outcome]]) -> Iterator[str]:
     yield "# Sessions under chaos"
     yield (
-        "What sessions survive, as `make chaos` measured it and wrote it here, in the network lab of tests/network: two "
-        "hosts and a router between them, namespaces of one machine. Shorter forms are in the test suite."
+        "What sessions survive, as `make chaos` measured it and wrote it here, in the network lab of tests/network: "
+        "two hosts and a router between them, namespaces of one machine. Shorter forms are in the test suite."
     )
     yield where()
     yield from _chaos(outcomes[LONG_CHAOS.name][0])
@@ -89,9 +89,9 @@ def _chaos(outcome: Outcome) -> Iterator[str]:
     yield "## Faults of all kinds"
     yield (
         f"{faults} faults in {outcome['took']:.0f} s, while both ends sent each other {ends['client']['sent']:,} and "
-        f"{ends['server']['sent']:,} numbered messages: each arrived once and in order. Heartbeat(0.25), so the limit is "
-        f"1.1 s; the client sits behind a NAT. Seed {outcome['seed']} (`.venv/bin/python benches/chaos.py --seed ...`). "
-        "A time without a message, at either end, is from the last one before the fault to the first one after; where "
+        f"{ends['server']['sent']:,} numbered messages: each arrived once and in order. Heartbeat(0.25), so the limit "
+        f"is 1.1 s; the client sits behind a NAT. Seed {outcome['seed']} "
+        "(`.venv/bin/python benches/chaos.py --seed ...`). A time without a message, at either end, is from the last one before the fault to the first one after; where "
         "the next fault struck before that, it counts as several in a row."
     )
     rows = [
@@ -116,8 +116,8 @@ def _chaos(outcome: Outcome) -> Iterator[str]:
     columns = ["end", "connections", "lost for", "messages sent again", "MiB: first, middle, last third, most"]
     yield table(columns, rows)
     yield (
-        "Memory is the resident set of a process, Python included, after each fault; of thirds, medians. The last third "
-        f"may be {FLAT:.0f} MiB above the first."
+        "Memory is the resident set of a process, Python included, after each fault; of thirds, medians. The last "
+        f"third may be {FLAT:.0f} MiB above the first."
     )
 
 
@@ -137,9 +137,9 @@ def _cables(outcomes: dict[str, list[Outcome]]) -> Iterator[str]:
 def _others(outcomes: dict[str, list[Outcome]]) -> Iterator[str]:
     yield "## Killed, thawed, late, swallowed"
     yield (
-        f"{len(outcomes[KILLED[0].name])} runs each. Each message arrived once and in order, over so many connections; or, "
-        "where a process was killed, the other side's `SessionLost.undelivered` held each that wasn't taken, and beyond "
-        "these only some whose ACK was not due yet or under way."
+        f"{len(outcomes[KILLED[0].name])} runs each. Each message arrived once and in order, over so many connections; "
+        "or, where a process was killed, the other side's `SessionLost.undelivered` held each that wasn't taken, and "
+        "beyond these only some whose ACK was not due yet or under way."
     )
     rows = []
     for case in SURVIVES:
@@ -158,8 +158,9 @@ def _crowd(case: Any, outcome: Outcome) -> Iterator[str]:
     yield f"## A crowd: {case.title}"
     yield (
         f"Backoff({case.first}, {case.cap:g}). Attempts to connect as the server's host saw them (SYN), in each half "
-        f"second; a mark is {MARK}. Beside it what the backoff says, by dice. All were back {outcome['all_back']:.1f} s "
-        f"after the server. Of {sum(outcome['taken'].values()):,} messages {outcome['taken'].get('0', 0)} were lost, and "
+        f"second; a mark is {MARK}. Beside it what the backoff says, by dice. All were back "
+        f"{outcome['all_back']:.1f} s after the server. Of {sum(outcome['taken'].values()):,} messages "
+        f"{outcome['taken'].get('0', 0)} were lost, and "
         f"{sum(times for number, times in outcome['taken'].items() if number not in '01')} came twice. "
         f"(`.venv/bin/python benches/chaos.py --only {case.name}` does it again.)"
     )

@@ -193,7 +193,7 @@ class Check:
 
 
 def be_sending(link: Connection, host: str, address: str, talk: Talk, counters: Counters) -> None:
-    """Sends numbered messages until the session is lost, or the director says that it is enough; reports what it knows."""
+    """Sends numbered messages until the session is lost, or the director says that it is enough; reports then."""
     die_with_parent()
     line = Line(link, host, address, talk)
     connection = line.connection
