@@ -22,10 +22,11 @@ class Backoff:
     The first attempt after a loss goes at once, or, where the loss strikes all of a server's clients (its process
     ended, reset its connections, or said that it goes), at any moment within *first*. After the *n*-th attempt that
     somebody answered and that came to nothing the next goes at any moment within ``min(cap, first * factor ** n)``:
-    full jitter, so that those who were cut at once are never in step. What a server asks for by its retry-after is waited
-    for, up to 5 minutes, and spread. Attempts that nobody answers cost nobody anything: they go on until the path is
-    back, a SYN or two a second; and while this machine has no network (no carrier, no route), a look twice a second. It
-    starts anew only after a connection that was good: everything was sent again on it, and a beat went forth and back.
+    full jitter, so that those who were cut at once are never in step. What a server asks for by its retry-after is
+    waited for, up to 5 minutes, and spread. Attempts that nobody answers cost nobody anything: they go on until the
+    path is back, a SYN or two a second; and while this machine has no network (no carrier, no route), a look twice a
+    second. It starts anew only after a connection that was good: everything was sent again on it, and a beat went
+    forth and back.
 
     Args:
         first: Seconds; above 0. int, float or timedelta.
