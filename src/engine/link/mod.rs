@@ -42,6 +42,7 @@ use crate::engine::reactor::{self, Engine};
 use crate::engine::waiting::{Interest, WaitError, Waiters};
 use crate::engine::{clock, fork};
 use crate::net::sys::{self, RawTcpInfo, Wakeup};
+use crate::net::tuning;
 use crate::proto::cause::Ending;
 use crate::proto::close::{Close, CloseCode};
 use crate::proto::codec::{EncodeError, Framing};
@@ -383,6 +384,7 @@ impl Link {
 
     /// A plain peer's, whoever connected; `socket` is a connected TCP socket.
     pub fn plain(socket: OwnedFd, peers: &PlainPeers) -> io::Result<Arc<Self>> {
+        tuning::unbound_retransmissions(socket.as_fd());
         let now = clock::now();
         let link = Self::plain_of(socket, peers, now, None)?;
         link.begin(now)?;
