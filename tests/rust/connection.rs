@@ -1268,23 +1268,3 @@ fn a_server_says_nothing_to_a_stranger_and_only_its_preamble_before_hello() {
     server.handle_input(now, b"N");
     assert_eq!(server.poll_transmit(now).first, b"LONGCONN");
 }
-
-#[test]
-fn who_lets_go_of_a_link_between_the_peers_goodbye_and_its_end_has_let_go() {
-    let mut pair = open();
-    pair.sides[1].takes = false;
-    pair.send(0, b"never taken");
-    pair.run(ms(50));
-    // At a deadline: it isn't waited for what the client has under way.
-    let close = Close::new(CloseCode::NORMAL, "");
-    let now = pair.now;
-    pair.sides[1].connection.leave(now, close, now + ms(1000));
-    pair.turn(1);
-    pair.run(ms(15));
-    assert_eq!(pair.sides[0].ending().map(|ending| ending.untaken_bytes), Some(15));
-    pair.sides[0].connection.forget_inbox();
-    pair.run(ms(5000));
-    pair.sides[0].connection.give_back_memory();
-    assert_eq!(pair.sides[0].connection.undelivered(), Vec::<Vec<u8>>::new());
-    assert_eq!(pair.sides[0].connection.kept_bytes(), 15, "so many were given up");
-}

@@ -73,6 +73,8 @@ pub(super) struct Comeback {
     preferred: (SocketAddr, Moment),
     /// What the kernel's probes are to be once the handshake is done.
     keepalive: Option<Keepalive>,
+    /// The last link was ended for a program that doesn't go on: its beats, which prove all others, prove nothing of this one.
+    was_hung: bool,
     /// Full segments may have been what didn't get through.
     max_segment: Option<u16>,
     /// What came of the last attempt since the link was lost.
@@ -117,6 +119,7 @@ impl Link {
             dial: None,
             preferred,
             keepalive: None,
+            was_hung: false,
             max_segment: None,
             last_attempt: None,
         };
@@ -145,6 +148,7 @@ impl Link {
         };
         if was_open {
             comeback.last_attempt = None;
+            comeback.was_hung = ending.cause == Cause::Hung;
             if comeback.suspects_large_segments(ending) {
                 comeback.max_segment = Some(SMALL_SEGMENT);
                 log::warn!(
@@ -300,7 +304,9 @@ impl Inner {
     }
 
     pub(super) fn on_proven(&mut self) {
-        if let Some(comeback) = self.comeback() {
+        if let Some(comeback) = self.comeback()
+            && !comeback.was_hung
+        {
             comeback.backoff.on_proven();
         }
     }
