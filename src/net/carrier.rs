@@ -32,6 +32,9 @@ mod linux {
     const HEADER: usize = 16;
     const ROUTE: usize = 12;
     const ATTRIBUTE: usize = 4;
+    /// The route as it stands in the table, and not what comes of it for one packet (Linux 4.13): one with several interfaces, of
+    /// which another connection may take another, has no `RTA_OIF`.
+    const FIB_MATCH: u32 = 0x2000;
 
     pub(super) fn is_running(towards: IpAddr) -> Option<bool> {
         let socket =
@@ -41,20 +44,26 @@ mod linux {
         Some(flags & libc::IFF_RUNNING.cast_unsigned() != 0)
     }
 
-    /// The number of the interface that the kernel's routes choose.
+    /// The number of the interface that the kernel's routes choose; none if that isn't sure, or it is this machine's own address.
     fn interface_towards(socket: &Socket, address: IpAddr) -> Option<u32> {
         let (family, octets) = match address {
             IpAddr::V4(address) => (libc::AF_INET, address.octets().to_vec()),
+            // It stands on each interface, and whose is meant its scope says.
+            IpAddr::V6(address) if address.is_unicast_link_local() => return None,
             IpAddr::V6(address) => (libc::AF_INET6, address.octets().to_vec()),
         };
         let length = u8::try_from(octets.len()).ok()?;
         let mut route = vec![0; ROUTE];
         (route[0], route[1]) = (u8::try_from(family).ok()?, 8 * length);
+        route[8..].copy_from_slice(&FIB_MATCH.to_ne_bytes());
         route.extend(u16::try_from(ATTRIBUTE).ok()?.checked_add(length.into())?.to_ne_bytes());
         route.extend(libc::RTA_DST.to_ne_bytes());
         route.extend(octets);
         let mut room = [MaybeUninit::uninit(); 1024];
         let answer = ask(socket, libc::RTM_GETROUTE, libc::RTM_NEWROUTE, &route, &mut room)?;
+        if answer.get(7) != Some(&libc::RTN_UNICAST) {
+            return None;
+        }
         let mut attributes = answer.get(ROUTE..)?;
         loop {
             let (length, kind) = (number16(attributes, 0)?, number16(attributes, 2)?);
