@@ -489,3 +489,17 @@ fn what_sessions_keep_is_bounded_before_their_end_and_after() {
     assert_eq!(kept.iter().sum::<usize>(), 1, "two of 600 bytes are over the bound: {kept:?}");
     clients.iter().for_each(|client| client.close(Close::new(CloseCode::NORMAL, ""), ms(0)).unwrap());
 }
+
+#[test]
+fn who_is_sent_elsewhere_goes_there_though_the_server_is_still_up() {
+    let (first, other) = (listen(ListenerConfig::default()), listen(ListenerConfig::default()));
+    let link =
+        Link::client(TcpStream::connect(first.address()).unwrap().into(), Arc::default(), introduction()).unwrap();
+    link.set_reconnect(Reconnect { follows: true, ..reconnect_to(first.address()) }).unwrap();
+    link.wait_open(soon()).unwrap();
+    let elsewhere = other.address().to_string();
+    let goodbye = Close::new(CloseCode::GOING_AWAY, "too full here").coming_back(ms(1), &elsewhere);
+    first.accept(soon()).unwrap().close(goodbye, ms(5000)).unwrap();
+    other.accept(soon()).unwrap();
+    assert_eq!(link.peer_address(), other.address());
+}

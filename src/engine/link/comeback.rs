@@ -170,6 +170,8 @@ impl Link {
             let others = comeback.home.places.iter().filter(|other| **other != place).cloned();
             let places = std::iter::once(place.clone()).chain(others).collect();
             comeback.how.target = Arc::new(Target { places });
+            // Where it was connected to is where it is sent away from.
+            comeback.preferred.1 = now.into();
         }
         let delay = comeback.backoff.next(why, new_seed().unwrap_or_default());
         comeback.next = Some(Moment::from(now) + delay);
