@@ -63,6 +63,13 @@ fuzz_target!(|data: &[u8]| {
             81 => pair.sides[index].connection.handle_kernel(now, None),
             82 => pair.sides[index].connection.handle_timeout(now),
             83..90 => pair.relink(config(ms(1000)), argument),
+            90 => pair.sides[index].connection.forget_inbox(),
+            91 => pair.sides[index].connection.forget_undelivered(),
+            92 => drop(pair.sides[index].connection.undelivered()),
+            // As the engine does when it has done what was to be done.
+            93 if pair.sides[index].socket.is_over && !pair.sides[index].connection.is_away() => {
+                pair.sides[index].connection.give_back_memory();
+            }
             _ => {
                 is_honest = false;
                 pair.sides[index].take_back(now);

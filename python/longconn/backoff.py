@@ -25,8 +25,8 @@ class Backoff:
     full jitter, so that those who were cut at once are never in step. What a server asks for by its retry-after is
     waited for, up to 5 minutes, and spread. Attempts that nobody answers cost nobody anything: they go on until the
     path is back, a SYN or two a second; and while this machine has no network (no carrier, no route), a look twice a
-    second. It starts anew only after a connection that was good: everything was sent again on it, and a beat went forth
-    and back.
+    second. It starts anew only after a connection that was good: everything was sent again on it, and a beat went
+    forth and back.
 
     Args:
         first: Seconds; above 0. int, float or timedelta.

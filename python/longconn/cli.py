@@ -56,10 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Serves until SIGTERM or Ctrl-C. Then clients are told when and where to come back, once they have "
         "taken what was sent to them.",
     )
-    server.add_argument("address", metavar="HOST:PORT", nargs="?", default="127.0.0.1:9000", help="default: %(default)s")
+    server.add_argument(
+        "address", metavar="HOST:PORT", nargs="?", default="127.0.0.1:9000", help="default: %(default)s"
+    )
     server.add_argument("--interval", metavar="SECONDS", type=float, default=5.0, help="between beats; default: 5")
     server.add_argument("--drain", metavar="SECONDS", type=float, default=10.0, help="for the goodbyes; default: 10")
-    server.add_argument("--retry-after", metavar="SECONDS", type=float, default=0.0, help="nobody is to come back before")
+    server.add_argument(
+        "--retry-after", metavar="SECONDS", type=float, default=0.0, help="nobody is to come back before"
+    )
     server.add_argument("--come-back-to", metavar="HOST:PORT", default="", help="for clients that follow such a word")
     server.set_defaults(command=_serve)
 

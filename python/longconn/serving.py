@@ -38,6 +38,9 @@ def _tell(connection: LongConnection, event: Event) -> None:
 
 def serve(address: str, *, interval: float, drain: float, retry_after: float, come_back_to: str) -> int:
     """Serve until SIGTERM or Ctrl-C; then clients are told when and where to come back."""
+    for seconds, option, most in ((drain, "--drain", 86400), (retry_after, "--retry-after", 300)):
+        if not 0 <= seconds <= most:  # nor NaN
+            raise ValueError(f"{option} {seconds:g}: 0 to {most} seconds")
     signal.signal(signal.SIGTERM, _stop)
     server = LongServer(address, heartbeat=Heartbeat(interval), when_full="raise", on_event=_tell)
     print("listening on {}:{}".format(*server.address), flush=True)

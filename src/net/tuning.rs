@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
-use socket2::SockRef;
+use socket2::{Protocol, SockRef, Socket, Type};
 
 use crate::net::sys;
 
@@ -34,6 +34,16 @@ pub fn prepare(fd: BorrowedFd<'_>) -> io::Result<()> {
 pub fn bound_retransmissions(fd: BorrowedFd<'_>, round_trip: Duration) -> Option<u32> {
     let ms = u32::try_from((4 * round_trip).as_millis()).unwrap_or(u32::MAX).clamp(RTO_MAX_MS.0, RTO_MAX_MS.1);
     sys::set_rto_max_ms(fd, ms).is_ok().then_some(ms)
+}
+
+/// What dialling has bounded is as of any new socket again: of a plain peer the bound is its guard's to set, and without one the
+/// kernel's patience is the administrator's.
+pub fn unbound_retransmissions(fd: BorrowedFd<'_>) {
+    let domain = SockRef::from(&fd).local_addr().map(|address| address.domain());
+    let fresh = domain.and_then(|domain| Socket::new(domain, Type::STREAM, Some(Protocol::TCP)));
+    if let Ok(ms) = fresh.and_then(|fresh| sys::rto_max_ms(fresh.as_raw_fd())) {
+        let _ = sys::set_rto_max_ms(fd, ms);
+    }
 }
 
 /// What `round_trip` asks for, if `bound` doesn't fit it any more; down only when it is twice too large.

@@ -14,6 +14,7 @@ import longconn
 import pytest
 from longconn import (
     AlreadyClosed,
+    BufferFull,
     Cause,
     ConnectFailed,
     ForkedError,
@@ -27,6 +28,7 @@ from longconn import (
     PeerReset,
     PeerTimedOut,
     ProtocolError,
+    SessionLost,
 )
 from longconn import errors as errors_module
 from peers import (
@@ -82,6 +84,12 @@ TABLE: list[tuple[BaseException, tuple[type[BaseException], ...], dict[str, obje
         (LongConnError, ConnectionError, OSError),
         {"code": 4711, "reason": "enough", "peer": ("::1", 8083), "cause": "closed"},
     ),
+    (
+        SessionLost(errno.ECONNRESET, "text", cause=Cause.RESET, peer=("::1", 8083)),
+        (PeerLost, LongConnError, ConnectionError, OSError),
+        {"errno": errno.ECONNRESET, "cause": "reset", "peer": ("::1", 8083), "undelivered": []},
+    ),
+    (BufferFull(errno.EAGAIN, "text"), (LongConnError, BlockingIOError, OSError), {"errno": errno.EAGAIN}),
     (AlreadyClosed(errno.EBADF, "text"), (LongConnError, OSError), {"errno": errno.EBADF}),
     (
         ConnectFailed(errno.ECONNREFUSED, "text", peer=("::1", 8083)),

@@ -455,6 +455,22 @@ def test_what_is_over_keeps_neither_memory_nor_descriptors():
         assert len(open_descriptors() - descriptors) < 5
 
 
+def test_one_that_is_dropped_as_its_client_leaves_harms_nobody():
+    """The engine ended, for it gave back a second time what the program had let go of."""
+    with serving() as server, clients(server, 1) as (witness,):
+        stays = server.accept()
+        for _ in range(50):
+            client = longconn.connect(server.address, timeout=PATIENCE)
+            ours = server.accept()
+            ours.send(bytes(100_000))
+            let_go(client)
+            with suppress(longconn.PeerClosed):
+                ours.recv(timeout=PATIENCE)
+            del client, ours
+            witness.ping()
+        stays.close()
+
+
 def test_without_descriptors_those_who_are_here_go_on_and_others_come_later():
     said = python_says(
         """

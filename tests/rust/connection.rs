@@ -1134,6 +1134,23 @@ fn a_link_that_is_over_remembers_how_much_was_not_taken() {
 }
 
 #[test]
+fn what_a_program_has_let_go_of_is_given_back_by_the_link_as_well() {
+    let mut pair = open();
+    pair.sides[1].takes = false;
+    pair.send(0, &[3; 10_000]);
+    pair.run(ms(100));
+    pair.cut();
+    pair.run(ms(10_000));
+    let ours = &mut pair.sides[0].connection;
+    for _ in 0..2 {
+        ours.forget_inbox();
+        ours.give_back_memory();
+    }
+    assert_eq!(ours.untaken().0, 10_004);
+    assert!(ours.undelivered().is_empty());
+}
+
+#[test]
 fn a_close_is_no_handshake_with_the_dead() {
     let mut pair = open();
     pair.send(0, b"never taken");

@@ -1,6 +1,7 @@
 //! Sessions over loopback: connections that are cut, on purpose, by a proxy in between; real sockets, real threads.
 
-#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests; what cuts connections does so at any time")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests unwrap as the tests do")]
+#![allow(clippy::disallowed_methods, reason = "a connection is cut while others wait, for which there is no event")]
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -487,4 +488,18 @@ fn what_sessions_keep_is_bounded_before_their_end_and_after() {
     let kept: Vec<_> = servers.iter().map(|server| server.undelivered().unwrap().len()).collect();
     assert_eq!(kept.iter().sum::<usize>(), 1, "two of 600 bytes are over the bound: {kept:?}");
     clients.iter().for_each(|client| client.close(Close::new(CloseCode::NORMAL, ""), ms(0)).unwrap());
+}
+
+#[test]
+fn who_is_sent_elsewhere_goes_there_though_the_server_is_still_up() {
+    let (first, other) = (listen(ListenerConfig::default()), listen(ListenerConfig::default()));
+    let link =
+        Link::client(TcpStream::connect(first.address()).unwrap().into(), Arc::default(), introduction()).unwrap();
+    link.set_reconnect(Reconnect { follows: true, ..reconnect_to(first.address()) }).unwrap();
+    link.wait_open(soon()).unwrap();
+    let elsewhere = other.address().to_string();
+    let goodbye = Close::new(CloseCode::GOING_AWAY, "too full here").coming_back(ms(1), &elsewhere);
+    first.accept(soon()).unwrap().close(goodbye, ms(5000)).unwrap();
+    other.accept(soon()).unwrap();
+    assert_eq!(link.peer_address(), other.address());
 }

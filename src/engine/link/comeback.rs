@@ -73,6 +73,8 @@ pub(super) struct Comeback {
     preferred: (SocketAddr, Moment),
     /// What the kernel's probes are to be once the handshake is done.
     keepalive: Option<Keepalive>,
+    /// The last link was ended for a program that doesn't go on: its beats, which prove all others, prove nothing of this one.
+    was_hung: bool,
     /// Full segments may have been what didn't get through.
     max_segment: Option<u16>,
     /// What came of the last attempt since the link was lost.
@@ -117,6 +119,7 @@ impl Link {
             dial: None,
             preferred,
             keepalive: None,
+            was_hung: false,
             max_segment: None,
             last_attempt: None,
         };
@@ -145,6 +148,7 @@ impl Link {
         };
         if was_open {
             comeback.last_attempt = None;
+            comeback.was_hung = ending.cause == Cause::Hung;
             if comeback.suspects_large_segments(ending) {
                 comeback.max_segment = Some(SMALL_SEGMENT);
                 log::warn!(
@@ -166,6 +170,8 @@ impl Link {
             let others = comeback.home.places.iter().filter(|other| **other != place).cloned();
             let places = std::iter::once(place.clone()).chain(others).collect();
             comeback.how.target = Arc::new(Target { places });
+            // Where it was connected to is where it is sent away from.
+            comeback.preferred.1 = now.into();
         }
         let delay = comeback.backoff.next(why, new_seed().unwrap_or_default());
         comeback.next = Some(Moment::from(now) + delay);
@@ -300,7 +306,9 @@ impl Inner {
     }
 
     pub(super) fn on_proven(&mut self) {
-        if let Some(comeback) = self.comeback() {
+        if let Some(comeback) = self.comeback()
+            && !comeback.was_hung
+        {
             comeback.backoff.on_proven();
         }
     }

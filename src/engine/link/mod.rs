@@ -1,4 +1,5 @@
-//! One link: its descriptor, its core, and the threads that wait for it.
+//! A connection as its program has it: the descriptor of the link that it has, if it has one, its core, and the threads that wait
+//! for it. When the link is lost and the session goes on, another takes its place (`comeback.rs`).
 //!
 //! One lock, under which nothing waits: every system call is non-blocking. So who holds the interpreter may *try* it
 //! (`try_*`, which say [`Attempt::Later`] when it is taken), and who doesn't may take it (all others, to be called
@@ -41,6 +42,7 @@ use crate::engine::reactor::{self, Engine};
 use crate::engine::waiting::{Interest, WaitError, Waiters};
 use crate::engine::{clock, fork};
 use crate::net::sys::{self, RawTcpInfo, Wakeup};
+use crate::net::tuning;
 use crate::proto::cause::Ending;
 use crate::proto::close::{Close, CloseCode};
 use crate::proto::codec::{EncodeError, Framing};
@@ -382,6 +384,7 @@ impl Link {
 
     /// A plain peer's, whoever connected; `socket` is a connected TCP socket.
     pub fn plain(socket: OwnedFd, peers: &PlainPeers) -> io::Result<Arc<Self>> {
+        tuning::unbound_retransmissions(socket.as_fd());
         let now = clock::now();
         let link = Self::plain_of(socket, peers, now, None)?;
         link.begin(now)?;

@@ -12,7 +12,7 @@ use crate::proto::close::{Close, CloseCode};
 use crate::proto::frame::{Decoder, PREAMBLE};
 use crate::proto::handshake::{Credentials, HandshakeError, Hello, Position, Resumption, VERSION, Welcome};
 use crate::proto::heartbeat::{BeatCounts, RoundTrip, Trip};
-use crate::proto::moment::{Moment, Span};
+use crate::proto::moment::Moment;
 use crate::proto::session::{BASE_WINDOW_BYTES, SessionError};
 
 /// How long a goodbye is tried for on which nothing depends but that the peer hears it. Arbitrary.
@@ -59,34 +59,31 @@ pub(super) struct Lost {
     pub(super) stats: Option<LastStats>,
 }
 
-const _: () = assert!(size_of::<Lost>() <= 104);
+const _: () = assert!(size_of::<Lost>() <= 88);
 
-/// [`Stats`] of a link that is over, in half the room: thousands may be kept. What is still counted isn't there.
+/// [`Stats`] of a link that is over, in a third of the room: thousands may be kept. What is still counted isn't there.
 #[derive(Debug)]
 pub(super) struct LastStats {
     beats: [u32; 3],
-    worst_lateness: Span,
     round_trip: [Option<Trip>; 3],
-    silence: Span,
     phi: Option<f32>,
-    send_interval: Span,
-    hear_interval: Span,
-    limit: Span,
+    /// In milliseconds, as intervals are on the wire: silence, both intervals, the limit.
+    spans: [u32; 4],
+    worst_lateness_us: u32,
     bytes: [u64; 2],
 }
 
 impl From<Stats> for LastStats {
     fn from(stats: Stats) -> Self {
         let Stats { beats, round_trip: RoundTrip { last, smoothed, least }, .. } = stats;
+        let saturated = |count: u128| u32::try_from(count).unwrap_or(u32::MAX);
+        let spans = [stats.silence, stats.send_interval, stats.hear_interval, stats.limit];
         Self {
-            beats: [beats.sent, beats.heard, beats.late].map(|count| u32::try_from(count).unwrap_or(u32::MAX)),
-            worst_lateness: beats.worst_lateness.into(),
+            beats: [beats.sent, beats.heard, beats.late].map(|count| saturated(count.into())),
             round_trip: [last, smoothed, least].map(|trip| trip.map(Trip::from)),
-            silence: stats.silence.into(),
             phi: stats.phi.map(|phi| phi as f32),
-            send_interval: stats.send_interval.into(),
-            hear_interval: stats.hear_interval.into(),
-            limit: stats.limit.into(),
+            spans: spans.map(|span| saturated(span.as_millis())),
+            worst_lateness_us: saturated(beats.worst_lateness.as_micros()),
             bytes: [stats.bytes_sent, stats.bytes_heard],
         }
     }
@@ -96,14 +93,16 @@ impl LastStats {
     pub(super) fn unpacked(&self) -> Stats {
         let [sent, heard, late] = self.beats.map(u64::from);
         let [last, smoothed, least] = self.round_trip.map(|trip| trip.map(Trip::duration));
+        let worst_lateness = Duration::from_micros(self.worst_lateness_us.into());
+        let [silence, send_interval, hear_interval, limit] = self.spans.map(|ms| Duration::from_millis(ms.into()));
         Stats {
-            beats: BeatCounts { sent, heard, late, worst_lateness: self.worst_lateness.duration() },
+            beats: BeatCounts { sent, heard, late, worst_lateness },
             round_trip: RoundTrip { last, smoothed, least },
-            silence: self.silence.duration(),
+            silence,
             phi: self.phi.map(f64::from),
-            send_interval: self.send_interval.duration(),
-            hear_interval: self.hear_interval.duration(),
-            limit: self.limit.duration(),
+            send_interval,
+            hear_interval,
+            limit,
             bytes_sent: self.bytes[0],
             bytes_heard: self.bytes[1],
             untaken_bytes: 0,

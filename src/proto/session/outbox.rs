@@ -261,9 +261,11 @@ impl Outbox {
     pub(super) fn trim(&mut self) {
         self.release_memory();
         if let Some(flight) = &mut self.flight {
-            flight.bytes.drain(..flight.at(self.taken));
+            // What was given up is behind.
+            let kept = self.taken.max(flight.start);
+            flight.bytes.drain(..flight.at(kept));
             flight.bytes.shrink_to_fit();
-            flight.start = self.taken;
+            flight.start = kept;
         }
     }
 
@@ -365,7 +367,8 @@ impl Flight {
 
     /// The frame at `offset`: where it ends, its kind and its payload.
     fn frame(&self, offset: u64) -> Option<(u64, u8, &[u8])> {
-        let bytes = self.bytes.get(self.at(offset)..)?;
+        let at = usize::try_from(offset.checked_sub(self.start)?).ok()?;
+        let bytes = self.bytes.get(at..)?;
         let (length, kind) = header(bytes)?;
         Some((offset + (HEADER_BYTES + length) as u64, kind, bytes.get(HEADER_BYTES..HEADER_BYTES + length)?))
     }
