@@ -361,7 +361,7 @@ struct Extras {
     comeback: Option<Box<Comeback>>,
 }
 
-const _: () = assert!(size_of::<Inner>() <= 440);
+const _: () = assert!(size_of::<Inner>() <= 424);
 
 /// A descriptor that is readable while a message, or the end, could be received.
 struct Notification {

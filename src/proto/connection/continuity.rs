@@ -31,7 +31,9 @@ pub(super) struct Continuity {
 /// What a client needs to come back.
 #[derive(Debug)]
 pub(super) struct ClientSide {
-    introduction: Introduction,
+    client_id: Box<str>,
+    token: Box<[u8]>,
+    will_resume: bool,
     credentials: Option<Credentials>,
     epoch: u64,
     /// What was taken in sessions before: for the program offsets never go back.
@@ -143,7 +145,16 @@ pub enum ResumeError {
 
 impl Continuity {
     pub(super) fn of_client(introduction: Introduction) -> Self {
-        let client = ClientSide { introduction, credentials: None, epoch: 0, taken_before: 0, proof: Proof::default() };
+        let Introduction { client_id, token, will_resume } = introduction;
+        let client = ClientSide {
+            client_id: client_id.into(),
+            token: token.into(),
+            will_resume,
+            credentials: None,
+            epoch: 0,
+            taken_before: 0,
+            proof: Proof::default(),
+        };
         Self { client: Some(client), ..Self::default() }
     }
 }
@@ -170,9 +181,9 @@ impl Connection {
             rhythm,
             position: if session.is_some() { position } else { Position::start(BASE_WINDOW_BYTES) },
             largest_message,
-            will_resume: client.introduction.will_resume,
-            client_id: client.introduction.client_id.clone(),
-            token: client.introduction.token.clone(),
+            will_resume: client.will_resume,
+            client_id: client.client_id.to_string(),
+            token: client.token.to_vec(),
             session,
         };
         if let Some(opening) = &mut self.opening {
@@ -374,7 +385,7 @@ impl Connection {
         let client = self.continuity.as_ref().and_then(|continuity| continuity.client.as_ref());
         let may = match (self.role, client) {
             (Role::Client, Some(client)) => {
-                client.introduction.will_resume && (client.credentials.is_some() || self.is_reconnecting())
+                client.will_resume && (client.credentials.is_some() || self.is_reconnecting())
             }
             (Role::Client, None) => false,
             (Role::Server, _) => self.retention > 0,
@@ -460,7 +471,7 @@ impl Connection {
         let continuity = self.continuity.as_mut()?;
         let farewell = continuity.farewell.take();
         // Who doesn't come back has no use for what it said of itself, nor for the server's secret.
-        continuity.client.take_if(|client| !client.introduction.will_resume);
+        continuity.client.take_if(|client| !client.will_resume);
         if continuity.client.is_none() {
             self.continuity = None;
         }

@@ -405,7 +405,7 @@ pub struct Connection {
 }
 
 /// Thousands of them idle in one process.
-const _: () = assert!(size_of::<Connection>() <= 304 && size_of::<Supervision>() <= 232);
+const _: () = assert!(size_of::<Connection>() <= 288 && size_of::<Supervision>() <= 232);
 
 impl Connection {
     /// The side that connected: says its preamble and HELLO at once. `seed` is random, another one for each link: for

@@ -97,10 +97,13 @@ pub enum SendError {
 pub struct Session {
     pub outbox: Outbox,
     pub inbox: Inbox,
-    window: u64,
     /// As it was announced.
     credit: u64,
-    acked: u64,
+    window: u32,
+    /// Bytes that were taken and aren't acknowledged: a window and a message at the most.
+    owed: u32,
+    /// The largest message that the peer takes; none is larger than these can say.
+    largest: u32,
     /// An ACK is to go with whatever goes next, or then.
     ack_by: Option<Moment>,
     ack_now: bool,
@@ -118,9 +121,10 @@ impl Default for Session {
         Self {
             outbox: Outbox::default(),
             inbox: Inbox::default(),
-            window: BASE_WINDOW_BYTES,
             credit: BASE_WINDOW_BYTES,
-            acked: 0,
+            window: BASE_WINDOW_BYTES as u32,
+            owed: 0,
+            largest: 0,
             ack_by: None,
             ack_now: false,
             eager: false,
@@ -132,11 +136,15 @@ impl Default for Session {
 }
 
 impl Session {
+    fn window(&self) -> u64 {
+        self.window.into()
+    }
+
     /// What HELLO or WELCOME states; it acknowledges, too. The link before must not be read any more.
     pub fn state_position(&mut self) -> Position {
         self.extend_credit();
         let Inbox { received, taken, .. } = self.inbox;
-        (self.acked, self.ack_by, self.ack_now, self.eager) = (taken, None, false, false);
+        (self.owed, self.ack_by, self.ack_now, self.eager) = (0, None, false, false);
         self.measured_from = None;
         Position { received, taken, window: self.credit - received }
     }
@@ -144,7 +152,7 @@ impl Session {
     /// What the peer stated when the session began.
     pub fn on_peer_position(&mut self, position: Position, largest: u64) {
         self.outbox.credit = position.received + position.window;
-        self.outbox.largest = largest;
+        self.largest = u32::try_from(largest).unwrap_or(u32::MAX);
     }
 
     /// Whether the session can go on where the peer states that it is. `None` if it lacks what was forgotten here; else how
@@ -155,7 +163,8 @@ impl Session {
 
     /// The session goes on over a new link: what lies behind the peer's `received`, and was checked, goes again.
     pub fn resume(&mut self, position: Position, largest: u64) -> Result<(), SessionError> {
-        self.outbox.resume(position, largest)
+        self.largest = u32::try_from(largest).unwrap_or(u32::MAX);
+        self.outbox.resume(position)
     }
 
     /// Another session begins, for the peer doesn't know this one: what it isn't known to have taken goes from its start.
@@ -166,6 +175,7 @@ impl Session {
             return false;
         }
         self.forget_received();
+        self.largest = u32::try_from(largest).unwrap_or(u32::MAX);
         true
     }
 
@@ -208,17 +218,17 @@ impl Session {
 
     /// `bound` is for what waits to be taken by the peer.
     pub fn send(&mut self, message: &[u8], bound: usize) -> Result<(), SendError> {
-        self.outbox.push(message, bound)
+        self.outbox.push(message, bound, self.largest.into())
     }
 
     /// Whether a message of `length` bytes could be sent now.
     pub fn check_send(&self, length: usize, bound: usize) -> Result<(), SendError> {
-        self.outbox.check(length, bound).map(drop)
+        self.outbox.check(length, bound, self.largest.into()).map(drop)
     }
 
     /// Takes the message, unless it can't be sent now.
     pub fn send_framed(&mut self, framed: &mut Framed, bound: usize) -> Result<(), SendError> {
-        self.outbox.push_framed(framed, bound)
+        self.outbox.push_framed(framed, bound, self.largest.into())
     }
 
     pub fn on_sent(&mut self, bytes: usize) {
@@ -284,7 +294,9 @@ impl Session {
             return;
         }
         self.measure(now, before, round_trip);
-        let is_due = self.inbox.taken - self.acked >= ACK_AFTER_BYTES;
+        let taken = u32::try_from(self.inbox.taken - before).unwrap_or(u32::MAX);
+        self.owed = self.owed.saturating_add(taken);
+        let is_due = u64::from(self.owed) >= ACK_AFTER_BYTES;
         let is_empty = !self.inbox.has_untaken();
         self.ack_now |= is_due || (self.eager && is_empty);
         if !self.ack_now {
@@ -325,11 +337,11 @@ impl Session {
     /// A whole window taken within two round trips: the path holds more than the window does.
     fn measure(&mut self, now: Instant, before: u64, round_trip: Option<Duration>) {
         let (since, from) = *self.measured_from.get_or_insert_with(|| (now.into(), before));
-        if self.inbox.taken - from < self.window {
+        if self.inbox.taken - from < self.window.into() {
             return;
         }
         self.measured_from = Some((now.into(), self.inbox.taken));
-        self.growth_wanted = self.window < MAX_WINDOW_BYTES
+        self.growth_wanted = u64::from(self.window) < MAX_WINDOW_BYTES
             && round_trip.is_some_and(|round_trip| now.saturating_duration_since(since.instant()) <= 2 * round_trip);
     }
 
@@ -337,7 +349,7 @@ impl Session {
     pub fn on_idle_moment(&mut self, now: Instant) {
         let since = self.measured_from.map(|(since, _)| since.instant());
         if since.is_some_and(|since| now.saturating_duration_since(since) > SHRINK_AFTER) {
-            self.window = BASE_WINDOW_BYTES;
+            self.window = BASE_WINDOW_BYTES as u32;
             self.measured_from = None;
             self.growth_wanted = false;
         }
@@ -367,7 +379,7 @@ impl Session {
     pub fn budget_wanted(&self) -> u64 {
         match self.extension {
             Some(end) => end.get() - self.credit,
-            None if self.growth_wanted => self.window.min(MAX_WINDOW_BYTES - self.window),
+            None if self.growth_wanted => self.window().min(MAX_WINDOW_BYTES - self.window()),
             None => 0,
         }
     }
@@ -381,13 +393,13 @@ impl Session {
     /// What the window holds of it beyond its base; the rest is held for a message.
     #[must_use]
     pub fn budget_held_by_window(&self) -> u64 {
-        self.window - BASE_WINDOW_BYTES
+        self.window() - BASE_WINDOW_BYTES
     }
 
     /// What it holds of it.
     #[must_use]
     pub fn budget_held(&self) -> u64 {
-        self.window.max(self.credit - self.inbox.taken) - BASE_WINDOW_BYTES
+        self.window().max(self.credit - self.inbox.taken) - BASE_WINDOW_BYTES
     }
 
     /// What was wanted is granted, in whole.
@@ -396,7 +408,7 @@ impl Session {
             self.credit = end.get();
             self.inbox.make_room_for_begun();
         } else if self.growth_wanted {
-            self.window = (self.window * 2).min(MAX_WINDOW_BYTES);
+            self.window = (self.window * 2).min(MAX_WINDOW_BYTES as u32);
             self.growth_wanted = false;
         } else {
             return;
@@ -407,7 +419,7 @@ impl Session {
     /// The peer asked for an answer, or the link is new.
     pub fn on_ask(&mut self, is_first: bool) {
         self.eager = true;
-        if is_first || self.inbox.taken > self.acked {
+        if is_first || self.owed > 0 {
             self.ack_now = true;
         }
     }
@@ -421,9 +433,9 @@ impl Session {
     #[must_use]
     pub fn ack_rides(&self, now: Instant) -> bool {
         self.ack_now
-            || self.ack_by.is_some_and(|due| {
-                now + (ACK_DELAY - ACK_REST) >= due.instant() || self.inbox.taken - self.acked >= RIPE_BYTES
-            })
+            || self
+                .ack_by
+                .is_some_and(|due| now + (ACK_DELAY - ACK_REST) >= due.instant() || u64::from(self.owed) >= RIPE_BYTES)
     }
 
     #[must_use]
@@ -439,7 +451,7 @@ impl Session {
 
     /// What was taken leaves room for as much.
     fn extend_credit(&mut self) {
-        self.credit = self.credit.max(self.inbox.taken + self.window);
+        self.credit = self.credit.max(self.inbox.taken + self.window());
         self.extension = self.extension.filter(|end| end.get() > self.credit);
     }
 
@@ -455,10 +467,10 @@ impl Session {
 
     /// It was handed to the kernel.
     pub fn on_ack_sent(&mut self) {
-        if self.inbox.taken > self.acked {
+        if self.owed > 0 {
             self.eager = false;
         }
-        self.acked = self.inbox.taken;
+        self.owed = 0;
         (self.ack_by, self.ack_now) = (None, false);
     }
 

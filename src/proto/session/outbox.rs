@@ -47,7 +47,6 @@ fn put_message(out: &mut Vec<u8>, message: &[u8]) {
 pub struct Outbox {
     pub(super) taken: u64,
     pub(super) credit: u64,
-    pub(super) largest: u64,
     /// `None` while nothing is on its way, or soon after.
     flight: Option<Box<Flight>>,
 }
@@ -95,10 +94,10 @@ impl Outbox {
 
     /// Whether a message of `length` bytes can be appended: the peer's largest message and our own `bound` hold. Gives what it
     /// weighs.
-    pub(super) fn check(&self, length: usize, bound: usize) -> Result<usize, SendError> {
+    pub(super) fn check(&self, length: usize, bound: usize, largest: u64) -> Result<usize, SendError> {
         let length = length as u64;
-        if length > self.largest {
-            return Err(SendError::TooLarge { length, largest: self.largest });
+        if length > largest {
+            return Err(SendError::TooLarge { length, largest });
         }
         let buffered = self.untaken_bytes();
         let wire = usize::try_from(wire_bytes(length)).unwrap_or(usize::MAX);
@@ -109,8 +108,8 @@ impl Outbox {
     }
 
     /// Appends one message, framed.
-    pub(super) fn push(&mut self, message: &[u8], bound: usize) -> Result<(), SendError> {
-        let wire = self.check(message.len(), bound)?;
+    pub(super) fn push(&mut self, message: &[u8], bound: usize, largest: u64) -> Result<(), SendError> {
+        let wire = self.check(message.len(), bound, largest)?;
         let flight = self.flight.get_or_insert_with(|| Box::new(Flight::new(self.taken)));
         flight.make_room(self.taken, wire);
         flight.push(message);
@@ -118,8 +117,8 @@ impl Outbox {
     }
 
     /// Appends one message that was framed before, and takes it from `framed`: without a copy where nothing is before it.
-    pub(super) fn push_framed(&mut self, framed: &mut Framed, bound: usize) -> Result<(), SendError> {
-        let wire = self.check(framed.length, bound)?;
+    pub(super) fn push_framed(&mut self, framed: &mut Framed, bound: usize, largest: u64) -> Result<(), SendError> {
+        let wire = self.check(framed.length, bound, largest)?;
         let is_alone = self.untaken_bytes() == 0;
         let flight = self.flight.get_or_insert_with(|| Box::new(Flight::new(self.taken)));
         let bytes = mem::take(&mut framed.bytes);
@@ -216,13 +215,13 @@ impl Outbox {
     }
 
     /// The session goes on where the peer is, once that was checked.
-    pub(super) fn resume(&mut self, position: Position, largest: u64) -> Result<(), SessionError> {
+    pub(super) fn resume(&mut self, position: Position) -> Result<(), SessionError> {
         let Position { received, taken, window } = position;
         if let Some(flight) = &mut self.flight {
             flight.on_taken(self.taken, taken)?;
             flight.rewind(received);
         }
-        (self.taken, self.credit, self.largest) = (taken, received + window, largest);
+        (self.taken, self.credit) = (taken, received + window);
         Ok(())
     }
 
@@ -238,7 +237,7 @@ impl Outbox {
             flight.start = 0;
             flight.rewind(0);
         }
-        (self.taken, self.credit, self.largest) = (0, credit, largest);
+        (self.taken, self.credit) = (0, credit);
         true
     }
 
