@@ -43,8 +43,8 @@ def serve(address: str, *, interval: float, drain: float, retry_after: float, co
             raise ValueError(f"{option} {seconds:g}: 0 to {most} seconds")
     signal.signal(signal.SIGTERM, _stop)
     server = LongServer(address, heartbeat=Heartbeat(interval), when_full="raise", on_event=_tell)
-    print("listening on {}:{}".format(*server.address), flush=True)
     try:
+        print("listening on {}:{}".format(*server.address), flush=True)
         for connection, message in server.messages():
             try:
                 connection.send(message)

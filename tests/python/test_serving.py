@@ -18,7 +18,14 @@ SLACK = float(os.environ.get("LONGCONN_TEST_SLACK", "1"))
 @contextmanager
 def served(address, *options):
     command = [sys.executable, "-m", "longconn", "serve", address, "--interval", "0.5", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # who runs the tests in the background ignores it, and so would the child
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         yield process, process.stdout.readline().split()[-1]
     finally:
