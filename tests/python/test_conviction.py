@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 import time
@@ -19,7 +20,8 @@ ARRIVED = b"what has arrived "
 
 READS: dict[str, Callable[[socket.socket], bytes]] = {
     "recv": lambda sock: sock.recv(100),
-    "recv with a flag": lambda sock: sock.recv(100, socket.MSG_DONTWAIT),
+    # the connection is cut by the guard's next look, once what has arrived was read
+    "recv with a flag": lambda sock: select.select([sock], [], [], PATIENCE) and sock.recv(100, socket.MSG_DONTWAIT),
     "recv large": lambda sock: sock.recv(100_000),
     "recv_into": lambda sock: (room := bytearray(100))[: sock.recv_into(room)],
     "recvfrom": lambda sock: sock.recvfrom(100)[0],
