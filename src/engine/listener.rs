@@ -274,7 +274,7 @@ impl Hall {
         let Some(guest) = self.sessions.place(&claim.credentials.id).and_then(|place| self.guests.get(place)) else {
             return Standing::Unknown;
         };
-        let credentials = self.credentials(guest);
+        let credentials = self.credentials(&guest.link, guest.nonce);
         match guest.stage {
             Stage::Admitted | Stage::Open | Stage::Away if credentials.id == claim.credentials.id => {
                 if claim.is_good(&credentials, guest.epoch) {
@@ -287,8 +287,8 @@ impl Hall {
         }
     }
 
-    fn credentials(&self, guest: &Guest) -> Credentials {
-        self.sessions.credentials(u32::try_from(guest.link.guest_number()).unwrap_or(u32::MAX), guest.nonce)
+    fn credentials(&self, link: &Link, nonce: u64) -> Credentials {
+        self.sessions.credentials(u32::try_from(link.guest_number()).unwrap_or(u32::MAX), nonce)
     }
 
     fn tell(&mut self, link: &Arc<Link>, occurrence: Occurrence) {
@@ -550,8 +550,8 @@ impl Listener {
     pub(super) fn on_last_word(&self, link: &Arc<Link>, close: Close) {
         let mut hall = self.lock();
         if let Some(guest) = hall.guest(link).filter(|guest| matches!(guest.stage, Stage::Open | Stage::Away)) {
-            let (nonce, place) = (guest.nonce, u32::try_from(link.guest_number()).unwrap_or(u32::MAX));
-            let credentials = hall.sessions.credentials(place, nonce);
+            let nonce = guest.nonce;
+            let credentials = hall.credentials(link, nonce);
             hall.sessions.remember(clock::now(), &credentials, close, self.config.retention);
         }
     }
@@ -563,7 +563,7 @@ impl Listener {
         guest.stage = Stage::Admitted;
         let nonce = guest.nonce;
         hall.count(link);
-        Ok(hall.sessions.credentials(u32::try_from(link.guest_number()).unwrap_or(u32::MAX), nonce))
+        Ok(hall.credentials(link, nonce))
     }
 
     /// The limits hold, for one more.

@@ -173,8 +173,7 @@ impl Link {
             // Where it was connected to is where it is sent away from.
             comeback.preferred.1 = now.into();
         }
-        let delay = comeback.backoff.next(why, new_seed().unwrap_or_default());
-        comeback.next = Some(Moment::from(now) + delay);
+        comeback.plan(now, why);
     }
 
     /// Begins an attempt, if one is due.
@@ -201,8 +200,7 @@ impl Link {
             Ok(dial) => comeback.dial = Some(dial),
             Err(error) => {
                 comeback.last_attempt = Some(error.to_string());
-                let delay = comeback.backoff.next(LOCAL, new_seed().unwrap_or_default());
-                comeback.next = Some(Moment::from(now) + delay);
+                comeback.plan(now, LOCAL);
             }
         }
     }
@@ -242,8 +240,7 @@ impl Link {
             }
         };
         let Some(comeback) = inner.comeback() else { return };
-        let delay = comeback.backoff.next(why, new_seed().unwrap_or_default());
-        comeback.next = Some(Moment::from(now) + delay);
+        comeback.plan(now, why);
     }
 
     /// Each message that the peer's program isn't known to have taken, in order; after the end.
@@ -256,6 +253,12 @@ impl Link {
 }
 
 impl Comeback {
+    /// When the next attempt begins, after what came of the last one.
+    fn plan(&mut self, now: Instant, why: Why) {
+        let delay = self.backoff.next(why, new_seed().unwrap_or_default());
+        self.next = Some(Moment::from(now) + delay);
+    }
+
     /// The handshake is small, and what comes behind it isn't: it may be that only large packets are lost, either way.
     fn suspects_large_segments(&self, ending: &Ending) -> bool {
         let is_lost_to_silence =

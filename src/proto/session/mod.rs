@@ -136,6 +136,11 @@ impl Default for Session {
 }
 
 impl Session {
+    /// As the peer states it.
+    fn set_largest(&mut self, largest: u64) {
+        self.largest = u32::try_from(largest).unwrap_or(u32::MAX);
+    }
+
     fn window(&self) -> u64 {
         self.window.into()
     }
@@ -152,7 +157,7 @@ impl Session {
     /// What the peer stated when the session began.
     pub fn on_peer_position(&mut self, position: Position, largest: u64) {
         self.outbox.credit = position.received + position.window;
-        self.largest = u32::try_from(largest).unwrap_or(u32::MAX);
+        self.set_largest(largest);
     }
 
     /// Whether the session can go on where the peer states that it is. `None` if it lacks what was forgotten here; else how
@@ -163,7 +168,7 @@ impl Session {
 
     /// The session goes on over a new link: what lies behind the peer's `received`, and was checked, goes again.
     pub fn resume(&mut self, position: Position, largest: u64) -> Result<(), SessionError> {
-        self.largest = u32::try_from(largest).unwrap_or(u32::MAX);
+        self.set_largest(largest);
         self.outbox.resume(position)
     }
 
@@ -175,7 +180,7 @@ impl Session {
             return false;
         }
         self.forget_received();
-        self.largest = u32::try_from(largest).unwrap_or(u32::MAX);
+        self.set_largest(largest);
         true
     }
 
