@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno as _errno
 import os
 from enum import StrEnum
+from typing import Any
 
 __all__ = [
     "AlreadyClosed",
@@ -289,9 +290,16 @@ def link_ended(
     With *goes_on* another link is to come, and nobody has to do anything.
     """
     undelivered = undelivered or []
-    error = _link_ended(
-        cause, text, peer, by_peer, silence, limit, level, kernel_answers, given_up, code, reason, was_open, goes_on
-    )
+    details: dict[str, Any] = {
+        "cause": Cause(cause),
+        "silence": silence,
+        "limit": limit,
+        "peer": peer,
+        "level": level,
+        "kernel_answers": kernel_answers,
+        "given_up": given_up,
+    }
+    error = _link_ended(f"{_who(peer)}: {text}", details, by_peer, code, reason, was_open, goes_on)
     if isinstance(error, PeerClosed | PeerLost):
         error.undelivered = undelivered
     if not (is_session and undelivered):
@@ -300,13 +308,7 @@ def link_ended(
     lost = SessionLost(
         getattr(error, "errno", None),
         f"{_who(peer)}: {text}; {len(undelivered)} {what} may not have been taken (.undelivered)",
-        cause=Cause(cause),
-        silence=silence,
-        limit=limit,
-        peer=peer,
-        level=level,
-        kernel_answers=kernel_answers,
-        given_up=given_up,
+        **details,
     )
     lost.undelivered = undelivered
     lost.__cause__ = error
@@ -314,46 +316,34 @@ def link_ended(
 
 
 def _link_ended(
-    cause: str,
     text: str,
-    peer: object,
+    details: dict[str, Any],
     by_peer: bool,
-    silence: float,
-    limit: float | None,
-    level: str | None,
-    kernel_answers: bool | None,
-    given_up: str | None,
     code: int | None,
     reason: str,
     was_open: bool,
     goes_on: bool,
 ) -> LongConnError:
-    who, what = _who(peer), Cause(cause)
+    what, peer = details["cause"], details["peer"]
     if not was_open:
         if code is not None and by_peer:
-            return HandshakeRejected(f"{who}: {text}", code=code, reason=reason, peer=peer)
-        return ConnectFailed(None, f"{who}: {text}", cause=what, peer=peer)
+            return HandshakeRejected(text, code=code, reason=reason, peer=peer)
+        return ConnectFailed(None, text, cause=what, peer=peer)
     if what is Cause.CLOSED:
         if by_peer:
-            return PeerClosed(f"{who}: {text}", code=code or 0, reason=reason, peer=peer)
-        return AlreadyClosed(_errno.EBADF, f"{who}: {text} by this side; connect again")
+            return PeerClosed(text, code=code or 0, reason=reason, peer=peer)
+        return AlreadyClosed(_errno.EBADF, f"{text} by this side; connect again")
     if what is Cause.PROTOCOL:
-        return ProtocolError(f"{who}: {text}", peer=peer)
+        return ProtocolError(text, peer=peer)
     if what is Cause.HANDSHAKE and code is not None and by_peer:
         # it was here before, and isn't wanted any more
-        return HandshakeRejected(f"{who}: {text}", code=code, reason=reason, peer=peer)
+        return HandshakeRejected(text, code=code, reason=reason, peer=peer)
     # Never a TimeoutError, though time was up: a loop that goes on after the timeout of a call would not end.
     number = _LOST.get(what)
     return (PeerReset if what is Cause.RESET else PeerLost)(
         number,
-        f"{who}: {text}" + ("" if goes_on else "; connect again"),
-        cause=what,
-        silence=silence,
-        limit=limit,
-        peer=peer,
-        level=level,
-        kernel_answers=kernel_answers,
-        given_up=given_up,
+        text + ("" if goes_on else "; connect again"),
+        **details,
     )
 
 
@@ -367,13 +357,10 @@ def dial_failed(
         return socket.gaierror(code, attempts[0][4])
     peer = target.rpartition(":")
     who = (peer[0].strip("[]"), int(peer[2])) if "," not in target and peer[2].isdigit() else None
+    reasons = "; ".join(f"{_place(attempt)}: {attempt[4]}" for attempt in attempts)
     if all(number is None and code is None for _, _, number, code, _ in attempts):
-        reasons = "; ".join(f"{_place(attempt)}: {attempt[4]}" for attempt in attempts) if len(attempts) > 1 else ""
-        return TimeoutError(f"{target} did not answer in time" + (f": {reasons}" if reasons else ""))
-    if len(attempts) == 1:
-        text = attempts[0][4]
-    else:
-        text = "; ".join(f"{_place(attempt)}: {attempt[4]}" for attempt in attempts)
+        return TimeoutError(f"{target} did not answer in time" + (f": {reasons}" if len(attempts) > 1 else ""))
+    text = reasons if len(attempts) > 1 else attempts[0][4]
     last = next((OSError(number, text) for _, _, number, _, text in reversed(attempts) if number is not None), None)
     failed = ConnectFailed(last.errno if last else None, f"no connection to {target}: {text}", peer=who)
     failed.__cause__ = last
