@@ -4,10 +4,11 @@
 //! told to go.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::sync::{PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
 use crate::engine::link::Link;
+use crate::engine::sync::{Mutex, MutexGuard, global};
 
 /// Sixteen windows at their largest. Arbitrary, as is the time.
 const BUDGET_BYTES: u64 = 256 * 1024 * 1024;
@@ -23,13 +24,15 @@ struct Budget {
     queue: VecDeque<Weak<Link>>,
 }
 
-static BUDGET: Mutex<Budget> = Mutex::new(Budget {
-    bytes: BUDGET_BYTES,
-    grant_timeout: GRANT_TIMEOUT,
-    messages: 0,
-    windows: 0,
-    queue: VecDeque::new(),
-});
+global! {
+    static BUDGET: Mutex<Budget> = Mutex::new(Budget {
+        bytes: BUDGET_BYTES,
+        grant_timeout: GRANT_TIMEOUT,
+        messages: 0,
+        windows: 0,
+        queue: VecDeque::new(),
+    });
+}
 
 fn lock() -> MutexGuard<'static, Budget> {
     BUDGET.lock().unwrap_or_else(PoisonError::into_inner)

@@ -12,13 +12,14 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, OnceLock, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use slab::Slab;
 use socket2::SockRef;
 
+use crate::engine::sync::thread::{self, JoinHandle};
+use crate::engine::sync::{Condvar, Mutex, MutexGuard, global};
 use crate::engine::{clock, notices};
 use crate::net::keepalive::Keepalive;
 use crate::net::{sys, tcp_info};
@@ -188,9 +189,11 @@ struct Registry {
     closed: bool,
 }
 
-static REGISTRY: Mutex<Registry> =
-    Mutex::new(Registry { entries: Slab::new(), due: BTreeMap::new(), thread: None, paused: false, closed: false });
-static CHANGED: Condvar = Condvar::new();
+global! {
+    static REGISTRY: Mutex<Registry> =
+        Mutex::new(Registry { entries: Slab::new(), due: BTreeMap::new(), thread: None, paused: false, closed: false });
+    static CHANGED: Condvar = Condvar::new();
+}
 /// Sockets that were inherited over a fork and not used since; zero nearly always, so that a look at it is all
 /// that the hot paths pay.
 static DORMANT: AtomicUsize = AtomicUsize::new(0);

@@ -14,5 +14,6 @@ pub mod reactor;
 mod resolver;
 mod seats;
 mod sessions;
+mod sync;
 mod timers;
 pub mod waiting;

@@ -7,13 +7,14 @@
 //! fork at the wrong moment leaves nothing locked in the child (parking_lot's table of waiting threads would).
 
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
-use std::thread::{self, JoinHandle};
+use std::sync::{OnceLock, PoisonError, TryLockError};
 use std::time::Instant;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use crate::engine::clock;
+use crate::engine::sync::thread::{self, JoinHandle};
+use crate::engine::sync::{Condvar, Mutex, MutexGuard, global};
 use crate::net::sys;
 
 /// Log records that may wait; arbitrary, but a program that takes none for so long reads no log either. Callbacks need
@@ -48,17 +49,19 @@ struct Queue {
     closed: bool,
 }
 
-static QUEUE: Mutex<Queue> = Mutex::new(Queue {
-    waiting: VecDeque::new(),
-    log_lines: 0,
-    dropped: 0,
-    thread: None,
-    generation: 0,
-    running: false,
-    paused: false,
-    closed: false,
-});
-static CHANGED: Condvar = Condvar::new();
+global! {
+    static QUEUE: Mutex<Queue> = Mutex::new(Queue {
+        waiting: VecDeque::new(),
+        log_lines: 0,
+        dropped: 0,
+        thread: None,
+        generation: 0,
+        running: false,
+        paused: false,
+        closed: false,
+    });
+    static CHANGED: Condvar = Condvar::new();
+}
 static SINK: OnceLock<fn(LogLine)> = OnceLock::new();
 
 fn lock() -> MutexGuard<'static, Queue> {

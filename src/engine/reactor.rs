@@ -9,8 +9,7 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
@@ -21,6 +20,8 @@ use crate::engine::dial::Dial;
 use crate::engine::link::{Arrived, Errand, LATE, Link};
 use crate::engine::listener::Listener;
 use crate::engine::seats::{Keys, Seats, place_of};
+use crate::engine::sync::thread::{self, JoinHandle};
+use crate::engine::sync::{Condvar, Mutex, MutexGuard, global};
 use crate::engine::timers::Timers;
 use crate::net::sys::{self, DelayedWakeup, Wakeup};
 use crate::proto::moment::Moment;
@@ -337,9 +338,11 @@ struct Running {
     closed: bool,
 }
 
-static RUNNING: Mutex<Running> =
-    Mutex::new(Running { engine: None, thread: None, resting: None, paused: false, closed: false });
-static RESTS: Condvar = Condvar::new();
+global! {
+    static RUNNING: Mutex<Running> =
+        Mutex::new(Running { engine: None, thread: None, resting: None, paused: false, closed: false });
+    static RESTS: Condvar = Condvar::new();
+}
 
 fn lock() -> MutexGuard<'static, Running> {
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner)

@@ -6,11 +6,12 @@
 use std::collections::VecDeque;
 use std::io;
 use std::mem;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::sync::{PoisonError, TryLockError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::engine::dial::Dial;
+use crate::engine::sync::{Condvar, Mutex, MutexGuard, global};
 use crate::engine::{clock, fork};
 use crate::net::{resolve, sys};
 
@@ -39,10 +40,12 @@ struct Queue {
     closed: bool,
 }
 
-static QUEUE: Mutex<Queue> =
-    Mutex::new(Queue { waiting: VecDeque::new(), threads: 0, handles: Vec::new(), paused: false, closed: false });
-/// A thread has ended.
-static CHANGED: Condvar = Condvar::new();
+global! {
+    static QUEUE: Mutex<Queue> =
+        Mutex::new(Queue { waiting: VecDeque::new(), threads: 0, handles: Vec::new(), paused: false, closed: false });
+    /// A thread has ended.
+    static CHANGED: Condvar = Condvar::new();
+}
 
 fn lock() -> MutexGuard<'static, Queue> {
     QUEUE.lock().unwrap_or_else(PoisonError::into_inner)

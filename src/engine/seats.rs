@@ -2,7 +2,9 @@
 //! table of hashes, which costs each of many thousands twice as much, and whoever had the place before has another number,
 //! so that what is still said of it reaches nobody.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
+
+use crate::engine::sync::{Mutex, MutexGuard};
 
 /// Where a number has 32 bits: a million descriptors, whose links would fill such a process's memory.
 const PLACE_BITS: u32 = if usize::BITS < 64 { 20 } else { 32 };

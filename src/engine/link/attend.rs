@@ -2,7 +2,7 @@
 
 use std::mem;
 use std::os::fd::AsFd;
-use std::sync::atomic::{self, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use mio::Interest as Readiness;
@@ -10,6 +10,7 @@ use mio::event::Event as Ready;
 
 use super::{BOTH, CHUNK_BYTES, Errand, Inner, Link, Reader, TURN_BYTES};
 use crate::engine::clock;
+use crate::engine::sync::atomic;
 use crate::net::sys;
 use crate::proto::connection::State;
 use crate::proto::moment::Moment;

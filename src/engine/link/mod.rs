@@ -28,8 +28,8 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::num::NonZeroU32;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::atomic::{self, AtomicI32, AtomicU8, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
 use mio::Interest as Readiness;
@@ -39,6 +39,7 @@ use crate::engine::budget::Share;
 use crate::engine::listener::Listener;
 use crate::engine::plain::{PathWatch, PlainPeers};
 use crate::engine::reactor::{self, Engine};
+use crate::engine::sync::{AtomicU8, Mutex, MutexGuard, atomic};
 use crate::engine::waiting::{Interest, WaitError, Waiters};
 use crate::engine::{clock, fork};
 use crate::net::sys::{self, RawTcpInfo, Wakeup};
