@@ -15,11 +15,12 @@ from pathlib import Path
 #: CPython's versions; with a "t" those without a GIL, for which a wheel of their own is built.
 SUPPORTED = ("3.11", "3.12", "3.13", "3.14", "3.14t")
 
-#: -I, so that nothing of ours or of the user's is in its way; version managers' stand-ins fail here if no version is behind them.
+#: Version managers' stand-ins fail here if no version is behind them.
 ASK = """
 import json, platform, sys, sysconfig
 free = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
-print(json.dumps([platform.python_implementation(), platform.python_version(), list(sys.version_info[:2]), free, sys.executable]))
+kind, version, minor = platform.python_implementation(), platform.python_version(), sys.version_info[:2]
+print(json.dumps([kind, version, minor, free, sys.executable]))
 """
 
 

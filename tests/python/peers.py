@@ -322,7 +322,7 @@ def python_says(code: str, *arguments: str, **kwargs: Any) -> str:
 
 
 def interpreters() -> dict[str, str | None]:
-    """Each supported version of CPython that takes the module under test, and where it is: this one, or another; or None."""
+    """Each supported version of CPython that takes this very module, and where it is: this one, or another; or None."""
     this = f"{sys.version_info[0]}.{sys.version_info[1]}"
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
         return {this: sys.executable}  # the module is built for this one alone

@@ -3,9 +3,9 @@
     make test-pythons                                          each CPython that is found
     make test-pythons PYTHONS="python3.12 python3.13" TESTS="tests/python/test_fork.py"
 
-Nothing is imported from the tree: the environment has the wheel, what the tests need, and nothing else. An interpreter that isn't
-found is named as missing; one that was asked for by name and isn't found counts as a failure. A free-threaded one gets its own
-wheel, built here, for there is no stable ABI for it.
+Nothing is imported from the tree: the environment has the wheel, what the tests need, and nothing else. An interpreter that
+isn't found is named as missing; one that was asked for by name and isn't found counts as a failure. A free-threaded one gets
+its own wheel, built here, for there is no stable ABI for it.
 """
 
 from __future__ import annotations
@@ -115,10 +115,9 @@ def count(report: Path, outcome: Outcome) -> None:
 
 def table(outcomes: list[Outcome]) -> str:
     rows = [("interpreter", "wheel", "passed", "failed", "skipped", "seconds")]
-    rows += [
-        (each.interpreter, each.wheel, *map(str, (each.passed, each.failed, each.skipped.total())), f"{each.seconds:.0f}")
-        for each in outcomes
-    ]
+    for each in outcomes:
+        numbers = each.passed, each.failed, each.skipped.total(), round(each.seconds)
+        rows.append((each.interpreter, each.wheel, *map(str, numbers)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     for each in outcomes:

@@ -131,7 +131,7 @@ def test_it_needs_nothing_but_python():
 
 WHEEL = os.environ.get("LONGCONN_TEST_WHEEL")
 HERE = Path(__file__).parent
-from_wheel = pytest.mark.skipif(WHEEL is None, reason="the tests run from the tree here; make test runs them from the wheel")
+from_wheel = pytest.mark.skipif(WHEEL is None, reason="from the tree here; make test runs the tests from the wheel")
 
 
 @from_wheel
