@@ -13,20 +13,23 @@ SOURCES := $(shell find src -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
 # A wheel's speed: benches and users see the same.
 MATURIN := $(BIN)/maturin develop --release --quiet
 
-.PHONY: help build demo test lint bench detect chaos conformance fuzz wheel clean check-tools
+.PHONY: help build demo test test-pythons lint bench detect chaos conformance fuzz wheel clean check-tools
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo         who is told, when and why, if connections break'
-	@echo 'make test         all tests; those on real networks need root'
+	@echo 'make test         all tests, from the wheel; those on real networks need root'
+	@echo 'make test-pythons the Python suite from the wheel on each CPython from 3.11 that is found, and a table'
 	@echo 'make lint         formatting, clippy, ruff, mypy, stubtest'
 	@echo 'make bench        speed against the stdlib and other libraries, as the README shows it'
 	@echo 'make detect       how long detection takes, 5 or 10 runs a case; needs root'
 	@echo 'make chaos        what sessions survive, and docs/chaos.md; a quarter of an hour, needs root'
 	@echo "make conformance  CPython's own tests with KeepaliveSocket in the place of socket.socket"
 	@echo 'make fuzz         the decoder and sequences of operations, FUZZ_SECONDS=600 each'
-	@echo 'make wheel        the abi3 wheel, into dist/'
+	@echo 'make wheel        the abi3 wheel, audited, into dist/; MANYLINUX=2_17 for older systems than this one'
 	@echo 'PYTHON=python3.13 make ...  with another interpreter'
+	@echo 'TESTS="-k fork" make test   some of the Python tests, in words for pytest'
+	@echo 'PYTHONS="python3.12 /opt/python/bin/python" make test-pythons  those'
 
 check-tools:
 	@command -v cargo >/dev/null || { echo 'longconn needs Rust 1.95 or later (cargo): https://rustup.rs' >&2; exit 1; }
@@ -57,9 +60,12 @@ build: $(STAMPS)/built
 demo: build $(STAMPS)/demo
 	$(BIN)/python examples/demo
 
-test: build $(STAMPS)/test
+test: wheel
 	cargo test --quiet --no-default-features
-	$(BIN)/python -m pytest
+	$(BIN)/python tests/python/run_wheel.py dist $(PYTHON) --pytest='$(TESTS)'
+
+test-pythons: wheel
+	$(BIN)/python tests/python/run_wheel.py dist $(PYTHONS) --pytest='$(TESTS)'
 
 lint: build $(STAMPS)/lint $(STAMPS)/test
 	cargo fmt --check
@@ -89,10 +95,11 @@ fuzz: check-tools
 	set -e; for target in decoder operations; do PATH="$(CURDIR)/target/tools/bin:$$PATH" \
 		cargo fuzz run -s none $$target -- -max_total_time=$(FUZZ_SECONDS); done
 
-wheel: $(STAMPS)/build $(STAMPS)/wheel
+# Of this machine's C library, or of an older one's symbols, for which zig links.
+wheel: $(STAMPS)/build $(STAMPS)/wheel $(if $(MANYLINUX),$(STAMPS)/zig)
 	rm -rf dist
-	$(BIN)/maturin build --release --out dist
-	$(BIN)/abi3audit --strict dist/*.whl
+	PATH="$(CURDIR)/$(BIN):$$PATH" maturin build --release --out dist $(if $(MANYLINUX),--zig --compatibility manylinux_$(MANYLINUX))
+	$(BIN)/python tests/python/audit_wheel.py dist/*.whl
 
 clean:
-	rm -rf $(VENV) target dist
+	rm -rf $(VENV) .venvs target dist
