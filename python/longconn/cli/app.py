@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import typer
 
@@ -35,21 +36,27 @@ def _explain(arguments: Annotated[list[str] | None, typer.Argument(metavar="IDLE
     return bare.main(["explain", *(arguments or [])], SUMMARY)
 
 
+def _exiting(command: Callable[..., int | None]) -> Callable[..., None]:
+    """What it returns is the exit status."""
+
+    @functools.wraps(command)
+    def run_it(*arguments: Any, **options: Any) -> None:
+        raise typer.Exit(command(*arguments, **options) or 0)
+
+    return run_it
+
+
 for _command in (ping.ping, probe.probe, talk.serve, talk.connect, watch.watch, doctor.doctor):
-    app.command()(_command)
+    app.command()(_exiting(_command))
 
 
 def run(words: Sequence[str]) -> int:
     """Run one; returns the exit status."""
     try:
-        status = typer.main.get_command(app)(args=list(words), prog_name="longconn", standalone_mode=True)
+        typer.main.get_command(app)(args=list(words), prog_name="longconn")
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else int(done.code is not None)
-    except KeyboardInterrupt:
-        bare.interrupted()
-    except BrokenPipeError:
-        return 141  # as of a program that SIGPIPE has ended
     except (LongConnError, OSError, ValueError) as error:
-        print(f"longconn {words[0] if words else ''}: {error}", file=sys.stderr)
+        print(f"longconn {words[0]}: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
-    return status if isinstance(status, int) else 0
+    return 0

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from .. import __version__, _longconn
 from ..keepalive import VARIABLE, default_keepalive, has_rto_max
@@ -63,7 +64,9 @@ def _findings() -> Iterator[_Finding]:
     for extra, module in EXTRAS.items():
         is_there = importlib.util.find_spec(module) is not None
         remark = "" if is_there else f"pip install 'longconn[{extra}]'"
-        yield _Finding(f"extra {extra}", "installed" if is_there else "not installed", "ok" if is_there else "note", remark)
+        yield _Finding(
+            f"extra {extra}", "installed" if is_there else "not installed", "ok" if is_there else "note", remark
+        )
 
 
 def _kernel() -> Iterator[_Finding]:
@@ -89,7 +92,9 @@ def _settings() -> Iterator[_Finding]:
     except ValueError as error:
         yield _Finding(VARIABLE, told, "bad", str(error))
         return
-    yield _Finding("sockets get", "nothing" if settings is None else repr(settings), remark=f"{VARIABLE}={told}" if told else "")
+    yield _Finding(
+        "sockets get", "nothing" if settings is None else repr(settings), remark=f"{VARIABLE}={told}" if told else ""
+    )
 
 
 def _rights() -> Iterator[_Finding]:
@@ -112,6 +117,6 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="one array, for 
         table = Table(box=None, show_header=False, pad_edge=False)
         signs = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "bad": "[red]bad[/]"}
         for finding in findings:
-            table.add_row(signs[finding.verdict], finding.what, finding.value, f"[dim]{finding.remark}[/]")
+            table.add_row(signs[finding.verdict], finding.what, finding.value, Text(finding.remark, style="dim"))
         Console(highlight=False).print(table)
     return int(any(finding.verdict == "bad" for finding in findings))

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from .. import connect
-from ..errors import ConnectFailed, HandshakeRejected, PeerLost, ProtocolError
+from ..errors import ConnectFailed, HandshakeRejected, PeerClosed, PeerLost, ProtocolError
 from ..heartbeat import Heartbeat
 from .printing import milliseconds
 
@@ -48,10 +48,12 @@ def ping(
 
     try:
         conn = connect(address, heartbeat=Heartbeat(min(interval, 5.0)), reconnect=False, timeout=timeout)
-    except (ConnectFailed, HandshakeRejected, ProtocolError) as error:
+    except (ConnectFailed, HandshakeRejected, ProtocolError, TimeoutError) as error:
         tell(event="failed", cause=str(getattr(error, "cause", "protocol")), error=str(error))
         if not as_json:
-            Console(stderr=True, highlight=False).print(f"[red]no longconn peer at {address}:[/] {error}", soft_wrap=True)
+            Console(stderr=True, highlight=False).print(
+                f"[red]no longconn peer at {address}:[/] {error}", soft_wrap=True
+            )
         return 1
     who = "{}:{}".format(*conn.peer_address)
     if not as_json:
@@ -82,12 +84,12 @@ def ping(
                 if not as_json:
                     levels = f"{_level(interpreter, 'interpreter')}, {_level(program, 'program')}"
                     console.print(f"beat {asked} from {who}: {milliseconds(took)}; path [green]alive[/], {levels}")
-    except PeerLost as error:
-        tell(event="lost", cause=str(error.cause), error=str(error))
+    except (PeerLost, PeerClosed) as error:
+        tell(event="lost", cause=str(getattr(error, "cause", "closed")), error=str(error))
         if not as_json:
             console.print(f"[red]lost:[/] {error}", soft_wrap=True)
     finally:
-        with suppress(OSError, PeerLost):
+        with suppress(OSError):  # all of ours that can come are OSErrors too
             conn.close(timeout=1.0)
     lost = asked - len(round_trips)
     summary: dict[str, Any] = {"event": "summary", "asked": asked, "answered": len(round_trips)}
@@ -98,5 +100,7 @@ def ping(
     if not as_json:
         console.print(f"--- {address}: {asked} asked, {len(round_trips)} answered")
         if round_trips:
-            console.print(f"round trip: least {milliseconds(least)}, median {milliseconds(middle)}, most {milliseconds(most)}")
+            console.print(
+                f"round trip: least {milliseconds(least)}, median {milliseconds(middle)}, most {milliseconds(most)}"
+            )
     return int(lost > 0)

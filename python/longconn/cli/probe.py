@@ -120,7 +120,9 @@ def _load(state: Path | None, address: str, search: Search) -> None:
         search.survived += [float(idle) for idle in known["survived"]]
         search.forgotten += [float(idle) for idle in known["forgotten"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise typer.BadParameter(f"{state}: not what `longconn probe` has written: {error}", param_hint="--state") from None
+        raise typer.BadParameter(
+            f"{state}: not what `longconn probe` has written: {error}", param_hint="--state"
+        ) from None
 
 
 def _save(state: Path | None, address: str, search: Search) -> None:
@@ -194,7 +196,9 @@ def _report(search: Search, *, as_json: bool, seconds: float) -> None:
     if not search.is_done:
         console.print("[yellow]The time was up before it was known.[/]")
     if forgets is None:
-        console.print(f"An idle connection lived for [bold]{duration(survives)}[/]; nothing on this path forgot it sooner.")
+        console.print(
+            f"An idle connection lived for [bold]{duration(survives)}[/]; nothing on this path forgot it sooner."
+        )
         return
     console.print(f"This path forgets an idle connection after [bold]{duration(survives)} to {duration(forgets)}[/].")
     if search.contradictions:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
-from ..errors import LongConnError, PeerLost
+from ..errors import AlreadyClosed, LongConnError, PeerLost
 from ..heartbeat import Heartbeat
 from ..links import Event, LongServer
 from ..links import connect as connect_to
@@ -139,7 +139,8 @@ def connect(
 
 
 def _tell_own(event: Event) -> None:
-    if event.state in ("open", "suspect") and event.replayed is None and not event.fresh:
+    is_usual = event.state in ("open", "suspect") and event.replayed is None and not event.fresh
+    if is_usual or isinstance(event.error, AlreadyClosed):
         return
     what = str(event.error) if event.error else event.state
     if event.replayed is not None:

@@ -32,7 +32,9 @@ def _protection(found: TcpConnection) -> Text:
     if found.is_supervised:
         return Text("longconn", style="green")
     if not found.is_readable:
-        return Text("keepalive, settings unknown" if found.timer == "keepalive" else "unknown (not ours to read)", style="dim")
+        return Text(
+            "keepalive, settings unknown" if found.timer == "keepalive" else "unknown (not ours to read)", style="dim"
+        )
     parts = []
     if found.probes:
         parts.append("keepalive {},{},{}".format(*found.probes))
@@ -49,7 +51,10 @@ def _told(found: TcpConnection) -> tuple[Text, Text]:
     if told is None:
         return Text("?", style="dim"), Text("?", style="dim")
     return tuple(  # type: ignore[return-value]
-        Text(duration(seconds), style="red" if seconds is None or seconds > 3600 else "yellow" if seconds > 120 else "green")
+        Text(
+            duration(seconds),
+            style="red" if seconds is None or seconds > 3600 else "yellow" if seconds > 120 else "green",
+        )
         for seconds in (told.idle, told.in_flight)
     )
 
