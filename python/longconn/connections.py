@@ -1,7 +1,7 @@
 """This machine's TCP connections as their kernel has them: who would notice that the other side is gone, and when.
 
-From /proc (proc_net_tcp(5), proc_pid_fd(5)); the socket options of other processes by a moment's copy of their descriptor
-(pidfd_getfd(2), Linux 5.6), for which it takes the right to trace them. Linux only.
+From /proc (proc_net_tcp(5), proc_pid_fd(5)); the socket options of other processes by a moment's copy of their
+descriptor (pidfd_getfd(2), Linux 5.6), for which it takes the right to trace them. Linux only.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def _connection(pid: int, program: str, fd: int, row: list[str], has_longconn: b
         send_queue=int(unacknowledged, 16),
         receive_queue=int(unread, 16),
         has_longconn=has_longconn,
-        **({"is_readable": False} if options is None else options),  # type: ignore[arg-type]
+        **({"is_readable": False} if options is None else options),
     )
 
 

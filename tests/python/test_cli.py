@@ -113,12 +113,7 @@ def test_ping_says_who_is_there_instead():
 
 
 def test_ping_tells_that_the_peer_was_lost(server):
-    with subprocess.Popen(
-        [sys.executable, "-m", "longconn", "ping", place(server), "--interval", "0.1"],
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
+    with running("ping", place(server), "--interval", "0.1") as process:
         lines = [process.stdout.readline() for _ in range(3)]
         assert lines[2].startswith("beat 2"), lines
         server.close(drain=0)
@@ -201,6 +196,9 @@ def test_connect_ends_with_status_1_when_the_peer_is_lost():
         running("connect", "{}:{}".format(*listener.getsockname()), "--framing", "raw") as client,
     ):
         peer, _ = listener.accept()
+        client.stdin.write("it is up and running now\n")
+        client.stdin.flush()
+        assert peer.recv(100)
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         peer.close()
         assert client.wait(PATIENCE) == 1

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -31,7 +31,8 @@ EXTRAS = {"cli": "typer", "notebook": "IPython", "metrics": "prometheus_client",
 class _Finding:
     what: str
     value: str
-    verdict: Literal["ok", "note", "bad"] = "ok"
+    verdict: str = "ok"
+    """``ok``, ``note`` or ``bad``."""
     remark: str = ""
 
 
@@ -64,9 +65,8 @@ def _findings() -> Iterator[_Finding]:
     for extra, module in EXTRAS.items():
         is_there = importlib.util.find_spec(module) is not None
         remark = "" if is_there else f"pip install 'longconn[{extra}]'"
-        yield _Finding(
-            f"extra {extra}", "installed" if is_there else "not installed", "ok" if is_there else "note", remark
-        )
+        value, verdict = ("installed", "ok") if is_there else ("not installed", "note")
+        yield _Finding(f"extra {extra}", value, verdict, remark)
 
 
 def _kernel() -> Iterator[_Finding]:
@@ -80,7 +80,7 @@ def _kernel() -> Iterator[_Finding]:
         yield _Finding("the kernel's keepalive", value, "note" if remark else "ok", remark)
     retries = _sysctl("net/ipv4/tcp_retries2")
     if retries:
-        seconds = sum(min(0.2 * 2.0**number, 120.0) for number in range(int(retries) + 1))
+        seconds = sum((min(0.2 * 2.0**number, 120.0) for number in range(int(retries) + 1)), 0.0)
         remark = "how long who sends isn't told, without the guard" if seconds > 120 else ""
         yield _Finding("tcp_retries2", f"{retries}: {duration(seconds)}", "note" if remark else "ok", remark)
 
@@ -92,9 +92,8 @@ def _settings() -> Iterator[_Finding]:
     except ValueError as error:
         yield _Finding(VARIABLE, told, "bad", str(error))
         return
-    yield _Finding(
-        "sockets get", "nothing" if settings is None else repr(settings), remark=f"{VARIABLE}={told}" if told else ""
-    )
+    value = "nothing" if settings is None else repr(settings)
+    yield _Finding("sockets get", value, remark=f"{VARIABLE}={told}" if told else "")
 
 
 def _rights() -> Iterator[_Finding]:
@@ -103,7 +102,7 @@ def _rights() -> Iterator[_Finding]:
     except ImportError:  # not POSIX
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    verdict: Literal["ok", "note"] = "note" if soft < 4096 else "ok"
+    verdict = "note" if soft < 4096 else "ok"
     remark = "a LongServer of thousands needs more: ulimit -n" if verdict == "note" else ""
     yield _Finding("open files", f"{soft} (at most {hard})", verdict, remark)
 

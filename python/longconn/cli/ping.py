@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from .. import connect
 from ..errors import ConnectFailed, HandshakeRejected, PeerClosed, PeerLost, ProtocolError
@@ -51,9 +52,8 @@ def ping(
     except (ConnectFailed, HandshakeRejected, ProtocolError, TimeoutError) as error:
         tell(event="failed", cause=str(getattr(error, "cause", "protocol")), error=str(error))
         if not as_json:
-            Console(stderr=True, highlight=False).print(
-                f"[red]no longconn peer at {address}:[/] {error}", soft_wrap=True
-            )
+            complain = Console(stderr=True, highlight=False)
+            complain.print(f"[red]no longconn peer at {escape(address)}:[/] {escape(str(error))}", soft_wrap=True)
         return 1
     who = "{}:{}".format(*conn.peer_address)
     if not as_json:
@@ -87,7 +87,7 @@ def ping(
     except (PeerLost, PeerClosed) as error:
         tell(event="lost", cause=str(getattr(error, "cause", "closed")), error=str(error))
         if not as_json:
-            console.print(f"[red]lost:[/] {error}", soft_wrap=True)
+            console.print(f"[red]lost:[/] {escape(str(error))}", soft_wrap=True)
     finally:
         with suppress(OSError):  # all of ours that can come are OSErrors too
             conn.close(timeout=1.0)
@@ -100,7 +100,6 @@ def ping(
     if not as_json:
         console.print(f"--- {address}: {asked} asked, {len(round_trips)} answered")
         if round_trips:
-            console.print(
-                f"round trip: least {milliseconds(least)}, median {milliseconds(middle)}, most {milliseconds(most)}"
-            )
+            of_all = f"least {milliseconds(least)}, median {milliseconds(middle)}, most {milliseconds(most)}"
+            console.print(f"round trip: {of_all}")
     return int(lost > 0)

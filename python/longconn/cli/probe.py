@@ -1,7 +1,7 @@
 """`longconn probe`: how long does a NAT or a firewall on this path remember an idle connection?
 
-A connection of its own for each idle time. Nothing is sent on it; after that time the kernel's keepalive asks once a second
-whether the other kernel still answers (tcp(7)). So any TCP server will do that leaves idle connections alone.
+A connection of its own for each idle time. Nothing is sent on it; after that time the kernel's keepalive asks once a
+second whether the other kernel still answers (tcp(7)). So any TCP server will do that leaves idle connections alone.
 """
 
 from __future__ import annotations
@@ -120,9 +120,8 @@ def _load(state: Path | None, address: str, search: Search) -> None:
         search.survived += [float(idle) for idle in known["survived"]]
         search.forgotten += [float(idle) for idle in known["forgotten"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise typer.BadParameter(
-            f"{state}: not what `longconn probe` has written: {error}", param_hint="--state"
-        ) from None
+        text = f"{state}: not what `longconn probe` has written: {error}"
+        raise typer.BadParameter(text, param_hint="--state") from None
 
 
 def _save(state: Path | None, address: str, search: Search) -> None:
@@ -170,7 +169,7 @@ def probe(
                             progress.print(f"idle for {duration(idle)}: {'survived' if survived else 'forgotten'}")
                 progress.remove_task(task)
         except _ServerEnds as error:
-            console.print(f"[red]longconn probe:[/] {error}")
+            console.print(f"[red]longconn probe:[/] {error}", soft_wrap=True)
             return 1
     _report(search, as_json=as_json, seconds=time.monotonic() - began)
     return 0 if search.is_done else 3
@@ -196,9 +195,7 @@ def _report(search: Search, *, as_json: bool, seconds: float) -> None:
     if not search.is_done:
         console.print("[yellow]The time was up before it was known.[/]")
     if forgets is None:
-        console.print(
-            f"An idle connection lived for [bold]{duration(survives)}[/]; nothing on this path forgot it sooner."
-        )
+        console.print(f"An idle connection lived for [bold]{duration(survives)}[/]; nothing here forgot it sooner.")
         return
     console.print(f"This path forgets an idle connection after [bold]{duration(survives)} to {duration(forgets)}[/].")
     if search.contradictions:

@@ -1,4 +1,4 @@
-"""`longconn serve` and `longconn connect`: a netcat with heartbeats, and with sessions that outlive their connections."""
+"""`longconn serve` and `connect`: a netcat with heartbeats, and with sessions that outlive their connections."""
 
 from __future__ import annotations
 

@@ -32,9 +32,8 @@ def _protection(found: TcpConnection) -> Text:
     if found.is_supervised:
         return Text("longconn", style="green")
     if not found.is_readable:
-        return Text(
-            "keepalive, settings unknown" if found.timer == "keepalive" else "unknown (not ours to read)", style="dim"
-        )
+        is_on = found.timer == "keepalive"
+        return Text("keepalive, settings unknown" if is_on else "unknown (not ours to read)", style="dim")
     parts = []
     if found.probes:
         parts.append("keepalive {},{},{}".format(*found.probes))
@@ -43,20 +42,19 @@ def _protection(found: TcpConnection) -> Text:
     return Text(", ".join(parts), style="green" if found.probes else "yellow") if parts else Text("none", style="red")
 
 
-def _told(found: TcpConnection) -> tuple[Text, Text]:
-    """(while it only waits, with data in flight)"""
-    told = found.told
+def _told(seconds: float | None) -> Text:
+    if seconds is None or seconds > 3600:
+        return Text(duration(seconds), style="red")
+    return Text(duration(seconds), style="yellow" if seconds > 120 else "green")
+
+
+def _told_in_both_cases(found: TcpConnection) -> tuple[Text, Text]:
+    """While it only waits, and with data in flight."""
     if found.is_supervised:
         return Text("soon", style="green"), Text("soon", style="green")
-    if told is None:
+    if found.told is None:
         return Text("?", style="dim"), Text("?", style="dim")
-    return tuple(  # type: ignore[return-value]
-        Text(
-            duration(seconds),
-            style="red" if seconds is None or seconds > 3600 else "yellow" if seconds > 120 else "green",
-        )
-        for seconds in (told.idle, told.in_flight)
-    )
+    return _told(found.told.idle), _told(found.told.in_flight)
 
 
 def _timer(found: TcpConnection) -> str:
@@ -77,7 +75,7 @@ def _picture(all_found: list[TcpConnection]) -> Group:
     for found in all_found:
         heard = "–" if found.silent_seconds is None else f"{duration(found.silent_seconds)} ago"
         place = f"{found.program} {found.pid}/{found.fd}", _place(found.local), _place(found.peer)
-        table.add_row(*place, found.state, heard, _timer(found), _protection(found), *_told(found))
+        table.add_row(*place, found.state, heard, _timer(found), _protection(found), *_told_in_both_cases(found))
     return Group(table, Text(_summary(all_found), style="bold"))
 
 
