@@ -80,9 +80,9 @@ def _kernel() -> Iterator[_Finding]:
         yield _Finding("the kernel's keepalive", value, "note" if remark else "ok", remark)
     retries = _sysctl("net/ipv4/tcp_retries2")
     if retries:
-        seconds = sum((min(0.2 * 2.0**number, 120.0) for number in range(int(retries) + 1)), 0.0)
-        remark = "how long who sends isn't told, without the guard" if seconds > 120 else ""
-        yield _Finding("tcp_retries2", f"{retries}: {duration(seconds)}", "note" if remark else "ok", remark)
+        patience = sum(min(0.2 * 2.0**number, 120.0) for number in range(int(retries) + 1))
+        remark = "how long who sends isn't told, without the guard" if patience > 120 else ""
+        yield _Finding("tcp_retries2", f"{retries}: {duration(patience)}", "note" if remark else "ok", remark)
 
 
 def _settings() -> Iterator[_Finding]:

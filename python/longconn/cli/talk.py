@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -51,6 +52,19 @@ def _tell(connection: LongConnection, event: Event) -> None:
     _note(f"{time.strftime('%H:%M:%S', time.localtime(event.time))} {who}: {what}")
 
 
+def _input() -> Iterator[bytes]:
+    """Each line of the standard input; the last may lack its end.
+
+    Not by `sys.stdin`: a thread that still waits in it when the interpreter ends has that abort.
+    """
+    rest = b""
+    while chunk := os.read(0, 65536):
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from (line + b"\n" for line in lines)
+    if rest:
+        yield rest
+
+
 def _print(message: bytes, *, as_is: bool = False) -> None:
     end = b"" if as_is or message.endswith(b"\n") else b"\n"
     sys.stdout.buffer.write(message + end)
@@ -95,7 +109,7 @@ def serve(
 
 def _broadcast_input(server: LongServer) -> None:
     with suppress(LongConnError):  # it is closed
-        for line in sys.stdin.buffer:
+        for line in _input():
             server.broadcast(line)
 
 
@@ -157,7 +171,7 @@ class _Conversation:
 
     def send_input(self) -> None:
         with suppress(LongConnError, OSError):  # who receives is told
-            for line in sys.stdin.buffer:
+            for line in _input():
                 self._conn.send(line if self._is_plain else line.rstrip(b"\n"))
             self._conn.flush(timeout=None)
         self._sent = time.monotonic()
