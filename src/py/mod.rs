@@ -50,7 +50,7 @@ mod _longconn {
     #[pymodule_export]
     use super::socket::SocketMixin;
     #[pymodule_export]
-    use super::tcp_info::{TcpInfo, tcp_info};
+    use super::tcp_info::{TcpInfo, copy_descriptor, tcp_info};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -232,6 +232,20 @@ pub fn begin_names_anew() {
 #[cfg(not(target_env = "gnu"))]
 pub fn begin_names_anew() {}
 
+/// A descriptor of another process, as one of ours: the same socket, not another one (`pidfd_getfd(2)`, Linux 5.6). It needs the right to
+/// trace that process. While it lives, the other's `close` sends no FIN.
+pub fn copy_descriptor(pid: i32, number: RawFd) -> io::Result<OwnedFd> {
+    let own = |code: libc::c_long| {
+        let fd = RawFd::try_from(code).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
+        // SAFETY: the kernel has just made this descriptor, close-on-exec, and nobody else knows of it.
+        Ok::<_, io::Error>(unsafe { OwnedFd::from_raw_fd(fd) })
+    };
+    // SAFETY: a system call with integers; a process that isn't there gives ESRCH.
+    let process = own(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    // SAFETY: likewise; a number that isn't open there gives EBADF.
+    own(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) })
+}
+
 /// How long the machine was suspended since it booted: what `CLOCK_BOOTTIME` counts and `CLOCK_MONOTONIC` doesn't.
 /// Two readings, hence exact to within the time between them.
 #[must_use]

@@ -4,7 +4,7 @@
 use std::io;
 use std::io::{Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use super::RawTcpInfo;
@@ -27,6 +27,10 @@ fn unsupported<T>(what: &str) -> io::Result<T> {
 
 pub fn tcp_info(_: RawFd) -> io::Result<(RawTcpInfo, usize)> {
     unsupported("TCP_INFO")
+}
+
+pub fn copy_descriptor(_: i32, _: RawFd) -> io::Result<OwnedFd> {
+    unsupported("pidfd_getfd")
 }
 
 pub fn cookie(_: RawFd) -> io::Result<u64> {
