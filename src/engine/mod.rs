@@ -15,5 +15,6 @@ mod resolver;
 mod seats;
 mod sessions;
 mod sync;
+pub mod tally;
 mod timers;
 pub mod waiting;

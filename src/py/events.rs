@@ -13,7 +13,7 @@ use super::errors::{ended, link_error, listener_error, parted};
 use super::server::{Door, Server, lock, wait_for_listener};
 use crate::engine::link::{Link, LinkError, Occurrence, What};
 use crate::engine::listener::MAX_OCCURRENCES;
-use crate::engine::{clock, notices};
+use crate::engine::{clock, notices, tally};
 use crate::proto::connection::State;
 
 enum Source {
@@ -153,4 +153,10 @@ fn event<'py>(py: Python<'py>, link: &Arc<Link>, occurrence: &Occurrence) -> PyR
         None => (None, None),
     };
     links.getattr("Event")?.call1((time, state_name(state), cause, error, replayed, is_fresh))
+}
+
+/// How many links of this process have ended, by cause.
+#[pyfunction]
+pub(super) fn ended_links() -> std::collections::HashMap<&'static str, u64> {
+    tally::ended().map(|(cause, count)| (cause.name(), count)).collect()
 }

@@ -32,7 +32,7 @@ mod _longconn {
     #[pymodule_export]
     use super::dial::dial;
     #[pymodule_export]
-    use super::events::Events;
+    use super::events::{Events, ended_links};
     #[pymodule_export]
     use super::fast::add_fast_methods;
     #[pymodule_export]

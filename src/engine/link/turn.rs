@@ -20,7 +20,7 @@ use super::{
 use crate::engine::budget::Wish;
 use crate::engine::listener::going_away;
 use crate::engine::waiting::Interest;
-use crate::engine::{fork, interpreter};
+use crate::engine::{fork, interpreter, tally};
 use crate::net::{sys, tcp_info, tuning};
 use crate::proto::cause::{Cause, SessionEnd};
 use crate::proto::close::{Close, CloseCode};
@@ -268,6 +268,12 @@ impl Link {
     pub(super) fn record(&self, inner: &mut Inner, at: Instant, what: What) -> Interest {
         let occurrence = Occurrence { at: at.into(), what };
         self.log(&occurrence);
+        // A session that is given up had lost its link before.
+        if let What::Parted(ending) | What::Ended(ending) = &occurrence.what
+            && ending.session.is_none()
+        {
+            tally::count_end(ending.cause);
+        }
         if let Some(observer) = inner.extras.as_ref().and_then(|extras| extras.observer.as_ref()) {
             observer(&occurrence);
         }
