@@ -13,7 +13,7 @@ SOURCES := $(shell find src -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
 # A wheel's speed: benches and users see the same.
 MATURIN := $(BIN)/maturin develop --release --quiet
 
-.PHONY: help build demo test test-pythons lint bench detect chaos conformance fuzz wheel clean check-tools
+.PHONY: help build demo test test-pythons lint bench detect chaos conformance fuzz wheel docs clean check-tools
 .DELETE_ON_ERROR:
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo 'make chaos        what sessions survive, and docs/chaos.md; a quarter of an hour, needs root'
 	@echo "make conformance  CPython's own tests with KeepaliveSocket in the place of socket.socket"
 	@echo 'make fuzz         the decoder and sequences of operations, FUZZ_SECONDS=600 each'
+	@echo 'make docs         the documentation as a site, into site/'
 	@echo 'make wheel        the abi3 wheel, audited, into dist/; MANYLINUX=2_17 for older systems than this one'
 	@echo 'PYTHON=python3.13 make ...  with another interpreter'
 	@echo 'TESTS="-k fork" make test   some of the Python tests, in words for pytest'
@@ -101,5 +102,9 @@ wheel: $(STAMPS)/build $(STAMPS)/wheel $(if $(MANYLINUX),$(STAMPS)/zig)
 	PATH="$(CURDIR)/$(BIN):$$PATH" maturin build --release --out dist $(if $(MANYLINUX),--zig --compatibility manylinux_$(MANYLINUX))
 	$(BIN)/python tests/python/audit_wheel.py dist/*.whl
 
+# The site, into site/; a link that leads nowhere, or a name that isn't there, fails.
+docs: build $(STAMPS)/docs
+	$(BIN)/zensical build --clean --strict
+
 clean:
-	rm -rf $(VENV) .venvs target dist
+	rm -rf site $(VENV) .venvs target dist

@@ -163,3 +163,10 @@ def test_every_page_is_listed() -> None:
     links = re.findall(r"\]\(([^)#\s]+)", index.read_text(encoding="utf-8"))
     listed = {(index.parent / link).resolve() for link in links}
     assert set(ROOT.glob("docs/**/*.md")) - {index} <= listed
+
+
+def test_every_page_is_in_the_site() -> None:
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    assert {ROOT / "docs" / page for page in re.findall(r": (\S+\.md)$", menu, re.MULTILINE)} == set(
+        ROOT.glob("docs/**/*.md")
+    )
