@@ -105,7 +105,7 @@ pub fn transmit_parts(fd: BorrowedFd<'_>, parts: [&[u8]; 3]) -> io::Result<usize
     // SAFETY: a msghdr of zeros is one without address, vector and control data.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = vector.as_mut_ptr();
-    message.msg_iovlen = vector.len() as _;
+    message.msg_iovlen = 3; // of a type that differs from system to system
     // SAFETY: the kernel reads the parts, and writes to neither them nor the vector, which live through the call.
     let sent = unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, super::SEND_FLAGS) };
     usize::try_from(sent).map_err(|_| super::sending_error())
