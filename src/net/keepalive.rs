@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 
+use crate::net::sys;
 use crate::proto::verdict::Probing;
 
 /// What to change; `None` leaves alone.
@@ -20,7 +21,7 @@ pub struct Keepalive {
     pub interval: Option<Duration>,
     /// `TCP_KEEPCNT`.
     pub count: Option<u32>,
-    /// `TCP_USER_TIMEOUT` (RFC 5482), milliseconds; zero is the system's own.
+    /// `TCP_USER_TIMEOUT` (RFC 5482), milliseconds; zero is the system's own. On macOS `TCP_RXT_CONNDROPTIME`, whole seconds.
     pub user_timeout: Option<Duration>,
 }
 
@@ -33,10 +34,7 @@ impl Keepalive {
             idle: Some(socket.tcp_keepalive_time()?),
             interval: Some(socket.tcp_keepalive_interval()?),
             count: Some(socket.tcp_keepalive_retries()?),
-            #[cfg(target_os = "linux")]
-            user_timeout: Some(socket.tcp_user_timeout()?.unwrap_or_default()),
-            #[cfg(not(target_os = "linux"))]
-            user_timeout: None,
+            user_timeout: sys::user_timeout(fd)?,
         })
     }
 
@@ -80,9 +78,8 @@ impl Keepalive {
         } else if let Some(enabled) = self.enabled {
             socket.set_keepalive(enabled)?;
         }
-        #[cfg(target_os = "linux")]
         if let Some(timeout) = self.user_timeout {
-            socket.set_tcp_user_timeout(Some(timeout))?;
+            sys::set_user_timeout(fd, timeout)?;
         }
         Ok(())
     }

@@ -94,7 +94,7 @@ pub(super) fn equip(socket: OwnedFd, is_framed: bool) -> std::io::Result<Equippe
     let fd = socket.as_fd();
     let ends = Ends::of(fd)?;
     // Who waits for a message does so in recv(2); all other calls say MSG_DONTWAIT.
-    SockRef::from(&fd).set_nonblocking(false)?;
+    sys::set_link_mode(fd)?;
     tuning::prepare(fd)?;
     // A plain peer's is for its guard to bound.
     let rto_max_ms = if is_framed { tuning::bound_retransmissions(fd, Duration::ZERO) } else { None };
@@ -277,14 +277,14 @@ impl Comeback {
 /// By the kernel, as [`UNANSWERED`] says; what it did before, if it does so.
 fn expect_answers(fd: BorrowedFd<'_>) -> Option<Keepalive> {
     let before = Keepalive::of(fd).ok()?;
-    let (info, _) = sys::tcp_info(fd.as_raw_fd()).ok()?;
+    let round_trip = sys::round_trip(fd.as_raw_fd()).ok()?;
     let second = Some(Duration::from_secs(1));
     let expectant = Keepalive {
         enabled: Some(true),
         idle: second,
         interval: second,
         count: Some(3),
-        user_timeout: Some(UNANSWERED.max(8 * Duration::from_micros(info.rtt.into()))),
+        user_timeout: Some(UNANSWERED.max(8 * round_trip)),
     };
     expectant.apply(fd).ok().map(|()| before)
 }

@@ -5,6 +5,8 @@ use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
+use socket2::SockRef;
+
 use super::RawTcpInfo;
 
 /// `TCP_RTO_MAX_MS` (Linux 6.15): the longest retransmission timeout, 1000 to 120000 ms.
@@ -17,6 +19,8 @@ pub const KEEPALIVE_SECONDS: (u64, u64) = (1, 32767);
 pub const KEEPALIVE_COUNT: (u32, u32) = (1, 127);
 /// Without waiting, and without SIGPIPE.
 pub const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+/// MSG_DONTWAIT keeps sending from waiting as well, whatever the descriptor says.
+pub const HEEDS_DONTWAIT: bool = true;
 /// The guard needs `TCP_INFO`, `SO_COOKIE` and an abort.
 pub const HAS_GUARD: bool = true;
 
@@ -66,6 +70,20 @@ pub fn socket_kind(fd: RawFd) -> io::Result<(i32, i32, i32)> {
 pub fn is_tcp(fd: RawFd) -> io::Result<bool> {
     let (domain, _, protocol) = socket_kind(fd)?;
     Ok(protocol == libc::IPPROTO_TCP && matches!(domain, libc::AF_INET | libc::AF_INET6))
+}
+
+/// The smoothed round trip.
+pub fn round_trip(fd: RawFd) -> io::Result<Duration> {
+    tcp_info(fd).map(|(info, _)| Duration::from_micros(info.rtt.into()))
+}
+
+/// `TCP_USER_TIMEOUT` (RFC 5482), milliseconds; zero is the system's own.
+pub fn user_timeout(fd: BorrowedFd<'_>) -> io::Result<Option<Duration>> {
+    SockRef::from(&fd).tcp_user_timeout().map(|timeout| Some(timeout.unwrap_or_default()))
+}
+
+pub fn set_user_timeout(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<()> {
+    SockRef::from(&fd).set_tcp_user_timeout(Some(timeout))
 }
 
 /// How long a retransmission timeout may grow on this socket (`TCP_RTO_MAX_MS`), milliseconds.
@@ -119,7 +137,12 @@ pub fn transmit(fd: RawFd, data: &[u8], flags: libc::c_int) -> io::Result<usize>
     let nobody = std::ptr::null::<libc::c_void>();
     // SAFETY: the kernel reads `data.len()` bytes; a number that isn't open gives EBADF.
     let sent = unsafe { libc::syscall(libc::SYS_sendto, fd, data.as_ptr(), data.len(), flags, nobody, 0) };
-    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    usize::try_from(sent).map_err(|_| sending_error())
+}
+
+/// Why the kernel took nothing.
+pub(super) fn sending_error() -> io::Error {
+    io::Error::last_os_error()
 }
 
 /// `poll(2)` of one descriptor, likewise, where the kernel has it: newer architectures have only `ppoll`, which is slower.
@@ -250,14 +273,8 @@ pub fn copy_descriptor(pid: i32, number: RawFd) -> io::Result<OwnedFd> {
 /// Two readings, hence exact to within the time between them.
 #[must_use]
 pub fn time_suspended() -> Duration {
-    let read = |clock| {
-        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: the kernel fills in `time`; both clocks exist on every kernel that we run on.
-        unsafe { libc::clock_gettime(clock, &raw mut time) };
-        Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
-    };
-    let monotonic = read(libc::CLOCK_MONOTONIC);
-    read(libc::CLOCK_BOOTTIME).saturating_sub(monotonic)
+    let monotonic = super::read_clock(libc::CLOCK_MONOTONIC);
+    super::read_clock(libc::CLOCK_BOOTTIME).saturating_sub(monotonic)
 }
 
 /// Random bytes fit for secrets (`getrandom(2)`).
