@@ -11,15 +11,14 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use mio::Interest;
-
+use crate::engine::hub::Seat;
+use crate::engine::link::LinkError;
 use crate::engine::reactor::{self, Engine};
 use crate::engine::sync::{Mutex, MutexGuard};
-use crate::engine::waiting::WaitError;
+use crate::engine::waiting::{Interest, Patience, Waiters};
 use crate::engine::{clock, fork, resolver};
 use crate::net::dial::{self, DialError, FailedAttempt, Place, Target};
 use crate::net::resolve::{self, Addresses, LookUpError};
-use crate::net::sys::{self, Wakeup};
 use crate::proto::race::{ATTEMPT_TIMEOUT, Race};
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -195,7 +194,7 @@ impl Dial {
         // First, so that whose socket is reported is known.
         self.engine.adopt_dial(key, self.clone(), Some(number.clone()));
         let connecting = Connecting { key, number, socket };
-        match self.engine.watch(connecting.socket.as_fd(), key, Interest::WRITABLE) {
+        match self.engine.watch(connecting.socket.as_fd(), key, mio::Interest::WRITABLE) {
             Ok(()) => Ok(connecting),
             Err(error) => {
                 self.let_go(connecting);
@@ -267,40 +266,65 @@ impl Dial {
     }
 }
 
-/// A dial that a thread waits for.
+/// A dial that somebody waits for.
 pub struct Dialling {
     dial: Arc<Dial>,
-    answer: Arc<Answer>,
+    answer: Arc<Mutex<Answer>>,
 }
 
+#[derive(Default)]
 struct Answer {
-    outcome: Mutex<Option<Outcome>>,
-    wakeup: Wakeup,
+    outcome: Option<Outcome>,
+    waiters: Waiters,
+}
+
+fn lock(answer: &Mutex<Answer>) -> MutexGuard<'_, Answer> {
+    answer.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Dialling {
     pub fn begin(target: Arc<Target>, config: DialConfig) -> io::Result<Self> {
-        let answer = Arc::new(Answer { outcome: Mutex::default(), wakeup: Wakeup::new()? });
+        let answer = Arc::<Mutex<Answer>>::default();
         let posted = answer.clone();
         let done = Box::new(move |outcome| {
-            *posted.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
-            posted.wakeup.set();
+            let mut answer = lock(&posted);
+            answer.outcome = Some(outcome);
+            answer.waiters.wake_everyone();
         });
         Ok(Self { dial: dial(target, config, done)?, answer })
     }
 
     /// It is over at the latest when its own time is.
-    pub fn wait(&self) -> Result<Outcome, WaitError> {
+    pub fn wait<'s>(&self, patience: impl Into<Patience<'s>>) -> Result<Outcome, LinkError> {
+        let mut patience = patience.into();
+        let mut answer = lock(&self.answer);
         loop {
-            if let Some(outcome) = self.answer.outcome.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            if let Some(outcome) = answer.outcome.take() {
                 return Ok(outcome);
             }
-            match sys::wait_either(None, 0, self.answer.wakeup.as_fd(), None) {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(WaitError::Interrupted),
-                Err(error) => return Err(error.into()),
+            match &mut patience {
+                Patience::Until(deadline) => {
+                    let place = answer.waiters.enter(Interest::STATE)?;
+                    drop(answer);
+                    let slept = place.sleep(None, 0, clock::now(), *deadline);
+                    answer = lock(&self.answer);
+                    answer.waiters.leave(place);
+                    slept?;
+                }
+                Patience::Told(seat) => {
+                    answer.waiters.leave_seat(seat);
+                    answer.waiters.enter_seat(Interest::STATE, seat);
+                    return Err(LinkError::Pending);
+                }
             }
         }
+    }
+}
+
+impl Dialling {
+    /// Who is seated waits no longer.
+    pub fn leave_seat(&self, seat: &mut Seat) {
+        lock(&self.answer).waiters.leave_seat(seat);
     }
 }
 

@@ -16,12 +16,13 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 use socket2::Socket;
 
+use crate::engine::hub::Seat;
 use crate::engine::link::{Arrived, Attempt, Link, LinkError, Occurrence, What};
 use crate::engine::plain::PlainPeers;
 use crate::engine::reactor::{self, Engine};
 use crate::engine::sessions::Sessions;
 use crate::engine::sync::{Mutex, MutexGuard};
-use crate::engine::waiting::{Interest, WaitError, Waiters};
+use crate::engine::waiting::{Interest, Patience, WaitError, Waiters};
 use crate::engine::{clock, fork};
 use crate::net::sys;
 use crate::proto::close::{Close, CloseCode};
@@ -675,13 +676,27 @@ impl Drop for Listener {
 // ---- what the program does ------------------------------------------------------------------------------------
 
 impl Listener {
-    fn wait<T>(
+    fn wait<'s, T>(
         &self,
         interest: Interest,
-        deadline: Option<Instant>,
+        patience: impl Into<Patience<'s>>,
         mut ready: impl FnMut(&mut Hall) -> Option<T>,
     ) -> Result<T, LinkError> {
         let mut hall = self.enter()?;
+        let deadline = match patience.into() {
+            Patience::Until(deadline) => deadline,
+            Patience::Told(seat) => {
+                hall.waiters.leave_seat(seat);
+                return match ready(&mut hall) {
+                    Some(result) => Ok(result),
+                    None if hall.is_over_for(interest) => Err(LinkError::Closed),
+                    None => {
+                        hall.waiters.enter_seat(interest, seat);
+                        Err(LinkError::Pending)
+                    }
+                };
+            }
+        };
         loop {
             if let Some(result) = ready(&mut hall) {
                 return Ok(result);
@@ -705,9 +720,18 @@ impl Listener {
         }
     }
 
+    /// Who is seated waits no longer. What it was told of, somebody else is.
+    pub fn leave_seat(&self, interest: Interest, seat: &mut Seat) -> Result<(), LinkError> {
+        let mut hall = self.enter()?;
+        if hall.waiters.leave_seat(seat) {
+            hall.waiters.wake_one(interest);
+        }
+        Ok(())
+    }
+
     /// The next connection that is open. Not together with [`Listener::wait_messages`].
-    pub fn accept(&self, deadline: Option<Instant>) -> Result<Arc<Link>, LinkError> {
-        self.wait(Interest::ACCEPTABLE, deadline, |hall| {
+    pub fn accept<'s>(&self, patience: impl Into<Patience<'s>>) -> Result<Arc<Link>, LinkError> {
+        self.wait(Interest::ACCEPTABLE, patience, |hall| {
             let link = hall.to_accept.pop_front()?;
             if !hall.to_accept.is_empty() {
                 hall.waiters.wake_one(Interest::ACCEPTABLE);
@@ -745,9 +769,9 @@ impl Listener {
     }
 
     /// The next client to decide about, where [`ListenerConfig::asks`].
-    pub fn next_client(&self, deadline: Option<Instant>) -> Result<Client, LinkError> {
+    pub fn next_client<'s>(&self, patience: impl Into<Patience<'s>>) -> Result<Client, LinkError> {
         let listener = self.this.clone();
-        self.wait(Interest::HELLO, deadline, |hall| {
+        self.wait(Interest::HELLO, patience, |hall| {
             let (link, hello) = hall.to_decide.pop_front()?;
             if !hall.to_decide.is_empty() {
                 hall.waiters.wake_one(Interest::HELLO);
@@ -756,8 +780,8 @@ impl Listener {
         })
     }
 
-    pub fn next_occurrence(&self, deadline: Option<Instant>) -> Result<(Arc<Link>, Occurrence), LinkError> {
-        self.wait(Interest::EVENT, deadline, |hall| {
+    pub fn next_occurrence<'s>(&self, patience: impl Into<Patience<'s>>) -> Result<(Arc<Link>, Occurrence), LinkError> {
+        self.wait(Interest::EVENT, patience, |hall| {
             let next = hall.occurrences.pop_front()?;
             if !hall.occurrences.is_empty() {
                 hall.waiters.wake_one(Interest::EVENT);
@@ -780,8 +804,8 @@ impl Listener {
     }
 
     /// Until [`Listener::try_messages`] has something, unless another thread is quicker.
-    pub fn wait_messages(&self, deadline: Option<Instant>) -> Result<(), LinkError> {
-        self.wait(Interest::READABLE, deadline, |hall| (!hall.with_messages.is_empty()).then_some(()))
+    pub fn wait_messages<'s>(&self, patience: impl Into<Patience<'s>>) -> Result<(), LinkError> {
+        self.wait(Interest::READABLE, patience, |hall| (!hall.with_messages.is_empty()).then_some(()))
     }
 
     /// Gives out messages of all connections, `most` at the most, each link having its turn; they are the peers' concern
@@ -875,8 +899,8 @@ impl Listener {
     }
 
     /// Until nobody is here any more.
-    pub fn wait_closed(&self, deadline: Option<Instant>) -> Result<(), LinkError> {
-        self.wait(Interest::STATE, deadline, |hall| (hall.socket.is_none() && hall.guests.is_empty()).then_some(()))
+    pub fn wait_closed<'s>(&self, patience: impl Into<Patience<'s>>) -> Result<(), LinkError> {
+        self.wait(Interest::STATE, patience, |hall| (hall.socket.is_none() && hall.guests.is_empty()).then_some(()))
     }
 }
 

@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 
-use super::errors::os_error;
+use super::errors::{listener_error, os_error};
+use super::hub::Hub;
 use super::timeout::Timeout;
-use crate::engine::dial::{DialConfig, Dialling};
-use crate::engine::waiting::WaitError;
+use super::waiting::Waiting;
+use crate::engine::dial::{DialConfig, Dialling, Outcome};
+use crate::engine::link::LinkError;
 use crate::net::dial::{DialError, Place, Target};
 use crate::net::resolve::LookUpError;
 
@@ -22,17 +24,38 @@ pub(super) fn target(places: Places) -> Arc<Target> {
 /// A descriptor that is connected to the first that answers, for the caller to close.
 #[pyfunction]
 pub(super) fn dial(py: Python<'_>, places: Places, timeout: Timeout) -> PyResult<RawFd> {
+    let dialling = begin(py, places, timeout)?;
+    loop {
+        match py.detach(|| dialling.wait(None)) {
+            Ok(outcome) => return descriptor(py, outcome),
+            Err(LinkError::Interrupted) => py.check_signals()?,
+            Err(error) => return Err(listener_error(py, error)),
+        }
+    }
+}
+
+/// The same, to be awaited.
+#[pyfunction]
+pub(super) fn dial_async(
+    py: Python<'_>,
+    hub: &Bound<'_, Hub>,
+    places: Places,
+    timeout: Timeout,
+) -> PyResult<Py<PyAny>> {
+    Waiting::of(py, hub.as_unbound(), Box::new(begin(py, places, timeout)?), None)
+}
+
+fn begin(py: Python<'_>, places: Places, timeout: Timeout) -> PyResult<Dialling> {
     // None is for ever; the dialler knows of a day.
     let timeout = Some(timeout.or(None).unwrap_or(std::time::Duration::MAX));
     let config = DialConfig { timeout, ..DialConfig::default() };
-    let dialling = py.detach(|| Dialling::begin(target(places), config)).map_err(|error| os_error(&error))?;
-    loop {
-        match py.detach(|| dialling.wait()) {
-            Ok(Ok(connected)) => return Ok(connected.socket.into_raw_fd()),
-            Ok(Err(error)) => return Err(dial_failed(py, &error).unwrap_or_else(|error| error)),
-            Err(WaitError::System(error)) => return Err(os_error(&error)),
-            Err(_) => py.check_signals()?,
-        }
+    py.detach(|| Dialling::begin(target(places), config)).map_err(|error| os_error(&error))
+}
+
+pub(super) fn descriptor(py: Python<'_>, outcome: Outcome) -> PyResult<RawFd> {
+    match outcome {
+        Ok(connected) => Ok(connected.socket.into_raw_fd()),
+        Err(error) => Err(dial_failed(py, &error).unwrap_or_else(|error| error)),
     }
 }
 

@@ -8,7 +8,7 @@ use pyo3::exceptions::PyStopIteration;
 use pyo3::prelude::*;
 
 use super::callback::call;
-use super::connection::{LongConnection, state_name};
+use super::connection::{Connection, state_name};
 use super::errors::{ended, link_error, listener_error, parted};
 use super::server::{Door, Server, lock, wait_for_listener};
 use crate::engine::link::{Link, LinkError, Occurrence, What};
@@ -17,7 +17,7 @@ use crate::engine::{clock, notices, tally};
 use crate::proto::connection::State;
 
 enum Source {
-    Link(Py<LongConnection>),
+    Link(Py<Connection>),
     Server(Py<Server>),
 }
 
@@ -28,7 +28,7 @@ pub(super) struct Events {
 }
 
 impl Events {
-    pub(super) fn of_link(connection: Py<LongConnection>) -> Self {
+    pub(super) fn of_link(connection: Py<Connection>) -> Self {
         Self { source: Source::Link(connection) }
     }
 
@@ -47,7 +47,7 @@ impl Events {
         match &self.source {
             Source::Link(connection) => {
                 let link = &connection.get().link;
-                match super::connection::wait_for(py, link, None, Link::next_occurrence)? {
+                match super::connection::wait_for(py, link, None, |link, deadline| link.next_occurrence(deadline))? {
                     Ok(occurrence) => event(py, link, &occurrence),
                     Err(LinkError::Ended(_)) => Err(PyStopIteration::new_err(())),
                     Err(error) => Err(link_error(py, error, link, true)),
@@ -128,7 +128,7 @@ pub(super) fn time_of(py: Python<'_>, at: Instant) -> PyResult<f64> {
     Ok(py.import("time")?.call_method0("time")?.extract::<f64>()? - ago)
 }
 
-fn event<'py>(py: Python<'py>, link: &Arc<Link>, occurrence: &Occurrence) -> PyResult<Bound<'py, PyAny>> {
+pub(super) fn event<'py>(py: Python<'py>, link: &Arc<Link>, occurrence: &Occurrence) -> PyResult<Bound<'py, PyAny>> {
     let time = time_of(py, occurrence.at.instant())?;
     let mut replayed = None;
     let (state, error) = match &occurrence.what {

@@ -1,5 +1,6 @@
 //! The Python module: converts, detaches, converts. Decisions are made further in.
 
+mod aio;
 mod buffer;
 mod callback;
 mod connection;
@@ -10,6 +11,7 @@ mod fast;
 mod fast_messages;
 mod fork;
 mod guard;
+mod hub;
 mod keepalive;
 mod notices;
 mod plain;
@@ -18,6 +20,7 @@ mod server;
 mod socket;
 mod tcp_info;
 mod timeout;
+mod waiting;
 
 use pyo3::prelude::*;
 
@@ -28,9 +31,11 @@ mod _longconn {
     use crate::net::sys;
 
     #[pymodule_export]
-    use super::connection::{LongConnection, open_link};
+    use super::aio::{AsyncEvents, AsyncMessages, Visitor};
     #[pymodule_export]
-    use super::dial::dial;
+    use super::connection::{Connection, LongConnection, open_link};
+    #[pymodule_export]
+    use super::dial::{dial, dial_async};
     #[pymodule_export]
     use super::events::{Events, ended_links};
     #[pymodule_export]
@@ -39,6 +44,8 @@ mod _longconn {
     use super::fork::{after_in_child, after_in_parent, before_fork, register_at_fork, shut_down};
     #[pymodule_export]
     use super::guard::{Watch, has_rto_max, pretend_no_rto_max, rto_max_for, watch};
+    #[pymodule_export]
+    use super::hub::{Hub, Ticket};
     #[pymodule_export]
     use super::keepalive::{apply_keepalive, keepalive_of, socket_kind};
     #[pymodule_export]
@@ -51,11 +58,15 @@ mod _longconn {
     use super::socket::SocketMixin;
     #[pymodule_export]
     use super::tcp_info::{TcpInfo, copy_descriptor, tcp_info};
+    #[pymodule_export]
+    use super::waiting::Waiting;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         super::notices::collect();
         super::fast_messages::add_message_methods(module.py())?;
+        // Its name is longconn.aio's.
+        module.add("AsyncConnection", module.py().get_type::<super::aio::AsyncConnection>())?;
         module.add("PLATFORM", sys::PLATFORM)?;
         module.add("KEEPALIVE_SECONDS", sys::KEEPALIVE_SECONDS)?;
         module.add("KEEPALIVE_COUNT", sys::KEEPALIVE_COUNT)?;

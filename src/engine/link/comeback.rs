@@ -378,6 +378,7 @@ impl Link {
             self.engine.unwatch(socket.as_fd());
             inner.is_watched = false;
         }
+        self.leave_hub(inner, &socket);
         if aborts && let Err(error) = sys::abort(socket.as_fd()) {
             log::debug!(
                 target: "longconn.engine",

@@ -10,7 +10,8 @@
 //! **Who reads.** The engine, until somebody waits: that thread takes the reader's role and waits on the socket itself, for
 //! a hop through another thread would double a round trip. The role stays with the callers for a moment after that, so
 //! that a conversation doesn't wake the engine at all; then an alarm gives it back. Before any verdict the engine reads,
-//! whoever has the role.
+//! whoever has the role. Who awaits in an event loop takes the role, too, but sleeps on nothing: the socket is at the loop's
+//! hub then, whose run reads it (`hub.rs`), until the loop hasn't for a moment, being idle or late.
 //!
 //! **Who writes.** Who sends, at once. Messages that come back to back are only appended, and written together: by who
 //! has appended enough, who begins to wait, or the engine a moment later.
@@ -36,6 +37,7 @@ use mio::Interest as Readiness;
 use socket2::SockRef;
 
 use crate::engine::budget::Share;
+use crate::engine::hub::Hub;
 use crate::engine::listener::Listener;
 use crate::engine::plain::{PathWatch, PlainPeers};
 use crate::engine::reactor::{self, Engine};
@@ -92,6 +94,12 @@ pub enum LinkError {
     /// A listener's close.
     #[error("the listener is closed")]
     Closed,
+    /// For who is seated: not yet, and the seat will be told when it is worth another try.
+    #[error("nothing has come yet")]
+    Pending,
+    /// Likewise: somebody has the lock, for a moment ([`Link::wait_lock`]).
+    #[error("somebody else is at it")]
+    Busy,
     #[error("message of {length} bytes, the peer takes at most {largest}")]
     TooLarge { length: u64, largest: u64 },
     /// Everything that a plain peer has sent was read. It may still be sent to.
@@ -360,6 +368,8 @@ struct Extras {
     path_watch: Option<PathWatch>,
     /// Of a client that comes back.
     comeback: Option<Box<Comeback>>,
+    /// Where a loop's thread reads the socket; it has the reader's role then.
+    hub: Option<Arc<Hub>>,
 }
 
 const _: () = assert!(size_of::<Inner>() <= 424);

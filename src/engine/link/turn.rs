@@ -411,6 +411,11 @@ impl Inner {
         self.extras.get_or_insert_default()
     }
 
+    /// A loop's thread reads it.
+    pub(super) fn is_at_hub(&self) -> bool {
+        self.extras.as_ref().is_some_and(|extras| extras.hub.is_some())
+    }
+
     /// When callers that have read, and don't wait, lose the reader's role.
     pub(super) fn role_returns(&self) -> Moment {
         self.last_read + STICKY
