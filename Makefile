@@ -13,7 +13,7 @@ SOURCES := $(shell find src -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
 # A wheel's speed: benches and users see the same.
 MATURIN := $(BIN)/maturin develop --release --quiet
 
-.PHONY: help build demo test test-pythons lint bench detect chaos conformance fuzz wheel docs clean check-tools
+.PHONY: help build demo test test-pythons lint bench compare detect chaos conformance fuzz wheel docs clean check-tools
 .DELETE_ON_ERROR:
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo 'make test-pythons the Python suite from the wheel on each CPython from 3.11 that is found, and a table'
 	@echo 'make lint         formatting, clippy, ruff, mypy, stubtest'
 	@echo 'make bench        speed against the stdlib and other libraries, as the README shows it'
+	@echo 'make compare      who is told, and when, by which library: a table; some minutes, needs root'
 	@echo 'make detect       how long detection takes, 5 or 10 runs a case; needs root'
 	@echo 'make chaos        what sessions survive, and docs/chaos.md; a quarter of an hour, needs root'
 	@echo "make conformance  CPython's own tests with KeepaliveSocket in the place of socket.socket"
@@ -80,6 +81,9 @@ lint: build $(STAMPS)/lint $(STAMPS)/test
 bench: build $(STAMPS)/bench
 	$(BIN)/python benches/bench.py
 	$(BIN)/python benches/messages.py
+
+compare: build $(STAMPS)/bench
+	$(BIN)/python benches/compare.py
 
 detect: build $(STAMPS)/test
 	$(BIN)/python benches/detect.py
