@@ -1,7 +1,7 @@
-"""Owns the table of `make compare`: who is told that the other side is gone, and when, by which library; and who accuses the living.
+"""Owns the table of `make compare`: who is told that the other side is gone, when, and who accuses the living.
 
-Each library's two programs (`compare_peers.py`) are connected over a small network of namespaces, something is broken for
-real, and it is measured until the client's program is told. Faults are spread over a heartbeat's period. Needs root.
+Each library's two programs (`compare_peers.py`) are connected over a small network of namespaces, something is broken
+for real, and it is measured until the client's program is told. Faults are spread over a heartbeat's period. Needs root.
 """
 
 from __future__ import annotations

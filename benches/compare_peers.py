@@ -2,10 +2,10 @@
 
     python compare_peers.py LIBRARY server|client HOST PORT idle|sending
 
-A heartbeat each second, and a limit of two to three, where the library has them. The client says "ready" once it is connected, waits
-for messages, and says "told" and by what as soon as the library tells it that the connection is lost; "sending" also sends
-a message each 0.2 s. The server answers nothing, but for heartbeats. What it says on its standard input it does: "hold" holds
-the interpreter in one C call for 8 s.
+A heartbeat each second, and a limit of two to three, where the library has them. The client says "ready" once it is
+connected, waits for messages, and says "told" and by what as soon as the library tells it that the connection is lost;
+"sending" also sends a message each 0.2 s. The server answers nothing, but for heartbeats. What it says on its standard
+input it does: "hold" holds the interpreter in one C call for 8 s.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ async def aiohttp_client(host: str, port: int, how: str) -> None:
                         told(connection.exception() or "error")
             except Exception as error:
                 told(error)
-            told(connection.exception() or f"end of messages {'' if sender is None else ''}".strip())
+            told(connection.exception() or f"end of messages ({sender})")
 
 
 # ---- pyzmq
