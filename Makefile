@@ -13,12 +13,13 @@ SOURCES := $(shell find src -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
 # A wheel's speed: benches and users see the same.
 MATURIN := $(BIN)/maturin develop --release --quiet
 
-.PHONY: help build demo test lint bench detect chaos conformance fuzz wheel clean check-tools
+.PHONY: help build demo test loom lint bench detect chaos conformance fuzz wheel clean check-tools
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo         who is told, when and why, if connections break'
 	@echo 'make test         all tests; those on real networks need root'
+	@echo 'make loom         what the native threads hand to each other, in every interleaving; part of make test'
 	@echo 'make lint         formatting, clippy, ruff, mypy, stubtest'
 	@echo 'make bench        speed against the stdlib and other libraries, as the README shows it'
 	@echo 'make detect       how long detection takes, 5 or 10 runs a case; needs root'
@@ -57,9 +58,13 @@ build: $(STAMPS)/built
 demo: build $(STAMPS)/demo
 	$(BIN)/python examples/demo
 
-test: build $(STAMPS)/test
+test: build $(STAMPS)/test loom
 	cargo test --quiet --no-default-features
 	$(BIN)/python -m pytest
+
+# In a directory of its own: the flag is every crate's, and would have all of them built anew each time.
+loom: check-tools
+	RUSTFLAGS='--cfg loom' cargo test --quiet --no-default-features --lib --target-dir $(or $(CARGO_TARGET_DIR),target)/loom models
 
 lint: build $(STAMPS)/lint $(STAMPS)/test
 	cargo fmt --check

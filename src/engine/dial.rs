@@ -14,12 +14,11 @@ use std::time::{Duration, Instant};
 use mio::Interest;
 
 use crate::engine::reactor::{self, Engine};
-use crate::engine::sync::{Mutex, MutexGuard};
+use crate::engine::sync::{self, Mutex, MutexGuard, Wakeup};
 use crate::engine::waiting::WaitError;
 use crate::engine::{clock, fork, resolver};
 use crate::net::dial::{self, DialError, FailedAttempt, Place, Target};
 use crate::net::resolve::{self, Addresses, LookUpError};
-use crate::net::sys::{self, Wakeup};
 use crate::proto::race::{ATTEMPT_TIMEOUT, Race};
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -295,7 +294,7 @@ impl Dialling {
             if let Some(outcome) = self.answer.outcome.lock().unwrap_or_else(PoisonError::into_inner).take() {
                 return Ok(outcome);
             }
-            match sys::wait_either(None, 0, self.answer.wakeup.as_fd(), None) {
+            match sync::wait_either(None, 0, &self.answer.wakeup, None) {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(WaitError::Interrupted),
                 Err(error) => return Err(error.into()),
