@@ -16,6 +16,7 @@ from .heartbeat import Heartbeat
 from .keepalive import Keepalive, in_seconds
 from .keepalive_socket import KeepaliveSocket
 from .short import split_address
+from .tls import client_settings, server_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from ._longconn import TcpInfo
     from .framing import Framing, PlainHeartbeat
+    from .tls import TLS
 
 __all__ = ["Broadcast", "Event", "LinkStats", "LongServer", "ServerStats", "connect"]
 
@@ -119,6 +121,8 @@ class ServerStats(NamedTuple):
     """By ``authenticate``."""
     failed_handshakes: int
     """Broke the rules, took too long, or went away."""
+    failed_tls: int
+    """Of these, for TLS: one side didn't trust the other, or it wasn't TLS; the log says why."""
     crowded_out: int
     """Dropped without a word, for ``max_handshakes`` were under way."""
     out_of_resources: int
@@ -218,6 +222,7 @@ def connect(
     follow: bool = False,
     when_full: Literal["wait", "raise"] = "wait",
     on_event: Callable[[Event], object] | None = None,
+    tls: TLS | bool | None = None,
 ) -> LongConnection:
     """Connect to a `LongServer`, and have the connection supervised from both sides; or to any TCP program.
 
@@ -238,8 +243,8 @@ def connect(
         timeout: Seconds, or a timedelta, for all addresses and the handshake together; None waits for ever. The look-up
             of a name can't be cut short. The connection's own timeout is None at first.
         client_id: What the server sees this client as; at most 255 bytes of UTF-8.
-        token: What the server's ``authenticate`` is given; at most 3072 bytes. It travels as it is: anybody on the way
-            can read it.
+        token: What the server's ``authenticate`` is given; at most 3072 bytes. Without *tls* anybody on the
+            way can read it.
         largest_message_bytes: The largest message that this side takes, up to 1 GiB; or line. A raw stream has none.
         keepalive: The kernel's probes beside the heartbeat, which doesn't need them; None: none. Of a plain peer the
             probes and the guard; None: `default_keepalive()`; False: none.
@@ -254,9 +259,12 @@ def connect(
         follow: A server that goes away may say where to come back; True: that is believed.
         when_full: What `send` does when 2 MiB wait to be taken: ``"wait"``, or ``"raise"`` `BufferFull`.
         on_event: Called with each `Event`, on longconn's own thread; `LongConnection.events` is told the same.
+        tls: True, or a `TLS`: the connection is encrypted and the server's certificate verified, each time, before
+            anything is said. None: it is not.
 
     Raises:
-        ConnectFailed: No connection could be made, or what answered isn't a longconn server; ``cause`` says which.
+        ConnectFailed: No connection could be made, or what answered isn't a longconn server; ``cause`` says which,
+            ``tls`` that the server isn't trusted, or doesn't trust this client.
         HandshakeRejected: The server answered, and doesn't want this client.
         TimeoutError: The time was up.
         OSError: The name is unknown (``socket.gaierror``), or the system refused; ``errno`` is kept.
@@ -302,15 +310,19 @@ def connect(
     if plain is None and reconnect is not False:
         backoff = Backoff() if reconnect is True else reconnect
         coming_back = (places, backoff.first, backoff.cap, backoff.factor, follow, resends, give_up_after, probes)
+    security = client_settings(tls)
     sys.audit("longconn.connect", places)
-    fd = _longconn.dial(places, None if deadline is None else max(0.0, deadline - time.monotonic()))
+    left = None if deadline is None else max(0.0, deadline - time.monotonic())
+    fd, handshaken = _longconn.dial(places, left, security)
     if probes is not None:
         idle, interval, count, user_timeout = probes
         _longconn.apply_keepalive(
             fd, enabled=True, idle=idle, interval=interval, count=count, user_timeout=user_timeout
         )
     if plain is not None:
-        return _longconn.open_plain_link(fd, settings=plain, on_event=on_event, raises_when_full=raises_when_full)
+        return _longconn.open_plain_link(
+            fd, handshaken=handshaken, settings=plain, on_event=on_event, raises_when_full=raises_when_full
+        )
     left = None if deadline is None else max(0.0, deadline - time.monotonic())
     return _longconn.open_link(
         fd,
@@ -322,6 +334,8 @@ def connect(
         on_event=on_event,
         coming_back=coming_back,
         raises_when_full=raises_when_full,
+        tls=security,
+        handshaken=handshaken,
     )
 
 
@@ -366,8 +380,9 @@ class LongServer:
         authenticate: Called as ``authenticate(client_id, token, address)`` for each client, on longconn's own thread,
             one at a time: keep it quick. True lets it in; so does any other object but False and None, and becomes the
             connection's ``principal``. ``PermissionError`` refuses it with the error's text as reason. None: everyone
-            is let in. Plain clients can't be asked.
-        handshake_timeout: Seconds in which a client must have finished its handshake.
+            is let in. Plain clients can't be asked. With a *tls* that has a ``client_ca`` it is called as
+            ``authenticate(client_id, token, address, identity)``, with the `Identity` of the client's certificate.
+        handshake_timeout: Seconds in which a client must have finished its handshake, that of TLS included.
         max_handshakes: Unfinished handshakes at the most; further connections are dropped.
         largest_message_bytes: The largest message that this side takes, up to 1 GiB.
         keepalive: Plain clients' probes and guard; None: `default_keepalive()`; False: none. Others need none.
@@ -381,13 +396,14 @@ class LongServer:
         reuse_port: Let several processes listen at this address (SO_REUSEPORT).
         on_event: Called with each connection and `Event`, on longconn's own thread; `events` is told the same.
             Released when the server is closed.
+        tls: A `TLS` with the server's certificate and key: all clients have to come with TLS. None: none does.
 
     Raises:
         OSError: The address can't be had; ``errno`` is kept.
         ValueError, TypeError: An argument is no good.
     """
 
-    __slots__ = ("__weakref__", "_closed", "_server", "_timeout")
+    __slots__ = ("__weakref__", "_closed", "_is_secured", "_server", "_timeout")
 
     def __init__(
         self,
@@ -397,7 +413,7 @@ class LongServer:
         heartbeat: Heartbeat | PlainHeartbeat | None = None,
         max_connections: int = 10_000,
         max_connections_per_address: int | None = None,
-        authenticate: Callable[[str, bytes, tuple[str, int]], object] | None = None,
+        authenticate: Callable[..., object] | None = None,
         handshake_timeout: float | timedelta = 10.0,
         max_handshakes: int = 1000,
         largest_message_bytes: int = 16 * 1024 * 1024,
@@ -409,9 +425,11 @@ class LongServer:
         backlog: int = 1024,
         reuse_port: bool = False,
         on_event: Callable[[LongConnection, Event], object] | None = None,
+        tls: TLS | None = None,
     ) -> None:
         self._closed = True
         self._timeout: float | None = None
+        self._is_secured = bool(tls)
         _check_callable(authenticate, "authenticate")
         _check_callable(on_event, "on_event")
         _whole(largest_message_bytes, "largest_message_bytes", 1, _LARGEST)
@@ -436,6 +454,7 @@ class LongServer:
             "max_waiting": _whole(max_waiting_sessions, "max_waiting_sessions", 0, _MANY),
             "max_waiting_bytes": _whole(max_waiting_bytes, "max_waiting_bytes", 0, 1 << 48),
             "raises_when_full": _is_choice(when_full, "when_full", ("wait", "raise")),
+            "tls": server_settings(tls),
         }
         _whole(backlog, "backlog", 0, 65535)
         if isinstance(address, tuple | list) and len(address) >= 2 and address[0] == "":
@@ -517,6 +536,19 @@ class LongServer:
                 message; ``"close"``: they are closed (too slow), so that who is here has got everything.
         """
         return Broadcast(*self._server.broadcast(data, _is_choice(behind, "behind", ("skip", "close"))))
+
+    def reload_tls(self, tls: TLS) -> None:
+        """Have clients that come from now on shake hands by *tls*: a renewed certificate, read again from the same files.
+
+        Connections that are open go on. If something is wrong with *tls*, that is raised, and what was before stays in
+        force. Whether clients are asked for certificates (``client_ca``) can't be changed.
+        """
+        settings = server_settings(tls)
+        if settings is None:
+            raise TypeError("reload_tls(): a TLS; a server that began with TLS can't go on without")
+        if not self._is_secured:
+            raise ValueError("reload_tls(): the server began without TLS")
+        self._server.reload_tls(settings)
 
     def stats(self) -> ServerStats:
         """What was counted."""

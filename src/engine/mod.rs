@@ -5,6 +5,7 @@ pub mod clock;
 pub mod dial;
 pub mod fork;
 pub mod guard;
+pub mod handshake;
 pub mod interpreter;
 pub mod link;
 pub mod listener;

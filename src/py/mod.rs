@@ -18,6 +18,7 @@ mod server;
 mod socket;
 mod tcp_info;
 mod timeout;
+mod tls;
 
 use pyo3::prelude::*;
 
@@ -51,6 +52,8 @@ mod _longconn {
     use super::socket::SocketMixin;
     #[pymodule_export]
     use super::tcp_info::{TcpInfo, tcp_info};
+    #[pymodule_export]
+    use super::tls::{ClientSettings, Handshaken, ServerSettings, client_tls, server_tls};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use pyo3::exceptions::{PyPermissionError, PyRuntimeError, PyStopIteration};
+use pyo3::exceptions::{PyPermissionError, PyRuntimeError, PyStopIteration, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyDict};
 
@@ -20,6 +20,7 @@ use super::keepalive::take_over;
 use super::plain::{Settings, plain_peers};
 use super::pulse;
 use super::timeout::Timeout;
+use super::tls::{ServerSettings, identity};
 use crate::engine::link::{Attempt, Link, LinkError};
 use crate::engine::listener::{Client, Listener, ListenerConfig};
 use crate::engine::notices;
@@ -76,6 +77,8 @@ pub(super) struct Door {
     principals: Mutex<Kept<PyAny>>,
     mode: AtomicU8,
     raises_when_full: bool,
+    /// Clients show certificates, and `authenticate` is told whose.
+    identifies: bool,
     /// Connections that were shown, unless they are accepted: the same object each time.
     shown: Mutex<Kept<LongConnection>>,
 }
@@ -240,6 +243,7 @@ impl Server {
         fields.set_item("refused_too_many", counts.too_many)?;
         fields.set_item("refused_unauthorized", counts.refused)?;
         fields.set_item("failed_handshakes", counts.failed)?;
+        fields.set_item("failed_tls", counts.failed_tls)?;
         fields.set_item("crowded_out", counts.crowded_out)?;
         fields.set_item("out_of_resources", counts.starved)?;
         fields.set_item("events_dropped", counts.occurrences_dropped)?;
@@ -249,6 +253,16 @@ impl Server {
         fields.set_item("waiting", counts.waiting)?;
         fields.set_item("waiting_bytes", counts.waiting_bytes)?;
         Ok(fields)
+    }
+
+    fn reload_tls(&self, py: Python<'_>, settings: Py<ServerSettings>) -> PyResult<()> {
+        let settings = &settings.get().0;
+        if settings.knows_clients != self.door.identifies {
+            return Err(PyValueError::new_err(
+                "client_ca: whether clients are asked for certificates stays as it was when the server began",
+            ));
+        }
+        self.listener.set_tls(settings.clone()).map_err(|error| listener_error(py, error))
     }
 
     fn close(
@@ -336,7 +350,8 @@ impl Messages {
     retention,
     max_waiting,
     max_waiting_bytes,
-    raises_when_full
+    raises_when_full,
+    tls
 ))]
 #[allow(clippy::too_many_arguments, reason = "one for each of LongServer's")]
 pub(super) fn listen(
@@ -355,10 +370,14 @@ pub(super) fn listen(
     max_waiting: usize,
     max_waiting_bytes: usize,
     raises_when_full: bool,
+    tls: Option<Py<ServerSettings>>,
 ) -> PyResult<Server> {
     let socket = take_over(fd)?;
     let asks = authenticate.is_some();
+    let tls = tls.map(|settings| settings.get().0.clone());
+    let identifies = tls.as_ref().is_some_and(|settings| settings.knows_clients);
     let config = ListenerConfig {
+        tls,
         link: Arc::new(config(heartbeat, largest_message_bytes, seconds(handshake_timeout)?)?),
         plain: plain.map(plain_peers).transpose()?.map(Arc::new),
         max_connections,
@@ -371,7 +390,7 @@ pub(super) fn listen(
     };
     let is_told = on_event.is_some();
     let on_event = Mutex::new(on_event.map(Arc::new));
-    let door = Arc::new(Door { authenticate: Mutex::new(authenticate), on_event, raises_when_full, ..Door::default() });
+    let door = Arc::new(Door { authenticate: Mutex::new(authenticate), on_event, raises_when_full, identifies, ..Door::default() });
     let keeper = door.clone();
     let listener = py
         .detach(|| {
@@ -420,7 +439,17 @@ fn ask(py: Python<'_>, client: &Client, door: &Door) -> Result<bool, String> {
         error.write_unraisable(py, Some(function.bind(py)));
         String::from("the server could not decide")
     };
-    let principal = match call(function.bind(py), (client.hello.client_id.as_str(), token, address)) {
+    let client_id = client.hello.client_id.as_str();
+    let answer = if door.identifies {
+        // It may have gone meanwhile, and then nobody needs an answer.
+        let certificate = client.link().agreed().ok().flatten().and_then(|agreed| agreed.certificate);
+        let Some(certificate) = certificate else { return Err("it has shown no certificate".into()) };
+        let identity = identity(py, &certificate).map_err(undecided)?;
+        call(function.bind(py), (client_id, token, address, identity))
+    } else {
+        call(function.bind(py), (client_id, token, address))
+    };
+    let principal = match answer {
         Ok(principal) if principal.is_none() => return Err("not authorized".into()),
         Ok(principal) => match principal.cast::<PyBool>() {
             Ok(answer) if answer.is_true() => None,
