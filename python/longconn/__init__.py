@@ -30,8 +30,10 @@ from .keepalive import Applied, DetectionTime, Keepalive, default_keepalive, set
 from .keepalive_socket import KeepaliveSocket
 from .links import Broadcast, Event, LinkStats, LongServer, ServerStats, connect
 from .short import exchange
+from .tls import TLS, Identity, TLSInfo
 
 __all__ = [
+    "TLS",
     "AlreadyClosed",
     "Applied",
     "Backoff",
@@ -45,6 +47,7 @@ __all__ = [
     "Guard",
     "HandshakeRejected",
     "Heartbeat",
+    "Identity",
     "Keepalive",
     "KeepaliveSocket",
     "LengthPrefixed",
@@ -62,6 +65,7 @@ __all__ = [
     "ProtocolError",
     "ServerStats",
     "SessionLost",
+    "TLSInfo",
     "TcpInfo",
     "connect",
     "default_keepalive",

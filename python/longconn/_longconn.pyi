@@ -7,16 +7,20 @@ from typing import Any, Final, final
 
 from .errors import Cause
 from .links import Event, LinkStats
+from .tls import TLSInfo
 
 __all__ = [
     "HAS_GUARD",
     "KEEPALIVE_COUNT",
     "KEEPALIVE_SECONDS",
     "PLATFORM",
+    "ClientSettings",
     "Events",
+    "Handshaken",
     "LongConnection",
     "Messages",
     "Server",
+    "ServerSettings",
     "SocketMixin",
     "TcpInfo",
     "Watch",
@@ -25,6 +29,7 @@ __all__ = [
     "after_in_parent",
     "apply_keepalive",
     "before_fork",
+    "client_tls",
     "copy_descriptor",
     "dial",
     "ended_links",
@@ -37,6 +42,7 @@ __all__ = [
     "pretend_no_rto_max",
     "register_at_fork",
     "rto_max_for",
+    "server_tls",
     "shut_down",
     "socket_kind",
     "tcp_info",
@@ -246,6 +252,10 @@ class LongConnection:
         """What the server's ``authenticate`` returned for this client; None if that was True, and on the client."""
 
     @property
+    def tls(self) -> TLSInfo | None:
+        """What both sides agreed on; None without TLS, and while there is no connection."""
+
+    @property
     def opened_at(self) -> float | None:
         """When its handshake was finished, or a plain peer was connected, as of ``time.time()``."""
 
@@ -365,6 +375,7 @@ class Server:
     def connections(self) -> list[LongConnection]: ...
     def broadcast(self, data: Any, closes_the_slow: bool) -> tuple[int, int, int]: ...
     def counts(self) -> dict[str, int]: ...
+    def reload_tls(self, settings: ServerSettings) -> None: ...
     def close(self, drain: float, code: int, reason: str, retry_after: float, come_back_to: str) -> None: ...
     def abandon(self) -> None: ...
 
@@ -379,11 +390,37 @@ def open_link(
     on_event: Callable[[Event], object] | None,
     coming_back: tuple[Any, ...] | None,
     raises_when_full: bool,
+    tls: ClientSettings | None,
+    handshaken: Handshaken | None,
 ) -> LongConnection: ...
-def dial(places: list[tuple[str, int]], timeout: float | timedelta | EllipsisType | None) -> int: ...
+def dial(
+    places: list[tuple[str, int]],
+    timeout: float | timedelta | EllipsisType | None,
+    tls: ClientSettings | None,
+) -> tuple[int, Handshaken | None]: ...
 def open_plain_link(
-    fd: int, *, settings: tuple[Any, ...], on_event: Callable[[Event], object] | None, raises_when_full: bool
+    fd: int,
+    *,
+    handshaken: Handshaken | None,
+    settings: tuple[Any, ...],
+    on_event: Callable[[Event], object] | None,
+    raises_when_full: bool,
 ) -> LongConnection: ...
+
+@final
+class ClientSettings:
+    """A client's `TLS`, read and checked."""
+
+@final
+class ServerSettings:
+    """A server's `TLS`, read and checked."""
+
+@final
+class Handshaken:
+    """What the TLS handshake of a connection came to, for the link that is made of it."""
+
+def client_tls(settings: tuple[Any, ...]) -> ClientSettings: ...
+def server_tls(settings: tuple[Any, ...]) -> ServerSettings: ...
 def listen(
     fd: int,
     *,
@@ -394,12 +431,13 @@ def listen(
     max_connections: int,
     max_connections_per_address: int,
     max_handshakes: int,
-    authenticate: Callable[[str, bytes, tuple[str, int]], object] | None,
+    authenticate: Callable[..., object] | None,
     on_event: Callable[[LongConnection, Event], object] | None,
     retention: float,
     max_waiting: int,
     max_waiting_bytes: int,
     raises_when_full: bool,
+    tls: ServerSettings | None,
 ) -> Server: ...
 def add_fast_methods(class_: type[SocketMixin], /) -> None:
     """Give the class, of the mixin and of `socket.socket`, bare C functions for small `recv` and `send`."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .heartbeat import Heartbeat
     from .keepalive import Keepalive
     from .links import Event
+    from .tls import TLS
 
 __all__ = ["ConnectOptions", "LongConnection", "LongServer", "ServeOptions", "connect", "serve"]
 
@@ -71,6 +72,7 @@ class ConnectOptions(TypedDict, total=False):
     follow: bool
     when_full: Literal["wait", "raise"]
     on_event: Callable[[Event], object] | None
+    tls: TLS | bool | None
 
 
 def connect(address: Any, **options: Unpack[ConnectOptions]) -> _Connecting:
@@ -90,7 +92,7 @@ def connect(address: Any, **options: Unpack[ConnectOptions]) -> _Connecting:
 async def _connect(address: Any, options: ConnectOptions) -> LongConnection:
     plan = links.plan_of(address, **{**(links.connect.__kwdefaults__ or {}), **options})
     hub = _hub()
-    opened = plan.open(await _longconn.dial_async(hub, plan.places, plan.seconds_left()), hub=hub)
+    opened = plan.open(await _longconn.dial_async(hub, plan.places, plan.seconds_left(), plan.security), hub=hub)
     connection: LongConnection = opened if plan.plain is not None else await opened
     return connection
 
@@ -132,7 +134,7 @@ class ServeOptions(TypedDict, total=False):
     heartbeat: Heartbeat | PlainHeartbeat | None
     max_connections: int
     max_connections_per_address: int | None
-    authenticate: Callable[[str, bytes, tuple[str, int]], object] | None
+    authenticate: Callable[..., object] | None
     handshake_timeout: float | timedelta
     max_handshakes: int
     largest_message_bytes: int
@@ -144,6 +146,7 @@ class ServeOptions(TypedDict, total=False):
     backlog: int
     reuse_port: bool
     on_event: Callable[[LongConnection, Event], object] | None
+    tls: TLS | None
 
 
 def serve(
@@ -249,7 +252,7 @@ class LongServer(links.BaseServer[LongConnection]):
         server: _longconn.Server,
         handler: Callable[[LongConnection], Awaitable[object]] | None,
         max_tasks: int,
-        decide: Callable[[str, bytes, tuple[str, int]], Awaitable[object]] | None,
+        decide: Callable[..., Awaitable[object]] | None,
         settings: dict[str, Any],
     ) -> None:
         self._server = server

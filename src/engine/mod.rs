@@ -6,6 +6,7 @@ pub mod dial;
 mod errands;
 pub mod fork;
 pub mod guard;
+pub mod handshake;
 pub mod hub;
 pub mod interpreter;
 pub mod link;

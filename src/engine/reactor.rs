@@ -17,6 +17,7 @@ use mio::{Events, Interest, Poll, Registry, Token};
 
 use crate::engine::clock;
 use crate::engine::dial::Dial;
+use crate::engine::handshake::{self, Newcomer};
 use crate::engine::link::{Arrived, Errand, LATE, Link};
 use crate::engine::listener::Listener;
 use crate::engine::orders::Orders;
@@ -52,6 +53,7 @@ enum Member {
     Listener(Arc<Listener>),
     /// Once for itself, and once for each of its sockets with the number of that, negative when it is closed or handed over.
     Dial(Box<(Arc<Dial>, Option<Arc<AtomicI32>>)>),
+    Newcomer(Arc<Newcomer>),
 }
 
 /// Links, listeners and attempts to connect that the engine looks after, as of its last turn.
@@ -101,6 +103,10 @@ impl Engine {
 
     pub fn adopt_dial(&self, key: usize, dial: Arc<Dial>, socket: Option<Arc<AtomicI32>>) {
         self.order(Order::Adopt(key, Member::Dial(Box::new((dial, socket)))));
+    }
+
+    pub(super) fn adopt_newcomer(&self, key: usize, newcomer: Arc<Newcomer>) {
+        self.order(Order::Adopt(key, Member::Newcomer(newcomer)));
     }
 
     pub fn release(&self, key: usize) {
@@ -185,6 +191,7 @@ impl Reactor {
         IS_ENGINE.set(true);
         let mut events = Events::with_capacity(EVENTS);
         loop {
+            handshake::allow_more();
             self.carry_out_orders(clock::now());
             if self.engine.orders.is_to_stop() {
                 return self;
@@ -214,6 +221,7 @@ impl Reactor {
                         Some(Member::Link(link)) => link.on_ready(event),
                         Some(Member::Listener(listener)) => listener.on_ready(now),
                         Some(Member::Dial(dial)) => dial.0.on_ready(key, now),
+                        Some(Member::Newcomer(newcomer)) => newcomer.on_ready(now),
                         None => {}
                     },
                 }
@@ -256,6 +264,7 @@ impl Reactor {
             Some(Member::Link(link)) => link.run(Errand::ATTENTION),
             Some(Member::Listener(listener)) => listener.on_ready(now),
             Some(Member::Dial(dial)) => dial.0.on_ready(key, now),
+            Some(Member::Newcomer(newcomer)) => newcomer.on_ready(now),
             // It has gone; what was left for it isn't to stay.
             None => self.engine.take_deliveries(key).into_iter().for_each(Arrived::return_to_sender),
         }
@@ -268,6 +277,7 @@ impl Reactor {
                 Some((_, Member::Link(link))) => link.run(Errand::ALARM),
                 Some((_, Member::Listener(listener))) => listener.on_ready(now),
                 Some((key, Member::Dial(dial))) => dial.0.on_ready(*key, now),
+                Some((_, Member::Newcomer(newcomer))) => newcomer.on_ready(now),
                 None => {}
             }
         }
@@ -413,6 +423,7 @@ impl Held {
             match &member {
                 Member::Link(link) => link.close_in_child(),
                 Member::Listener(listener) => listener.close_in_child(),
+                Member::Newcomer(newcomer) => newcomer.close_in_child(),
                 Member::Dial(dial) => {
                     let number = dial.1.as_ref().map_or(-1, |number| number.load(Ordering::Relaxed));
                     if number >= 0 {

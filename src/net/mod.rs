@@ -6,4 +6,5 @@ pub mod keepalive;
 pub mod resolve;
 pub mod sys;
 pub mod tcp_info;
+pub mod tls;
 pub mod tuning;

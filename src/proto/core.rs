@@ -243,6 +243,13 @@ impl Core {
         }
     }
 
+    /// A client's session has no link, and none can be made: one of both sides doesn't trust the other's certificate.
+    pub fn distrust(&mut self, now: Instant) {
+        if let Self::Framed(connection) = self {
+            connection.distrust(now);
+        }
+    }
+
     /// A server's session is over.
     pub fn lose(&mut self, now: Instant, how: SessionEnd) {
         if let Self::Framed(connection) = self {

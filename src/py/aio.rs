@@ -363,10 +363,10 @@ pub(super) struct Visitor {
 
 #[pymethods]
 impl Visitor {
-    /// What `authenticate` is called with: client id, token, address.
+    /// What `authenticate` is called with: client id, token, address, and of clients that show certificates whose.
     #[getter]
-    fn introduction<'py>(&self, py: Python<'py>) -> Option<(String, Bound<'py, PyBytes>, (String, u16))> {
-        lock(&self.client).as_ref().map(|client| introduction(py, client))
+    fn introduction<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyTuple>>> {
+        lock(&self.client).as_ref().map(|client| introduction(py, client, &self.server.get().door)).transpose()
     }
 
     /// By what `authenticate` has returned.

@@ -23,9 +23,11 @@ use super::pulse;
 use super::socket::bytes_of;
 use super::tcp_info::TcpInfo;
 use super::timeout::Timeout;
+use super::tls::{self, ClientSettings, Handshaken};
 use super::waiting::{Handshake, Waiting};
 use crate::engine::clock;
 use crate::engine::link::{Attempt, Link, LinkError, Reconnect};
+use crate::net::tls::ClientTls;
 use crate::proto::backoff::BackoffConfig;
 use crate::proto::cause::{Cause, Ending};
 use crate::proto::close::{Close, CloseCode, FIRST_APPLICATION_CODE};
@@ -84,7 +86,10 @@ pub(super) fn config(heartbeat: Rhythm, largest_message_bytes: u64, handshake_ti
 /// server's word, whether it sends again what may have been taken, when it gives up; seconds. And the kernel's probes.
 pub(super) type ComingBack = (Places, f64, f64, f64, bool, bool, Option<f64>, Option<(f64, f64, u32, Option<f64>)>);
 
-fn reconnect((places, first, cap, factor, follows, _, _, probes): ComingBack) -> PyResult<Reconnect> {
+fn reconnect(
+    (places, first, cap, factor, follows, _, _, probes): ComingBack,
+    tls: Option<ClientTls>,
+) -> PyResult<Reconnect> {
     let backoff = BackoffConfig { first: seconds(first)?, cap: seconds(cap)?, factor };
     backoff.validate().map_err(|error| PyValueError::new_err(error.to_string()))?;
     let keepalive = match probes {
@@ -93,7 +98,7 @@ fn reconnect((places, first, cap, factor, follows, _, _, probes): ComingBack) ->
         }
         None => None,
     };
-    Ok(Reconnect { target: target(places), backoff, follows, keepalive })
+    Ok(Reconnect { target: target(places), backoff, follows, keepalive, tls })
 }
 
 /// What a LongConnection is, whoever waits for it: threads, or the tasks of an event loop.
@@ -668,6 +673,12 @@ impl Connection {
         self.principal.as_ref().map(|principal| principal.clone_ref(py))
     }
 
+    /// What both sides agreed on; None without TLS, and while there is no connection.
+    #[getter]
+    fn tls<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        self.ask(py, Link::agreed)?.map(|agreed| tls::info(py, &agreed)).transpose()
+    }
+
     /// When its handshake was finished, as of `time.time()`.
     #[getter]
     fn opened_at(&self, py: Python<'_>) -> PyResult<Option<f64>> {
@@ -879,6 +890,8 @@ impl Drop for Connection {
     on_event,
     coming_back,
     raises_when_full,
+    tls,
+    handshaken,
     hub = None
 ))]
 pub(super) fn open_link(
@@ -892,6 +905,8 @@ pub(super) fn open_link(
     on_event: Option<Py<PyAny>>,
     coming_back: Option<ComingBack>,
     raises_when_full: bool,
+    tls: Option<Py<ClientSettings>>,
+    handshaken: Option<Py<Handshaken>>,
     hub: Option<Py<Hub>>,
 ) -> PyResult<Py<PyAny>> {
     let socket = take_over(fd)?;
@@ -904,10 +919,12 @@ pub(super) fn open_link(
         config.give_up_after = give_up_after.map(seconds).transpose()?;
     }
     let introduction = Introduction { client_id, token, will_resume: coming_back.is_some() };
-    let coming_back = coming_back.map(reconnect).transpose()?;
+    let tls = tls.map(|settings| settings.get().0.clone());
+    let coming_back = coming_back.map(|how| reconnect(how, tls)).transpose()?;
+    let secured = handshaken.and_then(|handshaken| handshaken.get().take());
     let link = py
         .detach(|| {
-            let link = Link::client(socket, Arc::new(config), introduction)?;
+            let link = Link::client(socket, secured, Arc::new(config), introduction)?;
             if let Some(coming_back) = coming_back {
                 link.set_reconnect(coming_back)?;
             }

@@ -20,6 +20,7 @@ mod server;
 mod socket;
 mod tcp_info;
 mod timeout;
+mod tls;
 mod waiting;
 
 use pyo3::prelude::*;
@@ -58,6 +59,8 @@ mod _longconn {
     use super::socket::SocketMixin;
     #[pymodule_export]
     use super::tcp_info::{TcpInfo, copy_descriptor, tcp_info};
+    #[pymodule_export]
+    use super::tls::{ClientSettings, Handshaken, ServerSettings, client_tls, server_tls};
     #[pymodule_export]
     use super::waiting::Waiting;
 

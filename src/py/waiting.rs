@@ -15,7 +15,7 @@ use pyo3::{PyTraverseError, PyVisit};
 
 use super::buffer::Buffer;
 use super::connection::{Connection, Opening};
-use super::dial::descriptor;
+use super::dial::dialled;
 use super::errors::listener_error;
 use super::hub::{Hub, Ticket, Word};
 use super::plain::is_told_as_empty;
@@ -566,7 +566,7 @@ impl Operation for Dialling {
         match self.wait(seat) {
             Err(LinkError::Pending) => Ok(Look::Pending),
             Err(error) => Err(listener_error(py, error)),
-            Ok(outcome) => Ok(Look::Done(descriptor(py, outcome)?.into_pyobject(py)?.into_any().unbind())),
+            Ok(outcome) => Ok(Look::Done(dialled(py, outcome)?.into_pyobject(py)?.into_any().unbind())),
         }
     }
 

@@ -94,7 +94,7 @@ impl Proxy {
 fn reconnect_to(address: SocketAddr) -> Reconnect {
     let place = Place { host: address.ip().to_string(), port: address.port() };
     let backoff = BackoffConfig { first: ms(5), cap: ms(50), ..BackoffConfig::default() };
-    Reconnect { target: Arc::new(Target { places: vec![place] }), backoff, follows: false, keepalive: None }
+    Reconnect { target: Arc::new(Target { places: vec![place] }), backoff, follows: false, keepalive: None, tls: None }
 }
 
 fn introduction() -> Introduction {
@@ -103,7 +103,7 @@ fn introduction() -> Introduction {
 
 fn dial(address: SocketAddr, config: Config) -> Arc<Link> {
     let socket = TcpStream::connect(address).unwrap().into();
-    let link = Link::client(socket, Arc::new(config), introduction()).unwrap();
+    let link = Link::client(socket, None, Arc::new(config), introduction()).unwrap();
     link.set_reconnect(reconnect_to(address)).unwrap();
     link
 }
@@ -493,8 +493,8 @@ fn what_sessions_keep_is_bounded_before_their_end_and_after() {
 #[test]
 fn who_is_sent_elsewhere_goes_there_though_the_server_is_still_up() {
     let (first, other) = (listen(ListenerConfig::default()), listen(ListenerConfig::default()));
-    let link =
-        Link::client(TcpStream::connect(first.address()).unwrap().into(), Arc::default(), introduction()).unwrap();
+    let link = Link::client(TcpStream::connect(first.address()).unwrap().into(), None, Arc::default(), introduction())
+        .unwrap();
     link.set_reconnect(Reconnect { follows: true, ..reconnect_to(first.address()) }).unwrap();
     link.wait_open(soon()).unwrap();
     let elsewhere = other.address().to_string();

@@ -256,6 +256,17 @@ impl Connection {
     }
 
     /// The server doesn't know the session, and what it had taken of it nobody can know.
+    /// No link can be made any more; its driver knows why.
+    pub fn distrust(&mut self, now: Instant) {
+        self.note_time(now);
+        if self.is_away() {
+            let mut ending = Ending::new(Cause::Tls);
+            ending.untaken_bytes = self.session.outbox.untaken_bytes() as u64;
+            ending.session = Some(SessionEnd::GivenUp);
+            self.finish(ending, None, Action::Abort);
+        }
+    }
+
     fn lose_session(&mut self, now: Instant) {
         let mut ending = self.end_of_last_link();
         ending.session = Some(SessionEnd::Forgotten);

@@ -422,9 +422,13 @@ impl Connection {
             return;
         }
         let is_opening = self.supervision.is_none();
-        let mut ending = Ending::new(if is_opening && self.is_reconnecting() { Cause::Handshake } else { cause });
+        // Who isn't trusted now won't be the next time.
+        let is_passing = is_opening && self.is_reconnecting() && cause != Cause::Tls;
+        let mut ending = Ending::new(if is_passing { Cause::Handshake } else { cause });
         ending.detail = Some(detail);
-        self.end(now, ending, None, Action::Abort);
+        // A reset could overtake the alert that says why.
+        let action = if cause == Cause::Tls { Action::Close } else { Action::Abort };
+        self.end(now, ending, None, action);
     }
 
     /// The answer to [`Action::Look`]; `None` where the kernel can't tell.
