@@ -55,9 +55,10 @@ def wheel_for(interpreter: Interpreter, folder: Path) -> Path:
     """The one that fits; a free-threaded interpreter's is built."""
     tag = f"cp{interpreter.name.replace('.', '')}"
     abi = tag if interpreter.is_free_threaded else "abi3"
-    if interpreter.is_free_threaded:
+    pattern = f"longconn-*-{abi}-*.whl"
+    if interpreter.is_free_threaded and not any(folder.glob(pattern)):
         run(sys.executable, "-m", "maturin", "build", "--release", "--interpreter", interpreter.path, "--out", folder)
-    found = list(folder.glob(f"longconn-*-{abi}-*.whl"))
+    found = list(folder.glob(pattern))
     if len(found) != 1:
         raise ValueError(f"one wheel for {abi} is expected in {folder}, and there are {len(found)}")
     return found[0]
