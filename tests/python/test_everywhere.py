@@ -1,4 +1,4 @@
-"""What has to hold on every system, with nothing of Linux's: these tests run on macOS too, where the others are left out."""
+"""What has to hold on every system, with nothing of Linux's: on macOS these tests run, and the others are left out."""
 
 from __future__ import annotations
 
