@@ -4,8 +4,8 @@
     make test-pythons PYTHONS="python3.12 python3.13" TESTS="tests/python/test_fork.py"
 
 Nothing is imported from the tree: the environment has the wheel, what the tests need, and nothing else. An interpreter
-that isn't found is named as missing; one that was asked for by name and isn't found counts as a failure. A free-threaded
-one gets its own wheel, which is built if it isn't there, for there is no stable ABI for it.
+that isn't found is named as missing; one that was asked for by name and isn't found counts as a failure. A
+free-threaded one gets its own wheel, which is built if it isn't there, for there is no stable ABI for it.
 """
 
 from __future__ import annotations
