@@ -3,9 +3,12 @@
 //! Arrows point one way: `py` -> `engine` -> `proto`, `net`. `proto` decides and touches nothing;
 //! `net` knows sockets and no protocol; `engine` owns the native thread and the clock; `py` converts.
 
+#[cfg(unix)]
 pub mod engine;
 pub mod net;
 pub mod proto;
 
-#[cfg(feature = "python")]
+#[cfg(all(feature = "python", unix))]
 mod py;
+#[cfg(all(feature = "python", not(unix)))]
+mod unported;

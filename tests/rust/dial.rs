@@ -1,6 +1,7 @@
 //! Dialling over loopback: real sockets, the engine's real thread, and no sleeps. A program of its own, whose tests take turns:
 //! they count descriptors and threads, and fork.
 
+#![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests unwrap as the tests do")]
 
 use std::io::{ErrorKind, Read, Write};

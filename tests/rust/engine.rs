@@ -1,5 +1,6 @@
 //! Links and listeners over loopback: real sockets, real threads, and no sleeps; each wait has a generous deadline.
 
+#![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests unwrap as the tests do")]
 
 use std::io::{ErrorKind, Read, Write};

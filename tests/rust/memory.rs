@@ -1,5 +1,6 @@
 //! What idle links cost, and sessions whose clients are away: alone in its process, for all that it uses is counted.
 
+#![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests unwrap as the tests do")]
 
 mod usage;

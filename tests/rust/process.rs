@@ -1,6 +1,7 @@
 //! What all links of a process share: memory for large messages, descriptors, the thread. A program of its own, whose tests
 //! take turns.
 
+#![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests unwrap as the tests do")]
 
 use std::io::{Read, Write};

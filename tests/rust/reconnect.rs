@@ -1,5 +1,6 @@
 //! Sessions over loopback: connections that are cut, on purpose, by a proxy in between; real sockets, real threads.
 
+#![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests unwrap as the tests do")]
 #![allow(clippy::disallowed_methods, reason = "a connection is cut while others wait, for which there is no event")]
 
