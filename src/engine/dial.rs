@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crate::engine::handshake::{Progress, Secured};
 use crate::engine::hub::Seat;
 use crate::engine::link::LinkError;
-use crate::engine::reactor::{self, Engine};
+use crate::engine::reactor::{self, Engine, PANICKED};
 use crate::engine::sync::{Mutex, MutexGuard};
 use crate::engine::waiting::{Interest, Patience, Waiters};
 use crate::engine::{clock, fork, resolver};
@@ -99,7 +99,7 @@ pub fn dial(target: Arc<Target>, config: DialConfig, done: Done) -> io::Result<A
         config,
         began: now,
     });
-    dial.engine.adopt_dial(dial.key, dial.clone(), None);
+    dial.engine.adopt_dial(dial.key, dial.clone(), None)?;
     for (number, Place { host, .. }) in dial.target.places.iter().enumerate() {
         if let Some(address) = resolve::numeric(host) {
             dial.lock().names.push((number, Ok(vec![address])));
@@ -162,6 +162,18 @@ impl Dial {
         }
     }
 
+    /// Nobody looks after it any more.
+    pub(super) fn on_engine_lost(&self, now: Instant) {
+        let mut course = self.lock();
+        self.note_failure(&mut course, 0, None, io::Error::other(PANICKED));
+        let outcome = self.finish(&mut course, now);
+        let done = course.done.take();
+        drop(course);
+        if let Some(done) = done {
+            done(outcome);
+        }
+    }
+
     fn take_names(&self, course: &mut Course) {
         for (number, found) in mem::take(&mut course.names) {
             let port = self.target.places[number].port;
@@ -199,7 +211,7 @@ impl Dial {
         let key = self.engine.new_key();
         let number = Arc::new(AtomicI32::new(socket.as_raw_fd()));
         // First, so that whose socket is reported is known.
-        self.engine.adopt_dial(key, self.clone(), Some(number.clone()));
+        self.engine.adopt_dial(key, self.clone(), Some(number.clone()))?;
         let connecting = Connecting { key, number, socket, secured: None };
         let interest = if self.config.tls.is_some() {
             mio::Interest::READABLE | mio::Interest::WRITABLE

@@ -155,7 +155,7 @@ impl Newcomer {
             number: AtomicI32::new(socket.as_raw_fd()),
             state: Mutex::new(None),
         });
-        engine.adopt_newcomer(key, newcomer.clone());
+        engine.adopt_newcomer(key, newcomer.clone())?;
         if let Err(error) = engine.watch(socket.as_fd(), key, Interest::READABLE | Interest::WRITABLE) {
             engine.release(key);
             return Err(error);

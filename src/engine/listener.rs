@@ -191,6 +191,8 @@ struct Hall {
     occurrences: VecDeque<(Arc<Link>, Occurrence)>,
     counts: Counts,
     waiters: Waiters,
+    /// The engine's thread has panicked.
+    is_lost: bool,
 }
 
 impl Hall {
@@ -212,6 +214,7 @@ impl Hall {
             occurrences: VecDeque::new(),
             counts: Counts::default(),
             waiters: Waiters::default(),
+            is_lost: false,
         }
     }
 
@@ -368,7 +371,7 @@ impl Listener {
             lists_messages: AtomicBool::new(false),
             hall: Arc::new(Mutex::new(Hall { socket: Some(Arc::new(socket)), ..hall })),
         });
-        listener.engine.adopt_listener(listener.key, listener.clone());
+        listener.engine.adopt_listener(listener.key, listener.clone())?;
         let hall = listener.lock();
         if let Some(socket) = &hall.socket
             && let Err(error) = listener.engine.watch(socket.as_fd(), listener.key, mio::Interest::READABLE)
@@ -718,6 +721,18 @@ impl Listener {
         self.lists_messages.load(Ordering::Relaxed)
     }
 
+    /// Nobody looks after it any more; its links are told each for itself.
+    pub(super) fn on_engine_lost(&self) {
+        let mut hall = self.lock();
+        hall.is_lost = hall.socket.is_some();
+        if let Some(socket) = hall.socket.take() {
+            self.engine.unwatch(socket.as_fd());
+            self.number.store(-1, Ordering::Relaxed);
+        }
+        hall.to_decide.clear();
+        hall.waiters.wake_everyone();
+    }
+
     pub(super) fn close_in_child(&self) {
         let number = self.number.swap(-1, Ordering::Relaxed);
         if number >= 0 {
@@ -765,7 +780,7 @@ impl Listener {
                 return Ok(result);
             }
             if hall.is_over_for(interest) {
-                return Err(LinkError::Closed);
+                return Err(if hall.is_lost { LinkError::EngineLost } else { LinkError::Closed });
             }
             let place = hall.waiters.enter(interest)?;
             drop(hall);

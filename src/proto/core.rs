@@ -250,6 +250,14 @@ impl Core {
         }
     }
 
+    /// As [`Connection::abandon`].
+    pub fn abandon(&mut self, now: Instant, detail: String) {
+        match self {
+            Self::Framed(connection) => connection.abandon(now, detail),
+            Self::Plain(plain) => plain.handle_failure(now, Cause::Reset, detail),
+        }
+    }
+
     /// A server's session is over.
     pub fn lose(&mut self, now: Instant, how: SessionEnd) {
         if let Self::Framed(connection) = self {

@@ -43,7 +43,7 @@ use crate::engine::handshake::Secured;
 use crate::engine::hub::Hub;
 use crate::engine::listener::Listener;
 use crate::engine::plain::{PathWatch, PlainPeers};
-use crate::engine::reactor::{self, Engine};
+use crate::engine::reactor::{self, Engine, PANICKED};
 use crate::engine::sync::{Mutex, MutexGuard, Wakeup};
 use crate::engine::waiting::{Interest, WaitError, Waiters};
 use crate::engine::{clock, fork};
@@ -95,6 +95,9 @@ pub enum LinkError {
     Ended(Arc<Ending>),
     #[error("the connection is {0:?}")]
     NotOpen(State),
+    /// A listener's: nobody comes any more.
+    #[error("{PANICKED}")]
+    EngineLost,
     /// A listener's close.
     #[error("the listener is closed")]
     Closed,
@@ -294,7 +297,8 @@ impl DerefMut for Guard<'_> {
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
         drop(self.inner.take());
-        if self.link.errands.are_left() {
+        // Who panics does no more; the errands are the next one's who has the lock.
+        if !std::thread::panicking() && self.link.errands.are_left() {
             self.link.run(Errand(0));
         }
     }
@@ -505,7 +509,7 @@ impl Link {
     pub(super) fn begin(self: &Arc<Self>, now: Instant) -> io::Result<()> {
         let mut inner = self.lock();
         let Some(socket) = inner.socket.clone() else { return Ok(()) };
-        self.engine.adopt_link(self.key, self.clone());
+        self.engine.adopt_link(self.key, self.clone())?;
         if let Err(error) = self.engine.watch(socket.as_fd(), self.key, BOTH) {
             self.engine.release(self.key);
             return Err(error);

@@ -341,6 +341,17 @@ impl Connection {
 // ---- both -----------------------------------------------------------------------------------------------------
 
 impl Connection {
+    /// Its driver can't look after it any more: the link and the session are over.
+    pub fn abandon(&mut self, now: Instant, detail: String) {
+        self.note_time(now);
+        if matches!(self.phase, Phase::PeerLeft { .. } | Phase::Ended { .. }) {
+            return;
+        }
+        let has_session = self.is_reconnecting() || self.retention > 0;
+        let session = has_session.then_some(SessionEnd::GivenUp);
+        self.finish(Ending { detail: Some(detail), session, ..Ending::new(Cause::Reset) }, None, Action::Abort);
+    }
+
     /// The link is lost, and the session waits for another.
     #[must_use]
     pub fn is_away(&self) -> bool {
