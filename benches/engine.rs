@@ -275,7 +275,13 @@ fn resumes(count: usize) {
     let place = Place { host: "127.0.0.1".into(), port: relay_address.port() };
     let target = Arc::new(Target { places: vec![place] });
     client
-        .set_reconnect(Reconnect { target, backoff: BackoffConfig::default(), follows: false, keepalive: None })
+        .set_reconnect(Reconnect {
+            target,
+            backoff: BackoffConfig::default(),
+            follows: false,
+            keepalive: None,
+            tls: None,
+        })
         .unwrap();
     client.wait_open(soon()).unwrap();
     let server = listener.accept(soon()).unwrap();
