@@ -10,6 +10,7 @@ pub mod link;
 pub mod listener;
 pub mod notices;
 pub mod plain;
+pub mod proxy;
 pub mod reactor;
 mod resolver;
 mod seats;

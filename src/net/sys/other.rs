@@ -29,6 +29,10 @@ pub fn tcp_info(_: RawFd) -> io::Result<(RawTcpInfo, usize)> {
     unsupported("TCP_INFO")
 }
 
+pub fn set_deaf(_: BorrowedFd<'_>, _: bool) -> io::Result<()> {
+    unsupported("SO_ATTACH_FILTER")
+}
+
 pub fn cookie(_: RawFd) -> io::Result<u64> {
     unsupported("SO_COOKIE")
 }
