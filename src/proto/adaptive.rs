@@ -81,6 +81,9 @@ impl AdaptiveConfig {
 pub struct Network(IpAddr);
 
 impl Network {
+    /// Where nobody says which one it is, it is always the same.
+    pub const UNKNOWN: Self = Self(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+
     #[must_use]
     pub fn of(ours: IpAddr) -> Self {
         Self(match ours.to_canonical() {

@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests unwrap as the tests do")]
 
-#[allow(dead_code, unreachable_pub, reason = "each test file uses its part of this module")]
 mod pair;
 
 use std::net::IpAddr;
@@ -289,14 +288,45 @@ fn a_loss_that_had_another_reason_is_no_failure() {
         world.learning.on_open(world.network, world.cap, false);
     };
     assert_eq!(failures(learn(), &restart), 0);
-    // The next link is in another network, so it was the change that ended this one; and in that nothing is known.
+    // The next link is in another network, so it was the change that ended this one; and of neither is it a failure.
     let moves = |world: &mut World<'_>| {
         world.network = network("10.0.0.3");
         world.lose(world.now, quiet(world));
+    };
+    assert_eq!(failures(learn(), &moves), 0);
+    let moves_back = |world: &mut World<'_>| {
+        moves(world);
         world.network = network("192.168.1.7");
         world.lose(world.now, None);
     };
-    assert_eq!(failures(learn(), &moves), 0);
+    assert_eq!(failures(learn(), &moves_back), 0);
+    // The peer allows no more than the least interval, so there is nothing shorter to go back to.
+    let at_least = |world: &mut World<'_>| {
+        world.cap = CONFIG.min;
+        world.lose(world.now, None);
+        for _ in 0..10 {
+            world.beat();
+        }
+        world.lose(world.now, quiet(world));
+    };
+    assert_eq!(failures(learn(), &at_least), 0);
+}
+
+#[test]
+fn failures_that_lie_far_apart_are_forgotten() {
+    let losses = Losses::new();
+    let mut world = World::forgetting(&losses, secs(350));
+    world.run(2 * DAY);
+    let learnt = world.learnt().proven;
+    for _ in 0..10 {
+        world.lose(world.now, Some(learnt));
+        for _ in 0..20 {
+            world.beat();
+        }
+        // Nothing else is lost at the time of the next.
+        world.losses = Box::leak(Box::default());
+    }
+    assert_eq!((world.learnt().proven, world.learnt().failures), (learnt, 0));
 }
 
 #[test]
