@@ -23,6 +23,8 @@ pub enum Kind {
     Ack = 6,
     Beat = 7,
     Close = 8,
+    /// Ignorable, so that it may be new.
+    Want = FIRST_IGNORABLE_KIND,
 }
 
 impl Kind {
@@ -37,6 +39,7 @@ impl Kind {
             6 => Self::Ack,
             7 => Self::Beat,
             8 => Self::Close,
+            FIRST_IGNORABLE_KIND => Self::Want,
             _ => return None,
         })
     }

@@ -507,6 +507,7 @@ fn raw_peer(stream: &mut TcpStream, limit: Option<Duration>) {
         position: Position::start(262_144),
         largest_message: 1 << 20,
         will_resume: false,
+        sets_pace: false,
         client_id: "raw".into(),
         token: Vec::new(),
         session: None,

@@ -88,6 +88,7 @@ fn quiet_client(address: SocketAddr) -> TcpStream {
         position: Position::start(BASE_WINDOW_BYTES),
         largest_message: 1024,
         will_resume: true,
+        sets_pace: false,
         client_id: "device-7".into(),
         token: Vec::new(),
         session: None,

@@ -78,6 +78,7 @@ fn begin_message(listener: &Listener, length: u64) -> TcpStream {
         position: Position::start(262_144),
         largest_message: 1 << 20,
         will_resume: false,
+        sets_pace: false,
         client_id: String::new(),
         token: Vec::new(),
         session: None,

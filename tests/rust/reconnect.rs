@@ -351,6 +351,7 @@ fn claim(address: SocketAddr, session: longconn::proto::handshake::Resumption) -
         position: Position::start(262_144),
         largest_message: 1 << 24,
         will_resume: true,
+        sets_pace: false,
         client_id: "somebody else".into(),
         token: Vec::new(),
         session: Some(session),
