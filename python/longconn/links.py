@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Broadcast", "Event", "LinkStats", "LongServer", "ServerStats", "connect"]
 
+#: Seconds. An age below this says no more than that nothing is wrong: what is asked every 100 ms is that old.
+FRESH = 1.0
 _LARGEST = 1 << 30
 _MANY = 1 << 31
 _Connection = TypeVar("_Connection")
@@ -521,6 +523,11 @@ class BaseServer(Generic[_Connection]):
             return f"<{self._name} {host}:{port}, of the process that forked this one>"
         return f"<{self._name} {host}:{port}, {count} connections>"
 
+    def _repr_html_(self) -> str:
+        from . import pictures
+
+        return pictures.server(self)
+
 
 class LongServer(BaseServer[LongConnection]):
     """Takes connections of `longconn.connect`, each supervised by heartbeats in both directions; or of any TCP program.
@@ -696,6 +703,7 @@ class LongServer(BaseServer[LongConnection]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close(drain=10.0 if error is None else 1.0)
+
 
 for _value in (Broadcast, Event, LinkStats, LongServer, ServerStats, connect):
     _value.__module__ = "longconn"
