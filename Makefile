@@ -13,15 +13,17 @@ SOURCES := $(shell find src -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
 # A wheel's speed: benches and users see the same.
 MATURIN := $(BIN)/maturin develop --release --quiet
 
-.PHONY: help build demo test test-pythons lint bench detect chaos conformance fuzz wheel docs clean check-tools
+.PHONY: help build demo test test-pythons loom lint bench compare detect chaos conformance fuzz wheel docs clean check-tools
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo         who is told, when and why, if connections break'
 	@echo 'make test         all tests, from the wheel; those on real networks need root'
 	@echo 'make test-pythons the Python suite from the wheel on each CPython from 3.11 that is found, and a table'
+	@echo 'make loom         what the native threads hand to each other, in every interleaving; part of make test'
 	@echo 'make lint         formatting, clippy, ruff, mypy, stubtest'
 	@echo 'make bench        speed against the stdlib and other libraries, as the README shows it'
+	@echo 'make compare      who is told, and when, by which library: a table; some minutes, needs root'
 	@echo 'make detect       how long detection takes, 5 or 10 runs a case; needs root'
 	@echo 'make chaos        what sessions survive, and docs/chaos.md; a quarter of an hour, needs root'
 	@echo "make conformance  CPython's own tests with KeepaliveSocket in the place of socket.socket"
@@ -61,12 +63,16 @@ build: $(STAMPS)/built
 demo: build $(STAMPS)/demo
 	$(BIN)/python examples/demo
 
-test: wheel
+test: wheel loom
 	cargo test --quiet --no-default-features
 	$(BIN)/python tests/python/run_wheel.py dist $(PYTHON) --pytest='$(TESTS)'
 
 test-pythons: wheel
 	$(BIN)/python tests/python/run_wheel.py dist $(PYTHONS) --pytest='$(TESTS)'
+
+# In a directory of its own: the flag is every crate's, and would have all of them built anew each time.
+loom: check-tools
+	RUSTFLAGS='--cfg loom' cargo test --quiet --no-default-features --lib --target-dir $(or $(CARGO_TARGET_DIR),target)/loom models
 
 lint: build $(STAMPS)/lint $(STAMPS)/test
 	cargo fmt --check
@@ -80,6 +86,9 @@ lint: build $(STAMPS)/lint $(STAMPS)/test
 bench: build $(STAMPS)/bench
 	$(BIN)/python benches/bench.py
 	$(BIN)/python benches/messages.py
+
+compare: build $(STAMPS)/bench
+	$(BIN)/python benches/compare.py
 
 detect: build $(STAMPS)/test
 	$(BIN)/python benches/detect.py

@@ -3,13 +3,17 @@
 pub mod budget;
 pub mod clock;
 pub mod dial;
+mod errands;
 pub mod fork;
 pub mod guard;
 pub mod hub;
 pub mod interpreter;
 pub mod link;
 pub mod listener;
+#[cfg(all(test, loom))]
+mod models;
 pub mod notices;
+mod orders;
 pub mod plain;
 pub mod reactor;
 mod resolver;

@@ -19,7 +19,7 @@ use crate::net::sys;
 
 /// Log records that may wait; arbitrary, but a program that takes none for so long reads no log either. Callbacks need
 /// no bound: there is at most one for each guarded socket, and none may be lost.
-const MAX_LOG_LINES: usize = 10_000;
+const MAX_LOG_LINES: usize = if cfg!(loom) { 1 } else { 10_000 };
 
 /// A log record that owns its text.
 #[derive(Debug)]
@@ -237,5 +237,89 @@ impl Held {
         self.0.paused = false;
         self.0.log_lines = 0;
         self.0.dropped = 0;
+    }
+}
+
+/// As `engine::models`.
+#[cfg(all(test, loom))]
+mod models {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
+
+    use log::Log;
+
+    use super::super::models::explore;
+    use super::{LogLine, QueueLogger, SINK, call, close, has_ended, lock, pause, try_hold};
+    use crate::engine::clock;
+    use crate::engine::sync::thread;
+
+    /// Longer than any model runs.
+    const AGES: Duration = Duration::from_secs(1_000_000);
+
+    fn finish() {
+        close();
+        assert!(has_ended(clock::now() + AGES));
+    }
+
+    /// Fails when `post` doesn't look whether a thread is needed, when `release_in_parent` starts none for what came meanwhile,
+    /// and when a pause doesn't wait for the callback that runs.
+    #[test]
+    fn each_callback_runs_once_whether_a_fork_comes_between_or_not() {
+        explore(|| {
+            let runs = Arc::new(AtomicU64::new(0));
+            let program = {
+                let runs = runs.clone();
+                thread::spawn(move || {
+                    for which in [1, 256] {
+                        let runs = runs.clone();
+                        call(Box::new(move || {
+                            runs.fetch_add(which, Ordering::Relaxed);
+                        }));
+                    }
+                })
+            };
+            let deadline = clock::now() + AGES;
+            let (held, before) = loop {
+                pause(deadline);
+                let before = runs.load(Ordering::Relaxed);
+                if let Some(held) = try_hold(deadline) {
+                    break (held, before);
+                }
+            };
+            assert_eq!(runs.load(Ordering::Relaxed), before, "a callback runs over the fork");
+            held.release_in_parent();
+            program.join().expect("it doesn't panic");
+            finish();
+            assert_eq!(runs.load(Ordering::Relaxed), 257);
+        });
+    }
+
+    /// Fails when a drop isn't counted, and when the count is told and kept.
+    #[test]
+    fn each_log_record_is_delivered_or_counted_as_dropped() {
+        static DELIVERED: AtomicU64 = AtomicU64::new(0);
+        static REPORTED: AtomicU64 = AtomicU64::new(0);
+        fn sink(line: LogLine) {
+            match line.text.split_once(' ') {
+                Some((dropped, _)) => REPORTED.fetch_add(dropped.parse().expect("a number"), Ordering::Relaxed),
+                None => DELIVERED.fetch_add(1, Ordering::Relaxed),
+            };
+        }
+        let _ = SINK.set(sink);
+        explore(|| {
+            for count in [&DELIVERED, &REPORTED] {
+                count.store(0, Ordering::Relaxed);
+            }
+            let log = || QueueLogger.log(&log::Record::builder().args(format_args!("record")).build());
+            let other = thread::spawn(move || log());
+            log();
+            log();
+            other.join().expect("it doesn't panic");
+            finish();
+            let [delivered, reported] = [&DELIVERED, &REPORTED].map(|count| count.load(Ordering::Relaxed));
+            let left = lock().dropped;
+            assert_eq!(delivered + reported + left, 3);
+        });
     }
 }

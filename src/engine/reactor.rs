@@ -19,15 +19,14 @@ use crate::engine::clock;
 use crate::engine::dial::Dial;
 use crate::engine::link::{Arrived, Errand, LATE, Link};
 use crate::engine::listener::Listener;
+use crate::engine::orders::Orders;
 use crate::engine::seats::{Keys, Seats, place_of};
 use crate::engine::sync::thread::{self, JoinHandle};
 use crate::engine::sync::{Condvar, Mutex, MutexGuard, global};
 use crate::engine::timers::Timers;
-use crate::net::sys::{self, DelayedWakeup, Wakeup};
+use crate::net::sys;
 use crate::proto::moment::Moment;
 
-/// How long the last messages of a burst may wait for company. Arbitrary: ten round trips on loopback.
-const BURST_DELAY: Duration = Duration::from_micros(100);
 /// Alarms that ring in one go, before descriptors are looked at again.
 const BATCH: usize = 256;
 const EVENTS: usize = 1024;
@@ -44,16 +43,6 @@ enum Order {
     Alarm(usize, Moment),
     /// Whatever it wants to do: write on, read on.
     Attend(usize),
-}
-
-#[derive(Default)]
-struct Orders {
-    urgent: Vec<Order>,
-    /// To be attended to shortly, in company.
-    soon: Vec<usize>,
-    /// The thread was woken and hasn't taken the orders yet.
-    is_woken: bool,
-    is_stopping: bool,
 }
 
 /// There may be many thousands.
@@ -76,10 +65,8 @@ pub fn members() -> usize {
 /// What links, listeners and dials know of the engine.
 pub struct Engine {
     registry: Registry,
-    wakeup: Wakeup,
-    soon: DelayedWakeup,
     keys: Keys,
-    orders: Mutex<Orders>,
+    orders: Orders<Order>,
     /// For links whose lock was taken, perhaps.
     deliveries: Mutex<Vec<(usize, Arrived)>>,
 }
@@ -99,20 +86,8 @@ impl Engine {
         self.keys.give_back(key);
     }
 
-    fn orders(&self) -> MutexGuard<'_, Orders> {
-        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn order(&self, order: Order) {
-        let mut orders = self.orders();
-        orders.urgent.push(order);
-        // Its own orders the thread takes before it sleeps.
-        let wakes = !orders.is_woken && !IS_ENGINE.get();
-        orders.is_woken |= wakes;
-        drop(orders);
-        if wakes {
-            self.wakeup.set();
-        }
+        self.orders.give(order, IS_ENGINE.get());
     }
 
     /// The engine keeps the link until it is released.
@@ -153,11 +128,7 @@ impl Engine {
 
     /// Wakes the thread for this after a moment, so that more can come together meanwhile.
     pub fn attend_soon(&self, key: usize) {
-        let mut orders = self.orders();
-        orders.soon.push(key);
-        if orders.soon.len() == 1 {
-            self.soon.set_after(BURST_DELAY);
-        }
+        self.orders.give_soon(key);
     }
 
     pub fn watch(&self, fd: BorrowedFd<'_>, key: usize, interest: Interest) -> io::Result<()> {
@@ -174,13 +145,8 @@ impl Engine {
         let _ = self.registry.deregister(&mut SourceFd(&fd.as_raw_fd()));
     }
 
-    fn stop(&self) {
-        self.orders().is_stopping = true;
-        self.wakeup.set();
-    }
-
     fn descriptors(&self) -> [RawFd; 3] {
-        [self.registry.as_raw_fd(), self.wakeup.as_fd().as_raw_fd(), self.soon.as_fd().as_raw_fd()]
+        [self.registry.as_raw_fd(), self.orders.wakeup.as_fd().as_raw_fd(), self.orders.soon.as_fd().as_raw_fd()]
     }
 }
 
@@ -198,14 +164,12 @@ impl Reactor {
         let poll = Poll::new()?;
         let engine = Engine {
             registry: poll.registry().try_clone()?,
-            wakeup: Wakeup::new()?,
-            soon: DelayedWakeup::new()?,
             keys: Keys::default(),
-            orders: Mutex::default(),
+            orders: Orders::new()?,
             deliveries: Mutex::default(),
         };
-        engine.watch(engine.wakeup.as_fd(), WAKEUP, Interest::READABLE)?;
-        engine.watch(engine.soon.as_fd(), SOON, Interest::READABLE)?;
+        engine.watch(engine.orders.wakeup.as_fd(), WAKEUP, Interest::READABLE)?;
+        engine.watch(engine.orders.soon.as_fd(), SOON, Interest::READABLE)?;
         Ok(Self {
             poll,
             engine: Arc::new(engine),
@@ -222,10 +186,10 @@ impl Reactor {
         let mut events = Events::with_capacity(EVENTS);
         loop {
             self.carry_out_orders(clock::now());
-            if mem::take(&mut self.engine.orders().is_stopping) {
+            if self.engine.orders.is_to_stop() {
                 return self;
             }
-            let timeout = if self.engine.orders().urgent.is_empty() {
+            let timeout = if self.engine.orders.may_sleep() {
                 self.timers.next_wake_up().map(|at| at.saturating_duration_since(clock::now()))
             } else {
                 Some(Duration::ZERO)
@@ -244,8 +208,8 @@ impl Reactor {
             for event in &events {
                 count += 1;
                 match event.token().0 {
-                    WAKEUP => self.engine.wakeup.clear(),
-                    SOON => self.engine.soon.clear(),
+                    WAKEUP => self.engine.orders.wakeup.clear(),
+                    SOON => self.engine.orders.soon.clear(),
                     key => match self.members.get(key).cloned() {
                         Some(Member::Link(link)) => link.on_ready(event),
                         Some(Member::Listener(listener)) => listener.on_ready(now),
@@ -263,11 +227,7 @@ impl Reactor {
     }
 
     fn carry_out_orders(&mut self, now: Instant) {
-        let mut orders = self.engine.orders();
-        let urgent = mem::take(&mut orders.urgent);
-        let soon = mem::take(&mut orders.soon);
-        orders.is_woken = false;
-        drop(orders);
+        let (urgent, soon) = self.engine.orders.take();
         for order in urgent {
             match order {
                 Order::Adopt(key, member) => self.members.insert(key, member),
@@ -401,7 +361,7 @@ pub fn pause() {
             running = RESTS.wait(running).unwrap_or_else(PoisonError::into_inner);
             continue;
         };
-        engine.stop();
+        engine.orders.stop();
         drop(running);
         let rested = thread.join();
         running = lock();
@@ -466,11 +426,9 @@ impl Held {
             reactor.members.into_members().for_each(forget);
         }
         // An order may be half given; what it is about is closed when the program drops it.
-        if let Ok(mut orders) = engine.orders.try_lock() {
-            for order in mem::take(&mut orders.urgent) {
-                if let Order::Adopt(_, member) = order {
-                    forget(member);
-                }
+        for order in engine.orders.take_in_child() {
+            if let Order::Adopt(_, member) = order {
+                forget(member);
             }
         }
         if let Ok(mut deliveries) = engine.deliveries.try_lock() {

@@ -1,14 +1,21 @@
-//! The locks, atomics and threads of the engine: std's, and loom's in their place where every interleaving is tried, for
-//! one that loses a wake-up (`make loom`).
+//! The locks, atomics and threads of the engine, and the descriptors by which it wakes and is woken: std's and the
+//! system's, and in their place loom's and what stands for descriptors there, where every interleaving is tried for one
+//! that loses something (`make loom`, `models`).
 //!
 //! `Arc` and `Weak` are std's everywhere, for loom's have no weak references; `PoisonError` and `TryLockError` are the
 //! same for both. What only counts (how many members there are, when Python ran) is std's, too: nothing is handed over by it.
 
 #[cfg(not(loom))]
 mod which {
+    use std::io;
+    use std::os::fd::{AsFd, BorrowedFd};
+    use std::time::Duration;
+
     pub(in crate::engine) use std::sync::atomic::{self, AtomicU8};
     pub(in crate::engine) use std::sync::{Condvar, Mutex, MutexGuard};
     pub(in crate::engine) use std::thread;
+
+    pub(in crate::engine) use crate::net::sys::{DelayedWakeup, Wakeup};
 
     /// Statics; loom's are made anew for each interleaving.
     macro_rules! global {
@@ -17,13 +24,36 @@ mod which {
         };
     }
     pub(in crate::engine) use global;
+
+    /// What each thread has for itself.
+    macro_rules! per_thread {
+        ($($definition:tt)*) => { std::thread_local! { $($definition)* } };
+    }
+    pub(in crate::engine) use per_thread;
+
+    /// As [`sys::wait_either`](crate::net::sys::wait_either).
+    pub(in crate::engine) fn wait_either(
+        first: Option<BorrowedFd<'_>>,
+        events: libc::c_short,
+        second: &Wakeup,
+        timeout: Option<Duration>,
+    ) -> io::Result<(libc::c_short, bool)> {
+        crate::net::sys::wait_either(first, events, second.as_fd(), timeout)
+    }
 }
 
 #[cfg(loom)]
 mod which {
+    use std::io;
+    use std::os::fd::{AsFd, BorrowedFd};
+    use std::sync::Arc;
+    use std::time::Duration;
+
     pub(in crate::engine) use loom::sync::atomic::{self, AtomicU8};
     pub(in crate::engine) use loom::sync::{Condvar, Mutex, MutexGuard};
     pub(in crate::engine) use loom::thread;
+
+    use crate::net::sys;
 
     macro_rules! global {
         ($($(#[$attribute:meta])* static $name:ident: $type:ty = $value:expr;)*) => {
@@ -31,6 +61,94 @@ mod which {
         };
     }
     pub(in crate::engine) use global;
+
+    /// loom's, which knows nothing of constants.
+    macro_rules! per_thread {
+        ($(#[$attribute:meta])* static $name:ident: $type:ty = const $value:block;) => {
+            loom::thread_local! { $(#[$attribute])* static $name: $type = $value; }
+        };
+    }
+    pub(in crate::engine) use per_thread;
+
+    /// An eventfd: as poll(2) sees it, and as an edge-triggered epoll does.
+    #[derive(Clone, Debug)]
+    pub(in crate::engine) struct Wakeup(Arc<Eventfd>);
+
+    #[derive(Debug)]
+    struct Eventfd {
+        /// For who asks for its number.
+        descriptor: sys::Wakeup,
+        state: Mutex<State>,
+        changed: Condvar,
+    }
+
+    #[derive(Debug, Default)]
+    struct State {
+        is_readable: bool,
+        /// Written to since epoll last told of it.
+        has_edge: bool,
+    }
+
+    impl Wakeup {
+        pub(in crate::engine) fn new() -> io::Result<Self> {
+            let descriptor = sys::Wakeup::new()?;
+            Ok(Self(Arc::new(Eventfd { descriptor, state: Mutex::default(), changed: Condvar::new() })))
+        }
+
+        pub(in crate::engine) fn set(&self) {
+            *self.lock() = State { is_readable: true, has_edge: true };
+            self.0.changed.notify_all();
+        }
+
+        /// Also after a moment, in whichever order that comes.
+        pub(in crate::engine) fn set_after(&self, _: Duration) {
+            self.set();
+        }
+
+        /// epoll looks at the descriptor before it tells of an edge, and finds nothing.
+        pub(in crate::engine) fn clear(&self) {
+            *self.lock() = State::default();
+        }
+
+        /// As poll(2), without a limit.
+        pub(in crate::engine) fn wait(&self) {
+            let mut state = self.lock();
+            while !state.is_readable {
+                state = self.0.changed.wait(state).expect("nobody panics");
+            }
+        }
+
+        /// As epoll_wait(2) with EPOLLET, without a limit.
+        pub(in crate::engine) fn wait_for_edge(&self) {
+            let mut state = self.lock();
+            while !(state.is_readable && state.has_edge) {
+                state = self.0.changed.wait(state).expect("nobody panics");
+            }
+            state.has_edge = false;
+        }
+
+        fn lock(&self) -> MutexGuard<'_, State> {
+            self.0.state.lock().expect("nobody panics")
+        }
+    }
+
+    impl AsFd for Wakeup {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            self.0.descriptor.as_fd()
+        }
+    }
+
+    pub(in crate::engine) type DelayedWakeup = Wakeup;
+
+    pub(in crate::engine) fn wait_either(
+        _: Option<BorrowedFd<'_>>,
+        _: libc::c_short,
+        second: &Wakeup,
+        _: Option<Duration>,
+    ) -> io::Result<(libc::c_short, bool)> {
+        second.wait();
+        Ok((0, true))
+    }
 }
 
 pub(super) use which::*;

@@ -5,13 +5,13 @@ use std::cell::RefCell;
 use std::io;
 use std::mem;
 use std::ops::BitOr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::engine::fork;
 use crate::engine::hub::{Hub, Seat};
-use crate::net::sys::{self, Wakeup};
+use crate::engine::sync::{self, Wakeup, per_thread};
 
 /// What somebody waits for: a set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,16 +96,16 @@ impl<'s> From<&'s mut Seat> for Patience<'s> {
     }
 }
 
-thread_local! {
+per_thread! {
     /// A thread waits at one place at a time, so one descriptor a thread is enough for any number of links. It is the
     /// child's own after a fork, for both would be woken by the parent's.
     static OWN: RefCell<Option<(u32, Arc<Wakeup>)>> = const { RefCell::new(None) };
 }
 
 fn own_wakeup() -> io::Result<Arc<Wakeup>> {
-    OWN.with_borrow_mut(|own| match own {
+    OWN.with(|own| match &mut *own.borrow_mut() {
         Some((generation, wakeup)) if *generation == fork::generation() => Ok(wakeup.clone()),
-        _ => {
+        own => {
             let wakeup = Arc::new(Wakeup::new()?);
             *own = Some((fork::generation(), wakeup.clone()));
             Ok(wakeup)
@@ -251,7 +251,7 @@ impl Place {
         if timeout == Some(Duration::ZERO) {
             return Err(WaitError::TimedOut);
         }
-        match sys::wait_either(fd, events, self.0.as_fd(), timeout) {
+        match sync::wait_either(fd, events, &self.0, timeout) {
             Ok((came, _)) => Ok(came),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(WaitError::Interrupted),
             Err(error) => Err(error.into()),

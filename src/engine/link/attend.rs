@@ -10,7 +10,6 @@ use mio::event::Event as Ready;
 
 use super::{BOTH, CHUNK_BYTES, Errand, Inner, Link, Reader, TURN_BYTES};
 use crate::engine::clock;
-use crate::engine::sync::atomic;
 use crate::net::sys;
 use crate::proto::connection::State;
 use crate::proto::moment::Moment;
@@ -35,15 +34,8 @@ impl Link {
     /// Has the errand done: now, or, while somebody else has the lock, by who that is. So nobody who is slow with one link
     /// delays the others.
     pub(in crate::engine) fn run(&self, errand: Errand) {
-        let taken = self.try_lock().or_else(|| {
-            self.errands.fetch_or(errand.0, Ordering::SeqCst);
-            // Who gave the lock back before that can't have seen it.
-            atomic::fence(Ordering::SeqCst);
-            self.try_lock()
-        });
-        if let Some(mut inner) = taken {
-            let left = Errand(self.errands.swap(0, Ordering::SeqCst));
-            self.do_errand(&mut inner, Errand(errand.0 | left.0));
+        if let Some((mut inner, all)) = self.errands.begin(errand.0, || self.try_lock()) {
+            self.do_errand(&mut inner, Errand(all));
         }
     }
 

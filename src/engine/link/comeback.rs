@@ -331,7 +331,7 @@ impl Inner {
 impl Link {
     /// Something was left for it at the engine's.
     pub(in crate::engine) fn expect_delivery(&self) {
-        self.errands.fetch_or(Errand::DELIVERY.0, Ordering::SeqCst);
+        self.errands.leave(Errand::DELIVERY.0);
         self.engine.attend(self.key);
     }
 

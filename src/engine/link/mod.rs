@@ -37,14 +37,15 @@ use mio::Interest as Readiness;
 use socket2::SockRef;
 
 use crate::engine::budget::Share;
+use crate::engine::errands::Errands;
 use crate::engine::hub::Hub;
 use crate::engine::listener::Listener;
 use crate::engine::plain::{PathWatch, PlainPeers};
 use crate::engine::reactor::{self, Engine};
-use crate::engine::sync::{AtomicU8, Mutex, MutexGuard, atomic};
+use crate::engine::sync::{Mutex, MutexGuard, Wakeup};
 use crate::engine::waiting::{Interest, WaitError, Waiters};
 use crate::engine::{clock, fork};
-use crate::net::sys::{self, RawTcpInfo, Wakeup};
+use crate::net::sys::{self, RawTcpInfo};
 use crate::net::tuning;
 use crate::proto::cause::Ending;
 use crate::proto::close::{Close, CloseCode};
@@ -201,7 +202,7 @@ pub struct Link {
     /// In the listener's list of guests.
     guest_number: AtomicU32,
     /// What the engine has left to be done by who has the lock.
-    errands: AtomicU8,
+    errands: Errands,
     /// `None` only while a forked child drops the rest: it leaves this alone.
     inner: Mutex<Option<Inner>>,
 }
@@ -290,8 +291,7 @@ impl DerefMut for Guard<'_> {
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
         drop(self.inner.take());
-        atomic::fence(Ordering::SeqCst);
-        if self.link.errands.load(Ordering::SeqCst) != 0 {
+        if self.link.errands.are_left() {
             self.link.run(Errand(0));
         }
     }
@@ -375,9 +375,9 @@ struct Extras {
 const _: () = assert!(size_of::<Inner>() <= 424);
 
 /// A descriptor that is readable while a message, or the end, could be received.
-struct Notification {
-    wakeup: Wakeup,
-    is_set: bool,
+pub(super) struct Notification {
+    pub(super) wakeup: Wakeup,
+    pub(super) is_set: bool,
 }
 
 // ---- making one -----------------------------------------------------------------------------------------------
@@ -478,7 +478,7 @@ impl Link {
             framing,
             number: AtomicI32::new(socket.as_raw_fd()),
             guest_number: AtomicU32::new(u32::MAX),
-            errands: AtomicU8::new(0),
+            errands: Errands::none(),
             inner: Mutex::new(Some(Inner { socket: Some(Arc::new(socket)), ..inner })),
         }))
     }

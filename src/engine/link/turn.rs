@@ -666,7 +666,7 @@ impl Inner {
 }
 
 impl Notification {
-    pub(super) fn show(&mut self, should_be_set: bool) {
+    pub(in crate::engine) fn show(&mut self, should_be_set: bool) {
         match (self.is_set, should_be_set) {
             (false, true) => self.wakeup.set(),
             (true, false) => self.wakeup.clear(),
