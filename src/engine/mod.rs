@@ -15,6 +15,7 @@ mod models;
 pub mod notices;
 mod orders;
 pub mod plain;
+pub mod proxy;
 pub mod reactor;
 mod resolver;
 mod seats;

@@ -2,7 +2,7 @@
 //!
 //! It starts with the first link or listener, blocks all signals and never attaches to Python. Nor does it wait for a link's
 //! lock: who has that does the engine's errand when giving it back. Locks are taken in this order: a link's, a listener's,
-//! a dial's, the budget's, the engine's orders; the guard's is the last.
+//! a proxy's, a dial's, the budget's, the engine's orders; the guard's is the last.
 
 use std::cell::Cell;
 use std::io;
@@ -20,6 +20,7 @@ use crate::engine::dial::Dial;
 use crate::engine::link::{Arrived, Errand, LATE, Link};
 use crate::engine::listener::Listener;
 use crate::engine::orders::Orders;
+use crate::engine::proxy::Proxy;
 use crate::engine::seats::{Keys, Seats, place_of};
 use crate::engine::sync::thread::{self, JoinHandle};
 use crate::engine::sync::{Condvar, Mutex, MutexGuard, global};
@@ -52,9 +53,11 @@ enum Member {
     Listener(Arc<Listener>),
     /// Once for itself, and once for each of its sockets with the number of that, negative when it is closed or handed over.
     Dial(Box<(Arc<Dial>, Option<Arc<AtomicI32>>)>),
+    /// Likewise.
+    Proxy(Box<(Arc<Proxy>, Option<Arc<AtomicI32>>)>),
 }
 
-/// Links, listeners and attempts to connect that the engine looks after, as of its last turn.
+/// Links, listeners, attempts to connect, and what belongs to proxies, that the engine looks after, as of its last turn.
 static MEMBERS: AtomicUsize = AtomicUsize::new(0);
 
 #[must_use]
@@ -101,6 +104,10 @@ impl Engine {
 
     pub fn adopt_dial(&self, key: usize, dial: Arc<Dial>, socket: Option<Arc<AtomicI32>>) {
         self.order(Order::Adopt(key, Member::Dial(Box::new((dial, socket)))));
+    }
+
+    pub fn adopt_proxy(&self, key: usize, proxy: Arc<Proxy>, socket: Option<Arc<AtomicI32>>) {
+        self.order(Order::Adopt(key, Member::Proxy(Box::new((proxy, socket)))));
     }
 
     pub fn release(&self, key: usize) {
@@ -214,6 +221,7 @@ impl Reactor {
                         Some(Member::Link(link)) => link.on_ready(event),
                         Some(Member::Listener(listener)) => listener.on_ready(now),
                         Some(Member::Dial(dial)) => dial.0.on_ready(key, now),
+                        Some(Member::Proxy(proxy)) => proxy.0.on_ready(key, now),
                         None => {}
                     },
                 }
@@ -256,6 +264,7 @@ impl Reactor {
             Some(Member::Link(link)) => link.run(Errand::ATTENTION),
             Some(Member::Listener(listener)) => listener.on_ready(now),
             Some(Member::Dial(dial)) => dial.0.on_ready(key, now),
+            Some(Member::Proxy(proxy)) => proxy.0.on_ready(key, now),
             // It has gone; what was left for it isn't to stay.
             None => self.engine.take_deliveries(key).into_iter().for_each(Arrived::return_to_sender),
         }
@@ -268,6 +277,7 @@ impl Reactor {
                 Some((_, Member::Link(link))) => link.run(Errand::ALARM),
                 Some((_, Member::Listener(listener))) => listener.on_ready(now),
                 Some((key, Member::Dial(dial))) => dial.0.on_ready(*key, now),
+                Some((key, Member::Proxy(proxy))) => proxy.0.on_ready(*key, now),
                 None => {}
             }
         }
@@ -409,16 +419,21 @@ impl Held {
         self.0.paused = false;
         MEMBERS.store(0, Ordering::Relaxed);
         let Some(engine) = self.0.engine.take() else { return };
+        let close_socket = |number: Option<&Arc<AtomicI32>>| {
+            let number = number.map_or(-1, |number| number.load(Ordering::Relaxed));
+            if number >= 0 {
+                sys::close_inherited(number);
+            }
+        };
         let forget = |member: Member| {
             match &member {
                 Member::Link(link) => link.close_in_child(),
                 Member::Listener(listener) => listener.close_in_child(),
-                Member::Dial(dial) => {
-                    let number = dial.1.as_ref().map_or(-1, |number| number.load(Ordering::Relaxed));
-                    if number >= 0 {
-                        sys::close_inherited(number);
-                    }
-                }
+                Member::Dial(dial) => close_socket(dial.1.as_ref()),
+                Member::Proxy(proxy) => match &proxy.1 {
+                    None => proxy.0.close_in_child(),
+                    socket => close_socket(socket.as_ref()),
+                },
             }
             mem::forget(member);
         };

@@ -7,6 +7,7 @@ use super::detector::{DetectorConfig, MAX_PHI};
 use super::frame::{Fields, Kind, put_frame};
 use super::handshake::Rhythm;
 use super::moment::{Moment, Span};
+use super::random::SplitMix;
 
 pub const MAX_STATUS_BYTES: usize = 1024;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -470,23 +471,4 @@ fn micros(duration: Duration) -> u64 {
 pub struct Ages {
     pub interpreter: Option<Duration>,
     pub application: Option<Duration>,
-}
-
-/// SplitMix64 (Steele, Lea, Flood, 2014): for jitter, not for secrets.
-#[derive(Debug)]
-struct SplitMix(u64);
-
-impl SplitMix {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// Zero to one.
-    fn fraction(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
-    }
 }

@@ -16,5 +16,6 @@ pub mod moment;
 pub mod placing;
 pub mod plain;
 pub mod race;
+pub mod random;
 pub mod session;
 pub mod verdict;

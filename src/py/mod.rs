@@ -9,6 +9,7 @@ mod errors;
 mod events;
 mod fast;
 mod fast_messages;
+mod fault;
 mod fork;
 mod guard;
 mod hub;
@@ -40,6 +41,8 @@ mod _longconn {
     use super::events::{Events, ended_links};
     #[pymodule_export]
     use super::fast::add_fast_methods;
+    #[pymodule_export]
+    use super::fault::Proxy;
     #[pymodule_export]
     use super::fork::{after_in_child, after_in_parent, before_fork, register_at_fork, shut_down};
     #[pymodule_export]

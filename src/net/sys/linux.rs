@@ -5,12 +5,15 @@ use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-use socket2::SockRef;
+use socket2::{SockFilter, SockRef};
 
 use super::RawTcpInfo;
 
 /// `TCP_RTO_MAX_MS` (Linux 6.15): the longest retransmission timeout, 1000 to 120000 ms.
 const TCP_RTO_MAX_MS: libc::c_int = 44;
+
+/// `BPF_RET | BPF_K` of `linux/bpf_common.h`: keep so many bytes.
+const BPF_RETURN: u16 = 0x06;
 
 pub const PLATFORM: &str = "Linux";
 /// Whole seconds, as `tcp(7)` and `net/ipv4/tcp.c` (`MAX_TCP_KEEPIDLE`, `MAX_TCP_KEEPINTVL`) have it.
@@ -121,6 +124,13 @@ pub fn abort(fd: BorrowedFd<'_>) -> io::Result<()> {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     set_option(fd, libc::SOL_SOCKET, libc::SO_LINGER, &linger)?;
     cut(fd).map_err(|_| refused)
+}
+
+/// While it is deaf nothing reaches a socket, neither data nor probes nor acknowledgements, and nobody is told: a filter that drops
+/// each segment before TCP sees it (`SO_ATTACH_FILTER`, `socket(7)`). It takes no rights.
+pub fn set_deaf(fd: BorrowedFd<'_>, deaf: bool) -> io::Result<()> {
+    let socket = SockRef::from(&fd);
+    if deaf { socket.attach_filter(&[SockFilter::new(BPF_RETURN, 0, 0, 0)]) } else { socket.detach_filter() }
 }
 
 /// `recv(2)`, but no cancellation point: as soon as a process has a second thread, glibc brackets its own with two atomic

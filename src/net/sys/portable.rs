@@ -39,6 +39,10 @@ pub fn copy_descriptor(_: i32, _: RawFd) -> io::Result<OwnedFd> {
     unsupported("pidfd_getfd")
 }
 
+pub fn set_deaf(_: BorrowedFd<'_>, _: bool) -> io::Result<()> {
+    unsupported("SO_ATTACH_FILTER")
+}
+
 pub fn cookie(_: RawFd) -> io::Result<u64> {
     unsupported("SO_COOKIE")
 }
