@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from io import BytesIO
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -94,8 +95,16 @@ class Timeline:
             raise ImportError(f"{error}: {EXTRA}", name=error.name) from None
         begin, end = self._range()
         heights = [2.2 if history.kind == "connection" else 1.2 for history in self._histories]
-        # Not pyplot's: that one would keep it, and shows each figure twice in a notebook.
-        figure = Figure(figsize=(9, 0.7 + sum(heights)), layout="constrained")
+
+        class Picture(Figure):
+            """Shows itself where nobody has asked for pyplot, which would keep each figure."""
+
+            def _repr_png_(self) -> bytes:
+                picture = BytesIO()
+                self.savefig(picture, format="png", dpi=90)
+                return picture.getvalue()
+
+        figure = Picture(figsize=(9, 0.7 + sum(heights)), layout="constrained")
         rows: Any = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)
         faults = [(at - begin, what) for each in self._histories for at, what in each.faults()]
         for axes, history in zip(rows[:, 0], self._histories, strict=True):
@@ -105,8 +114,8 @@ class Timeline:
                 axes.axvline(at, color=colour, linestyle=":", linewidth=1.2)
             axes.spines[["top", "right"]].set_visible(False)
         for index, (at, what) in enumerate(faults[: pictures.MOST_FAULTS]):
-            y = 1.03 + 0.11 * (index % 2)
-            rows[0, 0].text(at, y, what, transform=rows[0, 0].get_xaxis_transform(), fontsize=8, clip_on=False)
+            where = rows[0, 0].get_xaxis_transform()
+            rows[0, 0].text(at, 1.03 + 0.11 * (index % 3), what, transform=where, fontsize=8)
         rows[-1, 0].set_xlabel("seconds")
         rows[-1, 0].set_xlim(0, max(end - begin, 1.0))
         return figure
@@ -117,25 +126,29 @@ def _plot_connection(axes: Axes, history: sampling.History, begin: float) -> Non
     stats: list[Any] = [each.stats for each in moments]
     times = [each.at - begin for each in moments]
     limit = next((each.limit_seconds for each in reversed(stats) if each.limit_seconds is not None), None)
-    top = 1.2 * max([limit or 0.0, *(each.silence_seconds for each in stats), 1e-3])
+    top = 1.1 * max([limit or 0.0, *(each.silence_seconds for each in stats), 1e-3])
     # A gap isn't a line from one side to the other.
     silences = [
         float("nan") if late else each.silence_seconds for each, late in zip(stats, _gaps(moments), strict=True)
     ]
     axes.fill_between(times, silences, color=pictures.CALM, alpha=0.25, linewidth=0)
-    axes.plot(times, silences, color=pictures.CALM, linewidth=1, label="silence")
+    axes.plot(times, silences, color=pictures.CALM, linewidth=1)
+    ticks = {0.0: "0"}
     if limit is not None:
-        axes.axhline(limit, color=pictures.BAD, linestyle="--", linewidth=1, label=f"limit {pictures.duration(limit)}")
-    _plot_spans(axes, history.states(), begin, -0.15 * top, 0.09 * top)
-    for direction, colour, y in (("sent", pictures.CALM, -0.30), ("heard", pictures.GOOD, -0.43)):
+        axes.axhline(limit, color=pictures.BAD, linestyle="--", linewidth=1)
+        ticks[limit] = f"limit {pictures.duration(limit)}"
+    # Below the curve, in parts of its height.
+    _plot_spans(axes, history.states(), begin, -0.2 * top, 0.1 * top)
+    ticks[-0.15 * top] = "state"
+    for direction, colour, y in (("sent", pictures.CALM, -0.32 * top), ("heard", pictures.GOOD, -0.45 * top)):
         beats = history.beats(direction)  # type: ignore[arg-type]
-        for is_guessed, alpha, label in ((False, 1.0, f"beats {direction}"), (True, 0.4, None)):
+        for is_guessed, alpha in ((False, 1.0), (True, 0.4)):
             at = [beat.at - begin for beat in beats if beat.is_guessed == is_guessed]
-            axes.plot(at, [y * top] * len(at), "|", color=colour, alpha=alpha, markersize=6, label=label)
-    axes.set_ylim(-0.5 * top, top)
-    axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= top])
-    axes.set_ylabel(f"{history.name[:24]}\nsilence, s", fontsize=9)
-    axes.legend(loc="upper left", fontsize=7, ncols=4, frameon=False)
+            axes.plot(at, [y] * len(at), "|", color=colour, alpha=alpha, markersize=6)
+        ticks[y] = f"beats {direction}"
+    axes.set_ylim(-0.53 * top, top)
+    axes.set_yticks(list(ticks), list(ticks.values()), fontsize=8)
+    axes.set_ylabel(f"{history.name[:24]}\nsilence", fontsize=9)
 
 
 def _plot_server(axes: Axes, history: sampling.History, begin: float) -> None:

@@ -335,12 +335,16 @@ def proxy(subject: Any) -> str:
         history.look()
         here = subject.connections
         upstream = ", ".join("{}:{}".format(*place) for place in subject.upstream)
-    except LongConnError:  # closed, or another process's
-        return _card(_head("FaultProxy", "{}:{}".format(*subject.address), "closed", FAINT))
-    faults = [event for event in history.record if event.what == "fault"]
-    last = faults[-1].detail if faults else ""
-    is_well = not last or is_remedy(last)
-    state = ("passes everything", GOOD) if is_well else (text(last), BAD)
+    except LongConnError:  # another process's
+        return _card(_line(f"<b>FaultProxy</b> {'{}:{}'.format(*subject.address)}, of another process"))
+    faults = [what for _, what in history.faults()]
+    wrong = ""
+    for what in faults:
+        if is_remedy(what):
+            wrong = ""
+        elif not what.startswith(_MOMENTARY):
+            wrong = what
+    state = (text(wrong), BAD) if wrong else ("closed", FAINT) if history.is_over else ("passes everything", GOOD)
     passed = {way: sum(e.bytes for e in history.record if e.what == "forwarded" and e.direction == way) for way in WAYS}
     lost = sum(event.bytes for event in history.record if event.what == "lost")
     events = "".join(_line(f"<code>{text(str(event), 120)}</code>") for event in history.record[-5:])
@@ -361,6 +365,10 @@ def proxy(subject: Any) -> str:
 
 
 WAYS = ("to_server", "to_client")
+
+
+#: What is over at once: connections end of it, and the next ones know nothing of it.
+_MOMENTARY = ("reset(", "end(", "half_close(", "forget(")
 
 
 def is_remedy(fault: str) -> bool:

@@ -136,6 +136,7 @@ class History:
                 self.proxy_began = now - subject._native.now()
                 self.record = tuple(subject.record)
                 self._moments.append(Moment(now, None))
+                self.is_over = subject.is_closed
                 return
             stats = subject.stats()
         except (LongConnError, ValueError):  # closed, another process's, or never open
