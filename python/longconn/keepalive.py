@@ -391,6 +391,11 @@ class Keepalive:
         ]
         return f"Keepalive({self.idle}, {self.interval}, {self.count}{''.join(changed)})"
 
+    def _repr_html_(self) -> str:
+        from . import pictures
+
+        return pictures.keepalive(self)
+
 
 def check_limit(limit: object) -> float:
     """The guard's limit in seconds, in range."""

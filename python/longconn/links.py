@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Broadcast", "Event", "LinkStats", "LongServer", "ServerStats", "connect"]
 
+#: Seconds. An age below this says no more than that nothing is wrong: what is asked every 100 ms is that old.
+FRESH = 1.0
 _LARGEST = 1 << 30
 _MANY = 1 << 31
 _Connection = TypeVar("_Connection")
@@ -550,6 +552,11 @@ class BaseServer(Generic[_Connection]):
         except LongConnError:
             return f"<{self._name} {host}:{port}, of the process that forked this one>"
         return f"<{self._name} {host}:{port}, {count} connections>"
+
+    def _repr_html_(self) -> str:
+        from . import pictures
+
+        return pictures.server(self)
 
 
 class LongServer(BaseServer[LongConnection]):

@@ -834,6 +834,11 @@ impl Connection {
         };
         format!("<{} {ours} -> {theirs}, {state}{why}>", self.class_name())
     }
+
+    /// For notebooks.
+    fn _repr_html_(slf: Bound<'_, Self>) -> PyResult<Bound<'_, PyAny>> {
+        slf.py().import("longconn.pictures")?.getattr("connection")?.call1((slf,))
+    }
 }
 
 fn is_normal(ending: &Ending) -> bool {

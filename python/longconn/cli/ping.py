@@ -15,18 +15,16 @@ from rich.markup import escape
 from .. import connect
 from ..errors import ConnectFailed, HandshakeRejected, PeerClosed, PeerLost, ProtocolError
 from ..heartbeat import Heartbeat
+from ..links import FRESH
 from .printing import milliseconds
 
 __all__ = ["ping"]
-
-#: An age below this says no more than that nothing is wrong: what is asked every 100 ms is that old.
-_FRESH = 1.0
 
 
 def _level(age: float | None, name: str) -> str:
     if age is None:
         return f"[dim]{name} unknown[/]"
-    return f"[green]{name} fine[/]" if age < _FRESH else f"[red]{name} stuck for {age:.1f} s[/]"
+    return f"[green]{name} fine[/]" if age < FRESH else f"[red]{name} stuck for {age:.1f} s[/]"
 
 
 def ping(

@@ -428,6 +428,11 @@ class FaultProxy(_ProxyFaults):
 
     # ---- life
 
+    @property
+    def is_closed(self) -> bool:
+        """`close` was called."""
+        return self not in _open
+
     def close(self) -> None:
         """Reset what is there, and stop listening. Closing twice is fine."""
         self._native.close()
@@ -448,6 +453,11 @@ class FaultProxy(_ProxyFaults):
     def __repr__(self) -> str:
         there = len(self._native.connections())
         return f"<FaultProxy {self.address[0]}:{self.address[1]}, {there} connections>"
+
+    def _repr_html_(self) -> str:
+        from .. import pictures
+
+        return pictures.proxy(self)
 
 
 def open_proxies() -> list[FaultProxy]:
