@@ -67,6 +67,7 @@ pub(super) fn config(heartbeat: Rhythm, largest_message_bytes: u64, handshake_ti
     let (interval, limit, is_phi, floor, threshold, window, min_std, pause, application, interpreter) = heartbeat;
     let heartbeat = HeartbeatConfig {
         want: seconds(interval)?,
+        adaptive: None,
         floor: seconds(floor)?,
         limit: limit.map(seconds).transpose()?,
         detector: if is_phi {
