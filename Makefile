@@ -63,10 +63,10 @@ demo: build $(STAMPS)/demo
 
 test: wheel
 	cargo test --quiet --no-default-features
-	$(BIN)/python tests/python/run_wheel.py dist $(PYTHON) --pytest='$(TESTS)'
+	$(BIN)/python tests/python/run_wheel.py dist $(PYTHON) --pytest="$$TESTS"
 
 test-pythons: wheel
-	$(BIN)/python tests/python/run_wheel.py dist $(PYTHONS) --pytest='$(TESTS)'
+	$(BIN)/python tests/python/run_wheel.py dist $(PYTHONS) --pytest="$$TESTS"
 
 lint: build $(STAMPS)/lint $(STAMPS)/test
 	cargo fmt --check
