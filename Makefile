@@ -66,10 +66,10 @@ demo: build $(STAMPS)/demo
 
 test: wheel loom
 	cargo test --quiet --no-default-features
-	$(BIN)/python tests/python/run_wheel.py dist $(PYTHON) --pytest='$(TESTS)'
+	$(BIN)/python tests/python/run_wheel.py dist $(PYTHON) --pytest="$$TESTS"
 
 test-pythons: wheel
-	$(BIN)/python tests/python/run_wheel.py dist $(PYTHONS) --pytest='$(TESTS)'
+	$(BIN)/python tests/python/run_wheel.py dist $(PYTHONS) --pytest="$$TESTS"
 
 # In a directory of its own: the flag is every crate's, and would have all of them built anew each time.
 loom: check-tools
