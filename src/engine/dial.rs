@@ -7,8 +7,8 @@ use std::io;
 use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use mio::Interest;
@@ -106,7 +106,7 @@ pub fn dial(target: Arc<Target>, config: DialConfig, done: Done) -> io::Result<A
 
 impl Dial {
     fn lock(&self) -> MutexGuard<'_, Course> {
-        self.course.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.course)
     }
 
     /// Its sockets are closed soon. False if `done` was called already, or is being called now; else it never is. It may be
@@ -294,7 +294,7 @@ impl Dialling {
         let answer = Arc::new(Answer { outcome: Mutex::default(), wakeup: Wakeup::new()? });
         let posted = answer.clone();
         let done = Box::new(move |outcome| {
-            *posted.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+            *sync::lock(&posted.outcome) = Some(outcome);
             posted.wakeup.set();
         });
         Ok(Self { dial: dial(target, config, done)?, answer })
@@ -303,7 +303,7 @@ impl Dialling {
     /// It is over at the latest when its own time is.
     pub fn wait(&self) -> Result<Outcome, WaitError> {
         loop {
-            if let Some(outcome) = self.answer.outcome.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            if let Some(outcome) = sync::lock(&self.answer.outcome).take() {
                 return Ok(outcome);
             }
             match sync::wait_either(None, 0, &self.answer.wakeup, None) {

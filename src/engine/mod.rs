@@ -18,6 +18,6 @@ pub mod reactor;
 mod resolver;
 mod seats;
 mod sessions;
-mod sync;
+pub(crate) mod sync;
 mod timers;
 pub mod waiting;
