@@ -7,15 +7,15 @@ use std::io;
 use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::engine::handshake::{Progress, Secured};
 use crate::engine::hub::Seat;
 use crate::engine::link::LinkError;
 use crate::engine::reactor::{self, Engine, PANICKED};
-use crate::engine::sync::{Mutex, MutexGuard};
+use crate::engine::sync::{self, Mutex, MutexGuard};
 use crate::engine::waiting::{Interest, Patience, Waiters};
 use crate::engine::{clock, fork, resolver};
 use crate::net::dial::{self, DialError, FailedAttempt, Place, Target};
@@ -113,7 +113,7 @@ pub fn dial(target: Arc<Target>, config: DialConfig, done: Done) -> io::Result<A
 
 impl Dial {
     fn lock(&self) -> MutexGuard<'_, Course> {
-        self.course.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.course)
     }
 
     /// Its sockets are closed soon. False if `done` was called already, or is being called now; else it never is. It may be
@@ -317,16 +317,12 @@ struct Answer {
     waiters: Waiters,
 }
 
-fn lock(answer: &Mutex<Answer>) -> MutexGuard<'_, Answer> {
-    answer.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Dialling {
     pub fn begin(target: Arc<Target>, config: DialConfig) -> io::Result<Self> {
         let answer = Arc::<Mutex<Answer>>::default();
         let posted = answer.clone();
         let done = Box::new(move |outcome| {
-            let mut answer = lock(&posted);
+            let mut answer = sync::lock(&posted);
             answer.outcome = Some(outcome);
             answer.waiters.wake_everyone();
         });
@@ -336,7 +332,7 @@ impl Dialling {
     /// It is over at the latest when its own time is.
     pub fn wait<'s>(&self, patience: impl Into<Patience<'s>>) -> Result<Outcome, LinkError> {
         let mut patience = patience.into();
-        let mut answer = lock(&self.answer);
+        let mut answer = sync::lock(&self.answer);
         loop {
             if let Some(outcome) = answer.outcome.take() {
                 return Ok(outcome);
@@ -346,7 +342,7 @@ impl Dialling {
                     let place = answer.waiters.enter(Interest::STATE)?;
                     drop(answer);
                     let slept = place.sleep(None, 0, clock::now(), *deadline);
-                    answer = lock(&self.answer);
+                    answer = sync::lock(&self.answer);
                     answer.waiters.leave(place);
                     slept?;
                 }
@@ -363,7 +359,7 @@ impl Dialling {
 impl Dialling {
     /// Who is seated waits no longer.
     pub fn leave_seat(&self, seat: &mut Seat) {
-        lock(&self.answer).waiters.leave_seat(seat);
+        sync::lock(&self.answer).waiters.leave_seat(seat);
     }
 }
 

@@ -10,7 +10,7 @@ use std::mem::{self, MaybeUninit};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use mio::Interest;
@@ -18,6 +18,7 @@ use mio::Interest;
 use crate::engine::clock;
 use crate::engine::listener::Listener;
 use crate::engine::reactor::Engine;
+use crate::engine::sync::{self, Mutex};
 use crate::net::dial::CutInHandshake;
 use crate::net::tls::{ServerTls, Tls, TlsError};
 use crate::net::{sys, tcp_info};
@@ -160,14 +161,14 @@ impl Newcomer {
             engine.release(key);
             return Err(error);
         }
-        *newcomer.state.lock().unwrap_or_else(PoisonError::into_inner) = Some((socket, secured));
+        *sync::lock(&newcomer.state) = Some((socket, secured));
         engine.set_alarm(key, newcomer.deadline.into());
         Ok(key)
     }
 
     /// Its socket has news, its alarm rings, or it is its turn again.
     pub(super) fn on_ready(&self, now: Instant) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = sync::lock(&self.state);
         let Some((socket, secured)) = &mut *state else { return };
         let listener = self.listener.upgrade().filter(|listener| !listener.is_closed());
         let outcome = match &listener {

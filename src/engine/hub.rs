@@ -10,8 +10,8 @@
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use mio::unix::SourceFd;
@@ -20,7 +20,7 @@ use mio::{Events, Interest, Poll, Registry, Token};
 use crate::engine::fork;
 use crate::engine::link::Link;
 use crate::engine::seats::Seats;
-use crate::engine::sync::{Mutex, MutexGuard};
+use crate::engine::sync::{Mutex, lock};
 use crate::net::sys::{self, Wakeup};
 
 /// Links that are read in one go; the rest have their turn when the loop comes again, at once.
@@ -48,10 +48,6 @@ struct Ready {
     tokens: Vec<usize>,
     /// The loop was woken, or is here, and hasn't taken the tokens yet.
     is_woken: bool,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Hub {

@@ -10,7 +10,7 @@ use std::mem;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use slab::Slab;
@@ -22,7 +22,7 @@ use crate::engine::link::{Arrived, Attempt, Link, LinkError, Occurrence, What};
 use crate::engine::plain::PlainPeers;
 use crate::engine::reactor::{self, Engine};
 use crate::engine::sessions::Sessions;
-use crate::engine::sync::{Mutex, MutexGuard};
+use crate::engine::sync::{self, Mutex, MutexGuard};
 use crate::engine::waiting::{Interest, Patience, WaitError, Waiters};
 use crate::engine::{clock, fork};
 use crate::net::sys;
@@ -384,7 +384,7 @@ impl Listener {
     }
 
     fn lock(&self) -> MutexGuard<'_, Hall> {
-        self.hall.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.hall)
     }
 
     fn enter(&self) -> Result<MutexGuard<'_, Hall>, LinkError> {
@@ -480,7 +480,7 @@ impl Listener {
     }
 
     fn tls(&self) -> Option<ServerTls> {
-        self.tls.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        sync::lock(&self.tls).clone()
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -959,7 +959,7 @@ impl Listener {
     /// From here on new clients shake hands by these settings; who is here stays.
     pub fn set_tls(&self, settings: ServerTls) -> Result<(), LinkError> {
         self.check_process()?;
-        *self.tls.lock().unwrap_or_else(PoisonError::into_inner) = Some(settings);
+        *sync::lock(&self.tls) = Some(settings);
         Ok(())
     }
 

@@ -21,7 +21,7 @@ pub mod reactor;
 mod resolver;
 mod seats;
 mod sessions;
-mod sync;
+pub(crate) mod sync;
 pub mod tally;
 mod timers;
 pub mod waiting;

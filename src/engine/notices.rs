@@ -14,7 +14,7 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use crate::engine::clock;
 use crate::engine::sync::thread::{self, JoinHandle};
-use crate::engine::sync::{Condvar, Mutex, MutexGuard, global};
+use crate::engine::sync::{self, Condvar, Mutex, MutexGuard, global};
 use crate::net::sys;
 
 /// Log records that may wait; arbitrary, but a program that takes none for so long reads no log either. Callbacks need
@@ -65,7 +65,7 @@ global! {
 static SINK: OnceLock<fn(LogLine)> = OnceLock::new();
 
 fn lock() -> MutexGuard<'static, Queue> {
-    QUEUE.lock().unwrap_or_else(PoisonError::into_inner)
+    sync::lock(&QUEUE)
 }
 
 /// Makes the global `log` logger ours: it only queues. `sink` gets the records, on the thread of the notices.

@@ -2,10 +2,10 @@
 
 use std::io;
 use std::mem;
-use std::sync::{PoisonError, TryLockError};
+use std::sync::TryLockError;
 use std::time::Duration;
 
-use crate::engine::sync::{DelayedWakeup, Mutex, MutexGuard, Wakeup};
+use crate::engine::sync::{self, DelayedWakeup, Mutex, MutexGuard, Wakeup};
 
 /// How long the last messages of a burst may wait for company. Arbitrary: ten round trips on loopback.
 const BURST_DELAY: Duration = Duration::from_micros(100);
@@ -35,7 +35,7 @@ impl<T> Orders<T> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Given<T>> {
-        self.given.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.given)
     }
 
     /// Its own orders the thread takes before it sleeps: no need to wake it. Given back when nobody will take it.

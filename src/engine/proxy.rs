@@ -13,8 +13,8 @@ use std::io;
 use std::mem::{self, MaybeUninit};
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mio::Interest;
@@ -23,6 +23,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::engine::dial::{self, Dial, DialConfig, Outcome};
 use crate::engine::link::LinkError;
 use crate::engine::reactor::{self, Engine};
+use crate::engine::sync::{self, Mutex, MutexGuard};
 use crate::engine::{clock, fork};
 use crate::fault::flow::{Counts, Fault, Flow, Output, Way};
 use crate::fault::nat::Nat;
@@ -253,7 +254,7 @@ impl Proxy {
     }
 
     fn lock(&self) -> MutexGuard<'_, Course> {
-        self.course.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.course)
     }
 
     fn enter(&self) -> Result<MutexGuard<'_, Course>, LinkError> {

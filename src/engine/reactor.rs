@@ -25,7 +25,7 @@ use crate::engine::orders::Orders;
 use crate::engine::proxy::Proxy;
 use crate::engine::seats::{Keys, Seats, place_of};
 use crate::engine::sync::thread::{self, JoinHandle};
-use crate::engine::sync::{Condvar, Mutex, MutexGuard, global};
+use crate::engine::sync::{self, Condvar, Mutex, MutexGuard, global};
 use crate::engine::timers::Timers;
 use crate::net::sys;
 use crate::proto::moment::Moment;
@@ -143,11 +143,11 @@ impl Engine {
 
     /// Leaves something for a link, to be told that it has.
     pub(super) fn deliver(&self, key: usize, arrived: Arrived) {
-        self.deliveries.lock().unwrap_or_else(PoisonError::into_inner).push((key, arrived));
+        sync::lock(&self.deliveries).push((key, arrived));
     }
 
     pub(super) fn take_deliveries(&self, key: usize) -> Vec<Arrived> {
-        let mut deliveries = self.deliveries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut deliveries = sync::lock(&self.deliveries);
         deliveries.extract_if(.., |(whose, _)| *whose == key).map(|(_, arrived)| arrived).collect()
     }
 
@@ -245,7 +245,7 @@ impl Reactor {
                 link.end_without_core();
             }
         }
-        let deliveries = mem::take(&mut *self.engine.deliveries.lock().unwrap_or_else(PoisonError::into_inner));
+        let deliveries = mem::take(&mut *sync::lock(&self.engine.deliveries));
         deliveries.into_iter().for_each(|(_, arrived)| arrived.return_to_sender());
     }
 
@@ -382,7 +382,7 @@ global! {
 }
 
 fn lock() -> MutexGuard<'static, Running> {
-    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+    sync::lock(&RUNNING)
 }
 
 /// The engine, which starts if it must.
@@ -414,7 +414,7 @@ impl Running {
         // Where no thread can be made, the reactor isn't lost with it.
         let handed_over = Arc::new(Mutex::new(Some(reactor)));
         let taken = handed_over.clone();
-        let take = |from: &Mutex<Option<Reactor>>| from.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let take = |from: &Mutex<Option<Reactor>>| sync::lock(from).take();
         let thread = thread::Builder::new().name("longconn-engine".into());
         match thread.spawn(move || take(&taken).and_then(Reactor::run)) {
             Ok(thread) => {

@@ -11,12 +11,13 @@ use super::connection::{Connection, count_to_receive, state_to_wait_for};
 use super::errors::{link_error, listener_error};
 use super::events::event;
 use super::plain::{check_framed, is_told_as_empty, receive_size};
-use super::server::{Server, carry_out, introduction, judge, lock};
+use super::server::{Server, carry_out, introduction, judge};
 use super::timeout::Timeout;
 use super::waiting::{Look, OnLink, OnServer, SendMany, Waiting, look};
 use crate::engine::hub::Seat;
 use crate::engine::link::{Link, LinkError, Ping};
 use crate::engine::listener::Client;
+use crate::engine::sync::lock;
 use crate::engine::waiting::Interest;
 
 /// A LongConnection of an event loop.

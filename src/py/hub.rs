@@ -13,8 +13,8 @@ use pyo3::{PyTraverseError, PyVisit};
 use slab::Slab;
 
 use super::errors::os_error;
-use super::server::lock;
 use crate::engine::hub::{self as engine, Seat};
+use crate::engine::sync::lock;
 
 /// Awaits that were over at once, before the loop has its turn all the same: whoever receives as fast as messages come would else
 /// keep it from everyone. Arbitrary; a turn costs what twenty of them do.

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::mem;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyPermissionError, PyRuntimeError, PyStopIteration, PyValueError};
@@ -27,6 +27,7 @@ use super::tls::{ServerSettings, identity};
 use crate::engine::link::{Attempt, Link, LinkError};
 use crate::engine::listener::{Client, Listener, ListenerConfig};
 use crate::engine::notices;
+use crate::engine::sync::lock;
 use crate::proto::close::{Close, CloseCode};
 
 /// Messages fetched in one go; of each link the engine gives its fair share.
@@ -115,10 +116,6 @@ impl Door {
         }
         Ok(connection)
     }
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 type Message = (Arc<Link>, Py<PyBytes>);

@@ -7,8 +7,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyString, PyTuple};
 
 use super::errors::os_error;
-use super::server::lock;
 use crate::engine::handshake::Secured;
+use crate::engine::sync::lock;
 use crate::net::tls::{Agreed, ClientTls, Files, Identity, Pem, ServerTls, SettingsError};
 
 /// PEM as it is, or the path of a file with it.

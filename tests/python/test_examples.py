@@ -170,6 +170,60 @@ def test_a_device_survives_a_restart_of_its_gateway(start: Starter) -> None:
     assert device.status() == 0
 
 
+def test_workers_that_were_forked_share_a_port_and_none_of_their_ends_loses_a_message(start: Starter) -> None:
+    """One is killed, all are replaced, and all go."""
+    script = start("stdlib", "prefork.py", "127.0.0.1", 0, 2)
+    words = script.line().split()
+    assert words[:-1] == ["listening", "on", "127.0.0.1"]
+    assert script.line_after("worker").startswith("master")
+    with contextlib.ExitStack() as stack:
+        clients = [
+            stack.enter_context(longconn.connect(("127.0.0.1", int(words[-1])), on_session_lost="resend"))
+            for _ in range(8)
+        ]
+        asked = 0
+
+        def ask() -> set[int]:
+            """Sends three messages of each client before it receives any answer; who has answered."""
+            nonlocal asked
+            numbers = range(asked, asked + 3)
+            asked += 3
+            for client in clients:
+                client.send_many(b"%d" % number for number in numbers)
+            return {receive(client, number) for client in clients for number in numbers}
+
+        def receive(client: longconn.LongConnection, number: int) -> int:
+            worker, text = client.recv(timeout=PATIENCE).split(b" ", 1)
+            assert text == b"has %d" % number
+            return int(worker)
+
+        first = ask()
+        killed = min(first)
+        for (
+            client
+        ) in clients:  # what it has taken and not acknowledged would be sent again, and nobody could know better
+            client.flush(timeout=PATIENCE)
+        os.kill(killed, signal.SIGKILL)
+        after_kill = ask()
+        assert killed not in after_kill
+        while f"worker {killed} ended with -9 and is replaced" != script.line():
+            pass
+        script.process.send_signal(signal.SIGHUP)
+        after_restart = set()
+        while (line := script.line()) != "all workers are new":
+            assert line.startswith("worker ")
+            assert line.endswith("is ready")
+            after_restart |= ask()
+        assert not ask() & (first | after_kill)
+        script.process.send_signal(signal.SIGTERM)
+        assert script.rest() == ["all workers have ended"]
+        assert script.status() == 0
+        for client in clients:
+            client.wait_for("reconnecting", timeout=PATIENCE)
+            with contextlib.suppress(TimeoutError, longconn.LongConnError):  # nobody is there any more
+                client.close(timeout=0)
+
+
 def test_a_chat_tells_everyone_who_comes_speaks_leaves_and_dies(start: Starter) -> None:
     server = start("stdlib", "chat_server.py", "127.0.0.1", 0)
     port = server.line().split()[-1]

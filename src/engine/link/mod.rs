@@ -44,7 +44,7 @@ use crate::engine::hub::Hub;
 use crate::engine::listener::Listener;
 use crate::engine::plain::{PathWatch, PlainPeers};
 use crate::engine::reactor::{self, Engine, PANICKED};
-use crate::engine::sync::{Mutex, MutexGuard, Wakeup};
+use crate::engine::sync::{self, Mutex, MutexGuard, Wakeup};
 use crate::engine::waiting::{Interest, WaitError, Waiters};
 use crate::engine::{clock, fork};
 use crate::net::sys::{self, RawTcpInfo};
@@ -602,12 +602,12 @@ impl Link {
             Ok(ends) => ends.clone(),
             Err(TryLockError::Poisoned(ends)) => ends.into_inner().clone(),
             Err(TryLockError::WouldBlock) if self.check_process().is_err() => Ends::UNKNOWN,
-            Err(TryLockError::WouldBlock) => self.ends.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            Err(TryLockError::WouldBlock) => sync::lock(&self.ends).clone(),
         }
     }
 
     fn set_ends(&self, ends: Ends) {
-        *self.ends.lock().unwrap_or_else(PoisonError::into_inner) = ends;
+        *sync::lock(&self.ends) = ends;
     }
 
     /// A number that no other link of this process has.

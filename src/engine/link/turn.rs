@@ -6,7 +6,7 @@ use std::mem;
 use std::net::Shutdown;
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::{Arc, PoisonError, TryLockError, Weak};
+use std::sync::{Arc, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
 use mio::Interest as Readiness;
@@ -19,6 +19,7 @@ use super::{
 };
 use crate::engine::budget::Wish;
 use crate::engine::listener::going_away;
+use crate::engine::sync;
 use crate::engine::waiting::Interest;
 use crate::engine::{fork, interpreter, tally};
 use crate::net::{sys, tcp_info, tuning};
@@ -43,7 +44,7 @@ const STICKY: Duration = Duration::from_millis(5);
 
 impl Link {
     pub(super) fn lock(&self) -> Guard<'_> {
-        Guard { link: self, inner: Some(self.inner.lock().unwrap_or_else(PoisonError::into_inner)) }
+        Guard { link: self, inner: Some(sync::lock(&self.inner)) }
     }
 
     pub(super) fn try_lock(&self) -> Option<Guard<'_>> {
