@@ -286,12 +286,16 @@ class LongServer(links.BaseServer[LongConnection]):
     async def _serve_one(self, connection: LongConnection) -> None:
         assert self._handler is not None
         try:
-            async with connection:
-                await self._handler(connection)
+            await self._handler(connection)
+            await connection.close()
         except Exception as error:
-            if isinstance(error, LongConnError) and connection.lost is not None:
-                return
-            self._report("a handler has failed, and its connection is closed", error, connection)
+            # that its own connection has ended is no news
+            if not (isinstance(error, LongConnError) and connection.lost is not None):
+                connection.abandon(has_failed=True)
+                self._report("a handler has failed, and its connection is closed", error, connection)
+        except BaseException:
+            connection.abandon(has_failed=False)
+            raise
 
     async def _admit(self) -> None:
         while True:

@@ -174,6 +174,12 @@ impl AsyncConnection {
         })
     }
 
+    /// Says goodbye without waiting: its handler was cancelled, or has failed.
+    #[pyo3(signature = (*, has_failed))]
+    fn abandon(slf: &Bound<'_, Self>, has_failed: bool) -> PyResult<()> {
+        slf.as_super().get().abandon(slf.py(), has_failed)
+    }
+
     fn __aenter__(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
         let entered = slf.clone().unbind();
         wait_on_for(slf, "__aenter__()", None, move |py, _, _| Ok(Look::Done(entered.clone_ref(py).into_any())))

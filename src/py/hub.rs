@@ -4,7 +4,6 @@ use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -35,7 +34,6 @@ impl Hub {
     /// A seat for who is going to wait.
     pub(super) fn seat(slf: &Bound<'_, Self>) -> PyResult<(Seat, Py<Ticket>)> {
         let this = slf.get();
-        this.check_loop(slf.py())?;
         let ticket = Py::new(slf.py(), Ticket::new(slf.clone().unbind()))?;
         let token = lock(&this.tickets).insert(ticket.clone_ref(slf.py()));
         Ok((Seat::new(this.shared.clone(), token), ticket))
@@ -44,19 +42,6 @@ impl Hub {
     pub(super) fn give_back(&self, seat: &Seat) {
         let ticket = lock(&self.tickets).try_remove(seat.token());
         drop(ticket);
-    }
-
-    fn check_loop(&self, py: Python<'_>) -> PyResult<()> {
-        static RUNNING: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-        let running = RUNNING.import(py, "asyncio", "_get_running_loop")?.call0()?;
-        if running.is(&self.event_loop) {
-            return Ok(());
-        }
-        Err(PyRuntimeError::new_err(if running.is_none() {
-            "this is to be awaited in an asyncio event loop, and none is running here"
-        } else {
-            "this belongs to another event loop, in which it was made; await it there"
-        }))
     }
 
     /// Whether the loop is to have its turn before the next await may be over.
