@@ -14,23 +14,32 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import gc
 import importlib
 import json
 import os
-import resource
-import statistics
-import struct
 import sys
-import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import MESSAGE, MESSAGE_BYTES, Effort, RowError, describe_machine, fork_peer, quietest_cpu, rows_of, workers
-from messages import FULL, QUICK, Contender, Line, OnLoop, Picows, Row, Streams, Websockets, check, measure_row, run_contender, table
+from bench import MESSAGE, MESSAGE_BYTES, Effort, RowError, describe_machine, quietest_cpu, rows_of
+from messages import (
+    FULL,
+    QUICK,
+    Contender,
+    Line,
+    OnLoop,
+    Picows,
+    Row,
+    Streams,
+    Websockets,
+    check,
+    measure_row,
+    run_contender,
+    table,
+)
 
 CROWD = 2000
 CROWD_ROW = "crowd"

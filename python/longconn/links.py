@@ -697,5 +697,6 @@ class LongServer(BaseServer[LongConnection]):
     ) -> None:
         self.close(drain=10.0 if error is None else 1.0)
 
+
 for _value in (Broadcast, Event, LinkStats, LongServer, ServerStats, connect):
     _value.__module__ = "longconn"

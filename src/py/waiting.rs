@@ -171,7 +171,7 @@ impl Waiting {
             && self.timer.is_none()
         {
             let expire = ticket.getattr(py, intern!(py, "expire"))?;
-            let event_loop = self.hub.get().event_loop(py);
+            let event_loop = self.hub.get().event_loop(py)?;
             self.timer =
                 Some(event_loop.call_method1(intern!(py, "call_later"), (timeout.as_secs_f64(), expire))?.unbind());
         }
