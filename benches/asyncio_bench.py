@@ -1,12 +1,12 @@
-"""Owns the tables of asyncio: `longconn.aio` beside what else carries messages in an event loop, on asyncio's and on uvloop.
+"""Owns the tables of asyncio: `longconn.aio` beside what else carries messages in event loops, asyncio's and uvloop's.
 
     python benches/asyncio_bench.py                  # `make bench` does, with what it compares with installed
     python benches/asyncio_bench.py --quick --rows request
 
-It measures as `messages.py` does, with which it shares the contenders that are there already. All send and receive with an
-`await` each; picows, which calls back, also has its frames put into a queue for that, as one would.
+It measures as `messages.py` does, with which it shares the contenders that are there already. All send and receive
+with an `await` each; picows, which calls back, also has its frames put into a queue for that, as one would.
 
-The row `crowd` is one server with 2,000 connections in one loop, a task for each, and beats (or pings) both ways each second: what
+The row `crowd` is one server with 2,000 connections in one loop, a task for each, and beats each second both ways: what
 its process takes of a core, and of memory for each connection with its task. The clients are in another process.
 """
 
@@ -331,7 +331,7 @@ def run_controller(arguments: argparse.Namespace) -> None:
         effort = Effort(**{**effort.__dict__, "rounds": arguments.rounds})
     cpu = quietest_cpu() if arguments.cpu is None else arguments.cpu
     os.sched_setaffinity(0, {cpu})  # inherited by all workers
-    machine = describe_machine(cpu)
+    describe_machine(cpu)
     lines: list[Line] = []
     for name in arguments.rows:
         found = measure_row(next(row for row in ROWS if row.name == name), effort, __file__)
