@@ -283,8 +283,10 @@ class Zmq(Contender):
 class OnLoop(Contender):
     """What lives on an event loop, which runs during slices only."""
 
+    new_event_loop: Callable[[], asyncio.AbstractEventLoop] = staticmethod(asyncio.new_event_loop)
+
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
+        self.loop = self.new_event_loop()
         asyncio.set_event_loop(self.loop)
         self.accepted: asyncio.Future[Any] = self.loop.create_future()
 
@@ -293,7 +295,7 @@ class OnLoop(Contender):
 
     def __getattr__(self, name: str) -> Callable[[int], None]:
         """`ask` runs `async_ask`, and so on."""
-        coroutine = type(self).__dict__[f"async_{name}"]
+        coroutine = getattr(type(self), f"async_{name}")
         return lambda count: self.run(coroutine(self, count))
 
 
@@ -540,9 +542,10 @@ def run_worker(task: dict[str, Any]) -> None:
     if task["row"] == GIL_ROW:
         run_gil_worker(task)
         return
-    row = next(row for row in ROWS if row.name == task["row"])
-    make = MAKERS[task["contender"]]
+    run_contender(next(row for row in ROWS if row.name == task["row"]), task["contender"], MAKERS[task["contender"]])
 
+
+def run_contender(row: Row, contender: str, make: Callable[[], Contender]) -> None:
     def run_peer(orders: int, answers: int) -> None:
         peer = make()
         os.write(answers, struct.pack("Q", peer.listen()))
@@ -553,7 +556,7 @@ def run_worker(task: dict[str, Any]) -> None:
     client = make()
     (port,) = struct.unpack("Q", os.read(answers, 8))
     client.connect(port)
-    print(json.dumps({"contender": task["contender"]}), flush=True)
+    print(json.dumps({"contender": contender}), flush=True)
     do_slices(orders, answers, getattr(client, row.client))
     os._exit(0)  # however a library likes to end
 
@@ -675,13 +678,13 @@ class Line:
     details: dict[str, Any]
 
 
-def measure_row(row: Row, effort: Effort) -> list[Line]:
+def measure_row(row: Row, effort: Effort, script: str = __file__) -> list[Line]:
     contenders, problems = [], {}
     times: dict[str, list[float]] = {}
     for contender in row.contenders:
         # One that isn't installed, or doesn't work here, shall not keep the others from the table.
         try:
-            with workers([{"row": row.name, "contender": contender}], __file__) as (worker,):
+            with workers([{"row": row.name, "contender": contender}], script) as (worker,):
                 worker.read()
                 worker.slice(1)
             contenders.append(contender)
@@ -691,7 +694,7 @@ def measure_row(row: Row, effort: Effort) -> list[Line]:
     counts: dict[str, int] = {}
     for _ in range(effort.rounds):
         tasks = [{"row": row.name, "contender": contender} for contender in contenders]
-        with workers(tasks, __file__) as started:
+        with workers(tasks, script) as started:
             slices: list[list[float]] = [[] for _ in started]
             for contender, worker in zip(contenders, started, strict=True):
                 worker.read()

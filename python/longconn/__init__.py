@@ -78,6 +78,16 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
+
+def __getattr__(name: str) -> object:
+    """`aio` is imported when it is asked for: asyncio takes longer than all the rest."""
+    if name == "aio":
+        import importlib
+
+        return importlib.import_module("longconn.aio")
+    raise AttributeError(f"module 'longconn' has no attribute {name!r}")
+
+
 processes.register()
 _atexit.register(_longconn.shut_down)
 _longconn.register_at_fork()

@@ -9,6 +9,7 @@ import asyncio
 import functools
 import inspect
 import os
+import socket
 import weakref
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -197,8 +198,8 @@ async def _serve(
     if not _is_coroutine_function(decide):
         decide = None
     host, port = links.place_to_listen(address)
-    found = await asyncio.get_running_loop().getaddrinfo(host or None, port, type=links.socket.SOCK_STREAM)
-    fd = links.listen(found[0][4][0], port, given["backlog"], reuse_port)
+    found = await asyncio.get_running_loop().getaddrinfo(host or None, port, type=socket.SOCK_STREAM)
+    fd = links.listen(str(found[0][4][0]), port, given["backlog"], reuse_port)
     if decide is not None:
         settings["authenticate"] = None
     server = _longconn.listen(fd, **settings, hub=_hub(), decides_in_loop=decide is not None)
@@ -208,7 +209,9 @@ async def _serve(
 def _is_coroutine_function(function: Any) -> bool:
     while isinstance(function, functools.partial):
         function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))
+    if inspect.isfunction(function) or inspect.ismethod(function):
+        return inspect.iscoroutinefunction(function)
+    return inspect.iscoroutinefunction(type(function).__call__) if callable(function) else False
 
 
 class _Serving(Coroutine[Any, Any, "LongServer"]):
@@ -289,12 +292,16 @@ class LongServer(links.BaseServer[LongConnection]):
     async def _serve_one(self, connection: LongConnection) -> None:
         assert self._handler is not None
         try:
-            async with connection:
-                await self._handler(connection)
+            await self._handler(connection)
+            await connection.close()
         except Exception as error:
-            if isinstance(error, LongConnError) and connection.lost is not None:
-                return
-            self._report("a handler has failed, and its connection is closed", error, connection)
+            # that its own connection has ended is no news
+            if not (isinstance(error, LongConnError) and connection.lost is not None):
+                connection.abandon(has_failed=True)
+                self._report("a handler has failed, and its connection is closed", error, connection)
+        except BaseException:
+            connection.abandon(has_failed=False)
+            raise
 
     async def _admit(self) -> None:
         while True:

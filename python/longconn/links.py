@@ -503,7 +503,8 @@ class BaseServer(Generic[_Connection]):
     @property
     def connections(self) -> list[_Connection]:
         """Who is here, and who is expected back: each with its ``client_id``, ``state`` and ``opened_at``."""
-        return self._server.connections()
+        connections: list[Any] = self._server.connections()
+        return connections
 
     def broadcast(self, data: Any, *, behind: Literal["skip", "close"] = "skip") -> Broadcast:
         """Send one message to every connection that has room for it, and wait for none.

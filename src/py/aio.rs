@@ -159,8 +159,9 @@ impl AsyncConnection {
     }
 
     /// Say goodbye, and wait until the peer took everything.
-    #[pyo3(signature = (code = 0, reason = String::new(), *, timeout = Timeout::LeftOut))]
-    fn close(slf: &Bound<'_, Self>, code: i64, reason: String, timeout: Timeout) -> PyResult<Py<PyAny>> {
+    #[pyo3(signature = (code = 0, reason = "", *, timeout = Timeout::LeftOut))]
+    fn close(slf: &Bound<'_, Self>, code: i64, reason: &str, timeout: Timeout) -> PyResult<Py<PyAny>> {
+        let reason = reason.to_owned();
         let mut is_begun = false;
         wait_on_for(slf, "close()", None, move |py, this, seat| {
             if !std::mem::replace(&mut is_begun, true) {
@@ -175,6 +176,12 @@ impl AsyncConnection {
         })
     }
 
+    /// Says goodbye without waiting: its handler was cancelled, or has failed.
+    #[pyo3(signature = (*, has_failed))]
+    fn abandon(slf: &Bound<'_, Self>, has_failed: bool) -> PyResult<()> {
+        slf.as_super().get().abandon(slf.py(), has_failed)
+    }
+
     fn __aenter__(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
         let entered = slf.clone().unbind();
         wait_on_for(slf, "__aenter__()", None, move |py, _, _| Ok(Look::Done(entered.clone_ref(py).into_any())))
@@ -187,7 +194,7 @@ impl AsyncConnection {
         _traceback: &Bound<'_, PyAny>,
     ) -> PyResult<Py<PyAny>> {
         if kind.is_none() {
-            return Self::close(slf, 0, String::new(), Timeout::LeftOut);
+            return Self::close(slf, 0, "", Timeout::LeftOut);
         }
         let mut is_begun = false;
         wait_on_for(slf, "__aexit__()", None, move |py, this, seat| {

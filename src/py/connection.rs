@@ -371,6 +371,15 @@ impl Connection {
         self.say_goodbye(py, Close::new(CloseCode::GOING_AWAY, ""), Some(grace))
     }
 
+    /// Says goodbye for a handler that won't come back to it.
+    pub(super) fn abandon(&self, py: Python<'_>, has_failed: bool) -> PyResult<()> {
+        if has_failed {
+            self.say_goodbye(py, Close::new(CloseCode::FAILED, "its handler has failed"), Some(HASTE))
+        } else {
+            self.leave(py)
+        }
+    }
+
     /// What `close` has to say to how it has ended.
     pub(super) fn judge(&self, py: Python<'_>, ending: Option<Arc<Ending>>) -> PyResult<()> {
         match ending {

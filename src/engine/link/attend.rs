@@ -34,6 +34,22 @@ impl Link {
         self.run(errand);
     }
 
+    /// For a hub: reads once, without having heard that there is something. True if there was.
+    pub(in crate::engine) fn read_unasked(&self) -> bool {
+        let Some(mut inner) = self.try_lock() else { return false };
+        if !inner.is_at_hub() {
+            return false;
+        }
+        let now = clock::now();
+        let has_read = inner.read(now);
+        if has_read {
+            inner.last_read = now.into();
+            self.turn(&mut inner, now);
+            self.leave_unsent(&mut inner, now);
+        }
+        has_read
+    }
+
     /// Has the errand done: now, or, while somebody else has the lock, by who that is. So nobody who is slow with one link
     /// delays the others.
     pub(in crate::engine) fn run(&self, errand: Errand) {
