@@ -229,11 +229,7 @@ impl Dial {
     }
 
     /// TCP, and then TLS.
-    fn advance(
-        &self,
-        connecting: &mut Connecting,
-        answered: impl FnOnce() -> Option<usize>,
-    ) -> io::Result<Progress> {
+    fn advance(&self, connecting: &mut Connecting, answered: impl FnOnce() -> Option<usize>) -> io::Result<Progress> {
         let Connecting { socket, secured, .. } = connecting;
         if secured.is_none() && !dial::is_connected(socket.as_fd())? {
             return Ok(Progress::Waits);

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 use socket2::Socket;
 
-use crate::engine::link::{Arrived, Attempt, Link, LinkError, Occurrence, What};
 use crate::engine::handshake::{Newcomer, Secured};
+use crate::engine::link::{Arrived, Attempt, Link, LinkError, Occurrence, What};
 use crate::engine::plain::PlainPeers;
 use crate::engine::reactor::{self, Engine};
 use crate::engine::sessions::Sessions;

@@ -390,7 +390,13 @@ pub(super) fn listen(
     };
     let is_told = on_event.is_some();
     let on_event = Mutex::new(on_event.map(Arc::new));
-    let door = Arc::new(Door { authenticate: Mutex::new(authenticate), on_event, raises_when_full, identifies, ..Door::default() });
+    let door = Arc::new(Door {
+        authenticate: Mutex::new(authenticate),
+        on_event,
+        raises_when_full,
+        identifies,
+        ..Door::default()
+    });
     let keeper = door.clone();
     let listener = py
         .detach(|| {

@@ -31,14 +31,7 @@ pub(super) type Settings =
 
 fn files((ca, certificate, key, client_ca, server_name, alpn): Settings) -> Files {
     let pem = |source: Option<Source>| source.map(|Source(pem)| pem);
-    Files {
-        ca: pem(ca),
-        certificate: pem(certificate),
-        key: pem(key),
-        client_ca: pem(client_ca),
-        server_name,
-        alpn,
-    }
+    Files { ca: pem(ca), certificate: pem(certificate), key: pem(key), client_ca: pem(client_ca), server_name, alpn }
 }
 
 fn settings_error(py: Python<'_>, error: SettingsError) -> PyErr {

@@ -139,8 +139,7 @@ impl Inner {
 
     /// close_notify, if the kernel takes it at once.
     pub(super) fn say_goodbye(&mut self) {
-        let (Some(socket), Some(tls)) =
-            (&self.socket, self.extras.as_mut().and_then(|extras| extras.tls.as_mut()))
+        let (Some(socket), Some(tls)) = (&self.socket, self.extras.as_mut().and_then(|extras| extras.tls.as_mut()))
         else {
             return;
         };

@@ -99,7 +99,9 @@ fn certificate(error: &CertificateError, side: Side, name: &str) -> String {
         CertificateError::NotValidForName => format!("{whose} isn't for {name}"),
         CertificateError::UnknownIssuer => match side {
             Side::Client => {
-                format!("{whose} was issued by nobody whom this side trusts: give the certificate of its CA as TLS(ca=...)")
+                format!(
+                    "{whose} was issued by nobody whom this side trusts: give the certificate of its CA as TLS(ca=...)"
+                )
             }
             Side::Server => {
                 format!("{whose} was issued by nobody whom this side trusts: it has to be of one of client_ca")
@@ -107,7 +109,9 @@ fn certificate(error: &CertificateError, side: Side, name: &str) -> String {
         },
         CertificateError::Revoked => format!("{whose} was revoked: have another issued"),
         CertificateError::BadSignature => {
-            format!("{whose}, or its use, isn't signed by whom it says: the key and the certificate don't belong together")
+            format!(
+                "{whose}, or its use, isn't signed by whom it says: the key and the certificate don't belong together"
+            )
         }
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             format!("{whose} was issued for another purpose (extended key usage): have one issued for this")
@@ -146,20 +150,30 @@ fn alert_meaning(alert: AlertDescription, side: Side) -> String {
             format!("certificate required: it lets in only who shows one; connect with {ours}")
         }
         AlertDescription::UnknownCA => match side {
-            Side::Client => format!("unknown CA: our certificate was issued by nobody whom it trusts; have one issued by its CA, for {ours}"),
-            Side::Server => "unknown CA: it doesn't trust who issued our certificate; it has to connect with TLS(ca=...), or \
+            Side::Client => format!(
+                "unknown CA: our certificate was issued by nobody whom it trusts; have one issued by its CA, for {ours}"
+            ),
+            Side::Server => {
+                "unknown CA: it doesn't trust who issued our certificate; it has to connect with TLS(ca=...), or \
                              the certificates in between are missing from ours"
-                .into(),
+                    .into()
+            }
         },
         AlertDescription::CertificateExpired => "certificate expired: have ours renewed, or its clock is wrong".into(),
         AlertDescription::BadCertificate => {
             "bad certificate: ours isn't good enough for it; it knows why (another name, perhaps)".into()
         }
-        AlertDescription::CertificateUnknown => "certificate unknown: ours isn't good enough for it; it knows why".into(),
+        AlertDescription::CertificateUnknown => {
+            "certificate unknown: ours isn't good enough for it; it knows why".into()
+        }
         AlertDescription::CertificateRevoked => "certificate revoked: have another issued".into(),
-        AlertDescription::UnsupportedCertificate => "unsupported certificate: ours is of a kind that it can't use".into(),
+        AlertDescription::UnsupportedCertificate => {
+            "unsupported certificate: ours is of a kind that it can't use".into()
+        }
         AlertDescription::AccessDenied => "access denied".into(),
-        AlertDescription::ProtocolVersion => "protocol version: it speaks neither TLS 1.2 nor 1.3, or only others".into(),
+        AlertDescription::ProtocolVersion => {
+            "protocol version: it speaks neither TLS 1.2 nor 1.3, or only others".into()
+        }
         AlertDescription::HandshakeFailure => {
             "handshake failure: no way of encryption in common, or it wants a certificate".into()
         }
