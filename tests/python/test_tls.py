@@ -12,7 +12,6 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import longconn
@@ -24,7 +23,7 @@ from plain_peer import PlainPeer
 
 SOON = Backoff(first=0.01, cap=0.05)
 DAY = datetime.timedelta(days=1)
-NOW = datetime.datetime.now(datetime.timezone.utc)
+NOW = datetime.datetime.now(datetime.UTC)
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 
 
@@ -255,10 +254,14 @@ def without_options(begin_link: Callable[..., None]) -> Callable[..., None]:
         ("unknown CA", r"issued by nobody whom this side trusts: give the certificate of its CA", "unknown CA"),
     ],
 )
-def test_a_client_says_why_it_does_not_trust_a_server(authority, other_authority, theirs, caplog, what, says, server_says):
+def test_a_client_says_why_it_does_not_trust_a_server(
+    authority, other_authority, theirs, caplog, what, says, server_says
+):
     caplog.set_level(logging.INFO, logger="longconn.link")
     leaf = {
-        "expired": lambda: authority.issue_cert("127.0.0.1", not_before=NOW - 9 * DAY, not_after=NOW - 3 * DAY - DAY / 9),
+        "expired": lambda: authority.issue_cert(
+            "127.0.0.1", not_before=NOW - 9 * DAY, not_after=NOW - 3 * DAY - DAY / 9
+        ),
         "not yet valid": lambda: authority.issue_cert("127.0.0.1", not_before=NOW + 3 * DAY, not_after=NOW + 9 * DAY),
         "wrong name": lambda: authority.issue_cert("other.example"),
         "unknown CA": lambda: other_authority.issue_cert("127.0.0.1"),
@@ -340,7 +343,7 @@ def test_what_is_older_than_tls_1_2_is_refused(ours, authority, version, caplog)
     caplog.set_level(logging.INFO, logger="longconn.link")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.set_ciphers("ALL:@SECLEVEL=0")
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="TLSv1_1 is deprecated"):
         context.minimum_version = context.maximum_version = version
     with LongServer(("127.0.0.1", 0), tls=ours) as server:
         with socket.create_connection(server.address, timeout=PATIENCE) as sock:
@@ -512,7 +515,9 @@ def test_a_thousand_who_stop_in_the_middle_make_nobody_miss_a_beat(ours, theirs)
             wait_until(lambda: server.stats().handshakes == 1000, "all have come")
             before = [client.stats().beats_heard for client in good]
             wait_until(
-                lambda: all(client.stats().beats_heard >= count + 5 for client, count in zip(good, before, strict=True)),
+                lambda: all(
+                    client.stats().beats_heard >= count + 5 for client, count in zip(good, before, strict=True)
+                ),
                 "beats come",
             )
             assert server.stats().crowded_out == 0
@@ -559,7 +564,9 @@ def test_a_session_ends_where_the_server_is_not_trusted_any_more(ours, theirs, o
             with connected(proxy.address, tls=theirs, reconnect=SOON) as client:
                 server.reload_tls(TLS(**pem(other_authority.issue_cert("127.0.0.1"))))
                 proxy.cut()
-                with pytest.raises(longconn.PeerLost, match="TLS failed.*issued by nobody whom this side trusts") as caught:
+                with pytest.raises(
+                    longconn.PeerLost, match=r"TLS failed.*issued by nobody whom this side trusts"
+                ) as caught:
                     client.recv()
                 assert caught.value.cause is Cause.TLS
         finally:
@@ -586,7 +593,9 @@ def test_a_forked_child_leaves_the_parents_connection_alone(ours, theirs):
 
 
 @contextmanager
-def stdlib_peer(leaf: trustme.LeafCert, version: ssl.TLSVersion, talk: Callable[[ssl.SSLSocket], object]) -> Iterator[Any]:
+def stdlib_peer(
+    leaf: trustme.LeafCert, version: ssl.TLSVersion, talk: Callable[[ssl.SSLSocket], object]
+) -> Iterator[Any]:
     with listening() as listener:
 
         def serve() -> None:
