@@ -517,7 +517,7 @@ class BaseServer(Generic[_Connection]):
         return Broadcast(*self._server.broadcast(data, _is_choice(behind, "behind", ("skip", "close"))))
 
     def reload_tls(self, tls: TLS) -> None:
-        """Have clients that come from now on shake hands by *tls*: a renewed certificate, read again from the same files.
+        """Have clients that come from now on shake hands by *tls*: a renewed certificate, perhaps of the same files.
 
         Connections that are open go on. If something is wrong with *tls*, that is raised, and what was before stays in
         force. Whether clients are asked for certificates (``client_ca``) can't be changed.

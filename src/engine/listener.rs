@@ -956,6 +956,12 @@ impl Listener {
         Ok(Counts { handshakes: hall.handshakes, open, waiting, waiting_bytes, ..hall.counts })
     }
 
+    /// All clients come with TLS.
+    #[must_use]
+    pub fn is_secured(&self) -> bool {
+        sync::lock(&self.tls).is_some()
+    }
+
     /// From here on new clients shake hands by these settings; who is here stays.
     pub fn set_tls(&self, settings: ServerTls) -> Result<(), LinkError> {
         self.check_process()?;

@@ -68,6 +68,7 @@ pub struct Tls {
     is_established: bool,
     has_peer_ended: bool,
     has_ended: bool,
+    has_failed: bool,
     /// The end of our stream goes behind what is left to be sent.
     pub is_ending: bool,
     ledger: Ledger,
@@ -89,6 +90,8 @@ enum Half {
 trait Records {
     type Data;
     fn process<'c, 'i>(&'c mut self, bytes: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
+    /// rustls has something to say by itself.
+    fn has_to_say(&self) -> bool;
 }
 
 impl Records for UnbufferedClientConnection {
@@ -96,12 +99,20 @@ impl Records for UnbufferedClientConnection {
     fn process<'c, 'i>(&'c mut self, bytes: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(bytes)
     }
+
+    fn has_to_say(&self) -> bool {
+        self.wants_write()
+    }
 }
 
 impl Records for UnbufferedServerConnection {
     type Data = ServerConnectionData;
     fn process<'c, 'i>(&'c mut self, bytes: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(bytes)
+    }
+
+    fn has_to_say(&self) -> bool {
+        self.wants_write()
     }
 }
 
@@ -139,6 +150,7 @@ impl Tls {
             is_established: false,
             has_peer_ended: false,
             has_ended: false,
+            has_failed: false,
             is_ending: false,
             ledger: Ledger::default(),
         }
@@ -147,6 +159,9 @@ impl Tls {
     /// What was received. `heard` is given the plaintext, record by record, also of what comes before an error; with that there may
     /// be an alert to say.
     pub fn handle_input(&mut self, input: &[u8], mut heard: impl FnMut(&[u8])) -> Result<(), TlsError> {
+        if self.has_failed {
+            return Ok(());
+        }
         if let Some(head) = &mut self.head {
             head.extend(input.iter().take(HEAD_BYTES - head.len()));
         }
@@ -173,6 +188,8 @@ impl Tls {
                 Ok(())
             }
             Err(error) => {
+                self.has_failed = true;
+                self.incoming = Vec::new();
                 let side = if matches!(self.half, Half::Client(_)) { Side::Client } else { Side::Server };
                 Err(explain(&error, side, &self.name, self.head.as_deref()))
             }
@@ -211,6 +228,9 @@ impl Tls {
         counts: bool,
         send: impl FnOnce(&[u8]) -> Result<usize, E>,
     ) -> (usize, Result<bool, E>) {
+        if self.has_failed {
+            return (0, Ok(true));
+        }
         SEALED.with_borrow_mut(|(joined, sealed)| {
             let plain = match parts {
                 [part, [], []] | [[], part, []] | [[], [], part] => &part[..part.len().min(SEALED_BYTES)],
@@ -258,7 +278,7 @@ impl Tls {
 
     /// Nothing more of ours will come: close_notify.
     pub fn end(&mut self) {
-        if self.has_ended || !self.is_established {
+        if self.has_ended || self.has_failed || !self.is_established {
             return;
         }
         self.has_ended = true;
@@ -364,14 +384,17 @@ fn pass<R: Records>(
             Ok(ConnectionState::WriteTraffic(_) | ConnectionState::Closed) => Some(true),
             // Early data isn't allowed by any configuration of ours.
             Ok(_) => Some(false),
-            Err(error) if failed.is_none() => {
-                failed = Some(error);
+            Err(error) => {
+                failed.get_or_insert(error);
                 None
             }
-            Err(_) => Some(false),
         };
         used += discard;
-        if let Some(is_established) = reached {
+        // It isn't to look at what was received any more, for what it knows of that is no longer so: only its alert is fetched.
+        if failed.is_some() && records.has_to_say() {
+            continue;
+        }
+        if let Some(is_established) = reached.or(failed.as_ref().map(|_| false)) {
             return (used, failed.map_or(Ok(Passed { is_established, is_ended }), Err));
         }
     }

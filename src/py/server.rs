@@ -284,6 +284,9 @@ impl Server {
 
     fn reload_tls(&self, py: Python<'_>, settings: Py<ServerSettings>) -> PyResult<()> {
         let settings = &settings.get().0;
+        if !self.listener.is_secured() {
+            return Err(PyValueError::new_err("reload_tls(): the server began without TLS"));
+        }
         if settings.knows_clients != self.door.identifies {
             return Err(PyValueError::new_err(
                 "client_ca: whether clients are asked for certificates stays as it was when the server began",

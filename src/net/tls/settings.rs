@@ -7,11 +7,15 @@ use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring::{Ticketer, default_provider};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, InconsistentKeys, RootCertStore, ServerConfig, SupportedProtocolVersion, version};
+use rustls::{
+    ClientConfig, InconsistentKeys, RootCertStore, ServerConfig, SupportedCipherSuite, SupportedProtocolVersion,
+    version,
+};
 
 /// Newest first; what is older is broken (RFC 8996).
 const VERSIONS: &[&SupportedProtocolVersion] = &[&version::TLS13, &version::TLS12];
@@ -80,7 +84,7 @@ impl ClientTls {
         {
             return Err(invalid(&format!("server_name={name:?}: neither a host name nor an IP address")));
         }
-        let provider = Arc::new(default_provider());
+        let provider = provider();
         let verifier: Arc<dyn ServerCertVerifier> = match &files.ca {
             Some(ca) => WebPkiServerVerifier::builder_with_provider(Arc::new(roots("ca", ca)?), provider.clone())
                 .build()
@@ -116,7 +120,7 @@ impl ServerTls {
         let Some((chain, key)) = own(files)? else {
             return Err(invalid("certificate, key: a server needs both"));
         };
-        let provider = Arc::new(default_provider());
+        let provider = provider();
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(VERSIONS)
             .map_err(|error| invalid(&error.to_string()))?;
@@ -138,6 +142,15 @@ impl ServerTls {
         config.send_tls13_tickets = 2;
         Ok(Self { config: Arc::new(config), knows_clients: files.client_ca.is_some() })
     }
+}
+
+/// rustls' own choice, with the lesser of two good keys first: it takes a quarter less time, and 128 bits are beyond everybody's.
+fn provider() -> Arc<CryptoProvider> {
+    let mut provider = default_provider();
+    let is_slower = |suite: &SupportedCipherSuite| !format!("{:?}", suite.suite()).contains("AES_128_GCM");
+    // Stable: TLS 1.3 stays before 1.2.
+    provider.cipher_suites.sort_by_key(|suite| (suite.tls13().is_none(), is_slower(suite)));
+    Arc::new(provider)
 }
 
 fn invalid(text: &str) -> SettingsError {

@@ -61,6 +61,8 @@ pub(super) fn explain(error: &Error, side: Side, name: &str, head: Option<&[u8]>
             | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
             | PeerIncompatible::Tls12NotOffered
             | PeerIncompatible::Tls12NotOfferedOrEnabled
+            // Clients of TLS 1.1 have none, those of 1.2 always do (RFC 5246, section 7.4.1.4.1).
+            | PeerIncompatible::SignatureAlgorithmsExtensionRequired
             | PeerIncompatible::SupportedVersionsExtensionRequired,
         ) => {
             format!("the {peer} speaks neither TLS 1.2 nor 1.3: what is older isn't safe any more, so have it updated")
