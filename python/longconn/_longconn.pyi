@@ -30,6 +30,7 @@ __all__ = [
     "Hub",
     "LongConnection",
     "Messages",
+    "Proxy",
     "Server",
     "ServerSettings",
     "SocketMixin",
@@ -64,6 +65,8 @@ __all__ = [
     "warn",
     "watch",
 ]
+
+_Counts: TypeAlias = tuple[int, int, int, int, int]
 
 HAS_GUARD: Final[bool]
 KEEPALIVE_COUNT: Final[tuple[int, int]]
@@ -498,6 +501,32 @@ class Messages:
 
     def __iter__(self) -> Messages: ...
     def __next__(self) -> tuple[LongConnection, bytes]: ...
+
+@final
+class Proxy:
+    """What `longconn.testing.FaultProxy` stands on."""
+
+    def __new__(
+        cls, address: tuple[str, int], upstream: list[tuple[str, int]], room_bytes: int, seed: int
+    ) -> Proxy: ...
+    @property
+    def address(self) -> tuple[str, int]: ...
+    def set_upstream(self, upstream: list[tuple[str, int]]) -> None: ...
+    def order(
+        self,
+        verb: str,
+        direction: str,
+        numbers: list[float],
+        connection: int | None,
+        after: float | None,
+        detail: str,
+    ) -> int | None: ...
+    def cancel(self, plan: int | None) -> None: ...
+    def accepted(self) -> int: ...
+    def connections(self) -> list[tuple[int, tuple[str, int], bool, bool, _Counts, _Counts]]: ...
+    def record(self) -> tuple[list[tuple[float, float, str, int | None, str | None, int, str]], int]: ...
+    def now(self) -> float: ...
+    def close(self) -> None: ...
 
 @final
 class Server:
