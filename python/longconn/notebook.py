@@ -77,7 +77,8 @@ class Timeline:
         begins = [history.began for history in self._histories if history.began is not None]
         ends = [moments[-1].at for history in self._histories if (moments := history.moments)]
         begin = min(begins, default=time.monotonic())
-        return begin, max(ends, default=begin) if self.is_over else time.monotonic()
+        # A little more than the last look: the end is to be seen.
+        return begin, max(ends, default=begin) + 0.5 if self.is_over else time.monotonic()
 
     def _repr_html_(self) -> str:
         begin, end = self._range()
@@ -115,7 +116,7 @@ class Timeline:
             axes.spines[["top", "right"]].set_visible(False)
         for index, (at, what) in enumerate(faults[: pictures.MOST_FAULTS]):
             where = rows[0, 0].get_xaxis_transform()
-            rows[0, 0].text(at, 1.03 + 0.11 * (index % 3), what, transform=where, fontsize=8)
+            rows[0, 0].text(at, 1.12 + 0.11 * (index % 3), what, transform=where, fontsize=8)
         rows[-1, 0].set_xlabel("seconds")
         rows[-1, 0].set_xlim(0, max(end - begin, 1.0))
         return figure
@@ -148,7 +149,8 @@ def _plot_connection(axes: Axes, history: sampling.History, begin: float) -> Non
         ticks[y] = f"beats {direction}"
     axes.set_ylim(-0.53 * top, top)
     axes.set_yticks(list(ticks), list(ticks.values()), fontsize=8)
-    axes.set_ylabel(f"{history.name[:24]}\nsilence", fontsize=9)
+    axes.set_title(f"{history.name[:24]}  {history.place}", fontsize=8, loc="right", y=0.98)
+    axes.set_ylabel("silence", fontsize=9)
 
 
 def _plot_server(axes: Axes, history: sampling.History, begin: float) -> None:
@@ -186,8 +188,9 @@ def _plot_spans(axes: Axes, spans: list[sampling.Span], begin: float, y: float, 
     for span in spans:
         alpha = 0.25 if span.value == "unknown" else 1.0
         colour = pictures.COLOURS.get(span.value, pictures.FAINT)
+        end = min(span.end - begin, 1e9)  # infinity can't be drawn; the axis cuts it
         axes.broken_barh(
-            [(span.begin - begin, span.end - span.begin)], (y, height), color=colour, alpha=alpha, linewidth=0
+            [(span.begin - begin, end - (span.begin - begin))], (y, height), color=colour, alpha=alpha, linewidth=0
         )
 
 

@@ -398,7 +398,7 @@ class _Drawing:
         more = "".join(f' {name.replace("_", "-")}="{value}"' for name, value in attributes.items())
         self.parts.append(f'<text x="0" y="{y:.1f}" opacity=".75"{more}>{content}</text>')
 
-    def title(self, content: str, note: str = "", colour: str = "currentColor") -> None:
+    def title(self, content: str, note: str, colour: str = "currentColor") -> None:
         self.parts.append(
             f'<text x="0" y="{self.y + 11:.1f}" font-size="12" font-weight="600">{content}</text>'
             f'<text x="{_WIDE - 8}" y="{self.y + 11:.1f}" font-size="11" text-anchor="end" fill="{colour}">'
@@ -540,7 +540,7 @@ def _draw_connection(drawing: _Drawing, history: History) -> None:
         return drawing.title(text(history.name), "nothing read yet")
     last: Any = moments[-1].stats
     drawing.title(
-        f"LongConnection {text(history.name)}",
+        f'LongConnection {text(history.name)} <tspan font-weight="400" opacity=".7">{history.place}</tspan>',
         f"{last.state}, beats {last.beats_sent} sent, {last.beats_heard} heard",
         COLOURS[last.state],
     )

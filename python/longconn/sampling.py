@@ -102,6 +102,10 @@ class History:
     def __init__(self, subject: Any) -> None:
         self.kind = kind_of(subject)
         self.name = self._name(subject)
+        self.place = ""
+        """Of a connection: where its ends are, for both may be drawn, and have one name."""
+        if self.kind == "connection":
+            self.place = "{}:{} → {}:{}".format(*subject.address, *subject.peer_address)
         self.subject = weakref.ref(subject)
         self.is_over = False
         """It has ended, or is gone: nothing more will be read."""
@@ -162,8 +166,14 @@ class History:
         return [(self.proxy_began + event.at, event.detail) for event in self.record if event.what == "fault"]
 
     def states(self) -> list[Span]:
-        """Of a connection: its states, one after another; a gap is a state of its own, ``unknown``."""
-        return _spans((moment.at, moment.stats.state) for moment in self.moments if isinstance(moment.stats, LinkStats))
+        """Of a connection: its states, one after another; a gap is a state of its own, ``unknown``.
+
+        What is closed stays so, without being read any more.
+        """
+        found = _spans((each.at, each.stats.state) for each in self.moments if isinstance(each.stats, LinkStats))
+        if found and found[-1].value == "closed":
+            found[-1] = found[-1]._replace(end=float("inf"))
+        return found
 
     def clients(self) -> dict[int, tuple[str, list[Span]]]:
         """Of a server: name and states of each connection that was looked at."""
