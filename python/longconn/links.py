@@ -318,9 +318,7 @@ class Plan(NamedTuple):
                 fd, enabled=True, idle=idle, interval=interval, count=count, user_timeout=user_timeout
             )
         if self.plain is not None:
-            return _longconn.open_plain_link(
-                fd, handshaken=handshaken, settings=self.plain, **self.settings, **hub
-            )
+            return _longconn.open_plain_link(fd, handshaken=handshaken, settings=self.plain, **self.settings, **hub)
         return _longconn.open_link(fd, handshaken=handshaken, timeout=self.seconds_left(), **self.settings, **hub)
 
 
