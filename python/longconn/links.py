@@ -570,8 +570,8 @@ class LongServer:
 
                 self._server.counts()
             except Exception:
-                # It is another process's to close (ForkedError); or it is so late in the interpreter's exit that nobody is
-                # warned any more: without a GIL even this module's own names may be gone by then.
+                # It is another process's to close (ForkedError); or it is so late in the interpreter's exit that nobody
+                # is warned any more: without a GIL even this module's own names may be gone by then.
                 return
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=1, source=self)
             self._server.abandon()
