@@ -73,6 +73,7 @@ lint: build $(STAMPS)/lint $(STAMPS)/test
 bench: build $(STAMPS)/bench
 	$(BIN)/python benches/bench.py
 	$(BIN)/python benches/messages.py
+	$(BIN)/python benches/asyncio_bench.py
 
 detect: build $(STAMPS)/test
 	$(BIN)/python benches/detect.py
