@@ -5,6 +5,7 @@
 """
 
 import asyncio
+import contextlib
 import sys
 
 import longconn
@@ -35,7 +36,5 @@ async def main():
         await server.serve_forever()
 
 
-try:
+with contextlib.suppress(KeyboardInterrupt):  # 离开 async with 时，已经告诉每个人：服务端要走了
     asyncio.run(main())
-except KeyboardInterrupt:
-    pass  # 离开 async with 时，已经告诉每个人：服务端要走了
