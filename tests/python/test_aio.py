@@ -685,6 +685,30 @@ def test_a_blocked_loop_misses_no_beat_and_answers_pings(run: Run) -> None:
     run(main())
 
 
+def test_beats_of_connections_that_wait_do_not_wake_the_loop(run: Run) -> None:
+    async def main() -> None:
+        async with pair(heartbeat=Heartbeat(0.05)) as (client, ours):
+            tasks = [asyncio.ensure_future(each.recv()) for each in (client, ours)]
+            await asyncio.sleep(0.2)  # the engine has the reader's role
+            loop, hub, calls = asyncio.get_running_loop(), aio._hub(), 0
+
+            def run_hub() -> None:
+                nonlocal calls
+                calls += 1
+                hub.run()
+
+            loop.add_reader(hub.fileno(), run_hub)
+            heard = client.stats().beats_heard
+            await until(lambda: client.stats().beats_heard >= heard + 10)
+            assert calls == 0
+            await client.send(b"x")
+            assert await tasks[1] == b"x"
+            assert calls > 0
+            await cancelled(tasks[0])
+
+    run(main())
+
+
 def test_a_connection_that_comes_back_is_awaited_as_if_nothing_had_been(run: Run) -> None:
     async def main() -> None:
         async with aio.serve(None, ("127.0.0.1", 0)) as server:
@@ -869,6 +893,7 @@ def test_a_child_of_a_fork_leaves_the_parents_loop_alone(run: Run) -> None:
         async with pair() as (client, ours):
             receiving = asyncio.create_task(client.recv())
             await is_waiting(receiving)
+            number = aio._hub().fileno()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # other tests' threads
                 process = os.fork()
@@ -881,6 +906,9 @@ def test_a_child_of_a_fork_leaves_the_parents_loop_alone(run: Run) -> None:
                     with contextlib.suppress(longconn.ForkedError):
                         client.stats()
                         os._exit(2)
+                    with contextlib.suppress(OSError):
+                        os.fstat(number)
+                        os._exit(3)
                     asyncio.events._set_running_loop(None)
 
                     async def anew() -> None:
