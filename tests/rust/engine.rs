@@ -45,7 +45,7 @@ fn listen(config: ListenerConfig) -> Arc<Listener> {
 fn dial(address: SocketAddr, config: Config) -> Arc<Link> {
     let socket: OwnedFd = TcpStream::connect(address).unwrap().into();
     let introduction = Introduction { client_id: "device-7".into(), ..Introduction::default() };
-    Link::client(socket, Arc::new(config), introduction).unwrap()
+    Link::client(socket, None, Arc::new(config), introduction).unwrap()
 }
 
 fn pair_of(client: Config, server: Config) -> (Arc<Listener>, Arc<Link>, Arc<Link>) {
@@ -852,7 +852,7 @@ fn the_program_decides_who_may_come() {
     let dial = |token: &[u8]| {
         let socket: OwnedFd = TcpStream::connect(listener.address()).unwrap().into();
         let introduction = Introduction { token: token.to_vec(), ..Introduction::default() };
-        Link::client(socket, Arc::default(), introduction).unwrap()
+        Link::client(socket, None, Arc::default(), introduction).unwrap()
     };
     let (good, bad) = (dial(b"good"), dial(b"bad"));
     for _ in 0..2 {

@@ -34,7 +34,7 @@ fn listen(config: ListenerConfig) -> Arc<Listener> {
 fn pair(listener: &Listener, config: &Arc<Config>) -> [Arc<Link>; 2] {
     let socket = TcpStream::connect(listener.address()).unwrap().into();
     let introduction = Introduction { will_resume: true, ..Introduction::default() };
-    let client = Link::client(socket, config.clone(), introduction).unwrap();
+    let client = Link::client(socket, None, config.clone(), introduction).unwrap();
     client.wait_open(soon()).unwrap();
     [client, listener.accept(soon()).unwrap()]
 }

@@ -43,7 +43,7 @@ fn dial(listener: &Listener) -> Arc<Link> {
 
 fn dial_of(listener: &Listener, config: Arc<Config>) -> Arc<Link> {
     let socket: OwnedFd = TcpStream::connect(listener.address()).unwrap().into();
-    let link = Link::client(socket, config, Introduction::default()).unwrap();
+    let link = Link::client(socket, None, config, Introduction::default()).unwrap();
     link.wait_open(soon()).unwrap();
     link
 }

@@ -94,7 +94,7 @@ impl Proxy {
 fn reconnect_to(address: SocketAddr) -> Reconnect {
     let place = Place { host: address.ip().to_string(), port: address.port() };
     let backoff = BackoffConfig { first: ms(5), cap: ms(50), ..BackoffConfig::default() };
-    Reconnect { target: Arc::new(Target { places: vec![place] }), backoff, follows: false, keepalive: None }
+    Reconnect { target: Arc::new(Target { places: vec![place] }), backoff, follows: false, keepalive: None, tls: None }
 }
 
 fn introduction() -> Introduction {
@@ -103,7 +103,7 @@ fn introduction() -> Introduction {
 
 fn dial(address: SocketAddr, config: Config) -> Arc<Link> {
     let socket = TcpStream::connect(address).unwrap().into();
-    let link = Link::client(socket, Arc::new(config), introduction()).unwrap();
+    let link = Link::client(socket, None, Arc::new(config), introduction()).unwrap();
     link.set_reconnect(reconnect_to(address)).unwrap();
     link
 }
