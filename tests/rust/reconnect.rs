@@ -493,8 +493,8 @@ fn what_sessions_keep_is_bounded_before_their_end_and_after() {
 #[test]
 fn who_is_sent_elsewhere_goes_there_though_the_server_is_still_up() {
     let (first, other) = (listen(ListenerConfig::default()), listen(ListenerConfig::default()));
-    let link =
-        Link::client(TcpStream::connect(first.address()).unwrap().into(), Arc::default(), introduction()).unwrap();
+    let link = Link::client(TcpStream::connect(first.address()).unwrap().into(), None, Arc::default(), introduction())
+        .unwrap();
     link.set_reconnect(Reconnect { follows: true, ..reconnect_to(first.address()) }).unwrap();
     link.wait_open(soon()).unwrap();
     let elsewhere = other.address().to_string();
