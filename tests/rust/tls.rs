@@ -64,7 +64,7 @@ fn records(mut bytes: &[u8]) -> Vec<usize> {
         lengths.push(length);
         bytes = &rest[length..];
     }
-    assert_eq!(bytes, []);
+    assert!(bytes.is_empty());
     lengths
 }
 
