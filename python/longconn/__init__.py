@@ -32,8 +32,7 @@ from .links import Broadcast, Event, LinkStats, LongServer, ServerStats, connect
 from .short import exchange
 from .tls import TLS, Identity, TLSInfo
 
-__all__ = [
-    "TLS",
+__all__ = [  # noqa: RUF022  one that is an acronym is a name like the others
     "AlreadyClosed",
     "Applied",
     "Backoff",
@@ -65,6 +64,7 @@ __all__ = [
     "ProtocolError",
     "ServerStats",
     "SessionLost",
+    "TLS",
     "TLSInfo",
     "TcpInfo",
     "connect",
