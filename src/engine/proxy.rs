@@ -48,6 +48,8 @@ pub struct ProxyConfig {
     pub room_bytes: usize,
     /// For everything that chance decides.
     pub seed: u64,
+    /// What is kept of what each side says, from the beginning of a connection on.
+    pub captured_bytes: usize,
 }
 
 /// What is to become of connections.
@@ -113,6 +115,8 @@ struct Course {
     most_connections: usize,
     upstream: Arc<Target>,
     seed: u64,
+    captured_bytes: usize,
+    captured: HashMap<u64, [Vec<u8>; 2]>,
     accepted: u64,
     /// What new connections begin with.
     flows: [Flow; 2],
@@ -239,6 +243,8 @@ impl Proxy {
             most_connections: usize::MAX,
             upstream,
             seed: config.seed,
+            captured_bytes: config.captured_bytes,
+            captured: HashMap::new(),
             accepted: 0,
             flows: [healthy.clone(), healthy],
             forgets: None,
@@ -380,7 +386,11 @@ impl Proxy {
         Ok(self.enter()?.accepted)
     }
 
-    /// Times are since the proxy began.
+    /// What was said in one direction of a connection, which may be over; as much of it as is kept.
+    pub fn captured(&self, connection: u64, way: Way) -> Result<Vec<u8>, LinkError> {
+        Ok(self.enter()?.captured.get(&connection).map(|said| said[way as usize].clone()).unwrap_or_default())
+    }
+
     pub fn record(&self) -> Result<Record, LinkError> {
         Ok(self.enter()?.record.clone())
     }
@@ -446,13 +456,19 @@ impl Proxy {
                 ways.iter().for_each(|way| connection.flows[*way as usize].handle_fault(now, *fault));
             }
             Order::Reset(ways) => {
-                for way in *ways {
-                    course.record.note(Entry::new(now, What::Reset, Some(connection.number), Some(*way)));
-                    self.abort(course, connection, *way);
+                for way in ways.iter().copied() {
+                    if connection.end(way).is_none() {
+                        continue;
+                    }
+                    course.record.note(Entry::new(now, What::Reset, Some(connection.number), Some(way)));
+                    self.abort(course, connection, way);
                 }
             }
             Order::End => {
                 for way in Way::BOTH {
+                    if connection.end(way).is_none() {
+                        continue;
+                    }
                     course.record.note(Entry::new(now, What::Ended, Some(connection.number), Some(way)));
                     self.end(course, connection, way);
                 }
@@ -799,6 +815,7 @@ impl Proxy {
                 Ok(bytes) => {
                     let lost = flow.counts().lost;
                     flow.handle_bytes(now, bytes);
+                    course.capture(connection.number, way, bytes);
                     let lost = flow.counts().lost - lost;
                     if lost > 0 {
                         course.record.note(Entry { bytes: lost, ..Entry::new(now, What::Lost, number, Some(way)) });
@@ -893,6 +910,16 @@ impl Proxy {
         course.by_key.remove(&connection.key);
         self.engine.release(connection.key);
         course.record.note(Entry::new(now, What::Closed, Some(connection.number), None));
+    }
+}
+
+impl Course {
+    fn capture(&mut self, connection: u64, way: Way, bytes: &[u8]) {
+        if self.captured_bytes > 0 {
+            let said = &mut self.captured.entry(connection).or_default()[way as usize];
+            let room = self.captured_bytes.saturating_sub(said.len());
+            said.extend_from_slice(&bytes[..room.min(bytes.len())]);
+        }
     }
 }
 

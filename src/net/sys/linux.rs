@@ -118,7 +118,7 @@ pub fn set_deaf(fd: BorrowedFd<'_>, deaf: bool) -> io::Result<()> {
 }
 
 /// While it is mute nothing that it sends over loopback arrives, neither data nor acknowledgements: it asks for a strict source route
-/// (RFC 791), which hosts refuse (`accept_source_route` of ip-sysctl, off by default). Since Linux 6.17 or so it takes CAP_NET_RAW.
+/// (RFC 791), which hosts refuse (`accept_source_route` of ip-sysctl, off by default). New kernels want CAP_NET_RAW for that (6.18 does).
 pub fn set_mute(fd: BorrowedFd<'_>, mute: bool) -> io::Result<()> {
     /// Type, length, the place of the next of its addresses, that address, and the end of the list.
     const STRICT_ROUTE: [u8; 8] = [137, 7, 4, 127, 0, 0, 1, 0];
