@@ -23,7 +23,7 @@ from .errors import (
 )
 from .framing import LengthPrefixed, Lines, PlainHeartbeat
 from .guarding import Guard, guard
-from .heartbeat import Heartbeat
+from .heartbeat import Adaptive, Heartbeat
 from .imports import when_imported as _when_imported
 from .installing import install, uninstall
 from .keepalive import Applied, DetectionTime, Keepalive, default_keepalive, set_default_keepalive
@@ -32,6 +32,7 @@ from .links import Broadcast, Event, LinkStats, LongServer, ServerStats, connect
 from .short import exchange
 
 __all__ = [
+    "Adaptive",
     "AlreadyClosed",
     "Applied",
     "Backoff",

@@ -4,6 +4,7 @@
 use std::mem::MaybeUninit;
 use std::time::{Duration, Instant};
 
+use super::adaptive::Network;
 use super::cause::{Cause, SessionEnd};
 use super::close::Close;
 use super::codec::Framing;
@@ -240,6 +241,13 @@ impl Core {
     pub fn relink(&mut self, now: Instant, seed: u64) {
         if let Self::Framed(connection) = self {
             connection.relink(now, seed);
+        }
+    }
+
+    /// Where a client is whose link opens next.
+    pub fn set_network(&mut self, network: Network) {
+        if let Self::Framed(connection) = self {
+            connection.set_network(network);
         }
     }
 

@@ -2,8 +2,8 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyException, PyResourceWarning, PyStopIteration, PyTimeoutError, PyValueError};
@@ -12,6 +12,7 @@ use pyo3::types::{PyBytes, PyDict, PyList};
 use pyo3::{PyTraverseError, PyVisit};
 
 use super::buffer::Buffer;
+use super::callback::call;
 use super::dial::{Places, target};
 use super::errors::{ended, link_error, seconds};
 use super::events::{Events, observe, time_of};
@@ -21,8 +22,9 @@ use super::pulse;
 use super::socket::bytes_of;
 use super::tcp_info::TcpInfo;
 use super::timeout::Timeout;
-use crate::engine::clock;
-use crate::engine::link::{Attempt, Link, LinkError, Reconnect};
+use crate::engine::link::{Attempt, Keeper, Link, LinkError, Reconnect};
+use crate::engine::{clock, notices};
+use crate::proto::adaptive::{AdaptiveConfig, Learnt, Losses, Network};
 use crate::proto::backoff::BackoffConfig;
 use crate::proto::cause::{Cause, Ending};
 use crate::proto::close::{Close, CloseCode, FIRST_APPLICATION_CODE};
@@ -55,13 +57,24 @@ pub(super) fn state_name(state: State) -> &'static str {
 }
 
 /// What `Heartbeat` hands over: interval, limit, is it phi, floor, threshold, window, least deviation, acceptable pause,
-/// application limit, interpreter limit; seconds.
-pub(super) type Rhythm = (f64, Option<f64>, bool, f64, f64, usize, f64, f64, Option<f64>, Option<f64>);
+/// application limit, interpreter limit; seconds. And how far the interval may grow, and by which steps.
+pub(super) type Rhythm =
+    (f64, Option<f64>, bool, f64, f64, usize, f64, f64, Option<f64>, Option<f64>, Option<(f64, f64)>);
+
+/// Of all connections that this process has made.
+static LOSSES: OnceLock<Arc<Losses>> = OnceLock::new();
 
 pub(super) fn config(heartbeat: Rhythm, largest_message_bytes: u64, handshake_timeout: Duration) -> PyResult<Config> {
-    let (interval, limit, is_phi, floor, threshold, window, min_std, pause, application, interpreter) = heartbeat;
+    let (interval, limit, is_phi, floor, threshold, window, min_std, pause, application, interpreter, adaptive) =
+        heartbeat;
+    let want = seconds(interval)?;
+    let adaptive = match adaptive {
+        Some((max, step)) => Some(AdaptiveConfig { min: want, max: seconds(max)?, step }),
+        None => None,
+    };
     let heartbeat = HeartbeatConfig {
-        want: seconds(interval)?,
+        want,
+        adaptive,
         floor: seconds(floor)?,
         limit: limit.map(seconds).transpose()?,
         detector: if is_phi {
@@ -74,7 +87,38 @@ pub(super) fn config(heartbeat: Rhythm, largest_message_bytes: u64, handshake_ti
         interpreter_limit: interpreter.map(seconds).transpose()?,
     };
     heartbeat.validate().map_err(|error| PyValueError::new_err(error.to_string()))?;
-    Ok(Config { heartbeat, largest_message_bytes, handshake_timeout, ..Config::default() })
+    let losses = LOSSES.get_or_init(Arc::default).clone();
+    Ok(Config { heartbeat, largest_message_bytes, handshake_timeout, losses, ..Config::default() })
+}
+
+/// What is known of a network: its prefix, the longest interval that was borne, for how long that has been settled, and how often it
+/// has failed since; seconds.
+type Kept = (String, f64, Option<f64>, u32);
+
+fn learnt_before((prefix, proven, settled_for, failures): Kept) -> PyResult<(Network, Learnt)> {
+    let prefix = prefix.parse().map_err(|_| PyValueError::new_err(format!("not an IP address: {prefix}")))?;
+    let settled_for = settled_for.map(seconds).transpose()?;
+    Ok((Network::of(prefix), Learnt { proven: seconds(proven)?, settled_for, failures }))
+}
+
+/// Has `keeper` called with a list of [`Kept`], on the thread of the notices.
+fn keep_by(keeper: Py<PyAny>) -> Keeper {
+    let keeper = Arc::new(keeper);
+    Box::new(move |learnt| {
+        let keeper = keeper.clone();
+        let kept = move |(network, learnt): (Network, Learnt)| -> Kept {
+            let settled_for = learnt.settled_for.map(|age| age.as_secs_f64());
+            (network.prefix().to_string(), learnt.proven.as_secs_f64(), settled_for, learnt.failures)
+        };
+        notices::call(Box::new(move || {
+            Python::try_attach(move |py| {
+                let learnt: Vec<_> = learnt.into_iter().map(kept).collect();
+                if let Err(error) = call(keeper.bind(py), (learnt,)) {
+                    error.write_unraisable(py, Some(keeper.bind(py)));
+                }
+            });
+        }));
+    })
 }
 
 /// How a client comes back: to which places, the first spread, the cap and the factor of its backoff, whether it follows the
@@ -621,6 +665,10 @@ impl LongConnection {
         fields.set_item("tcp_info", tcp_info.map(|info| Py::new(py, TcpInfo::new(&info))).transpose()?)?;
         fields.set_item("connections", connections)?;
         fields.set_item("messages_after_close", after_close)?;
+        if let Some(learnt) = stats.learnt {
+            fields.set_item("proven_interval_seconds", learnt.proven.as_secs_f64())?;
+            fields.set_item("settled_seconds_ago", number(learnt.settled_for))?;
+        }
         py.import("longconn.links")?.getattr("LinkStats")?.call((), Some(&fields))
     }
 
@@ -776,7 +824,9 @@ impl Drop for LongConnection {
     timeout,
     on_event,
     coming_back,
-    raises_when_full
+    raises_when_full,
+    learnt,
+    keeper
 ))]
 pub(super) fn open_link(
     py: Python<'_>,
@@ -789,6 +839,8 @@ pub(super) fn open_link(
     on_event: Option<Py<PyAny>>,
     coming_back: Option<ComingBack>,
     raises_when_full: bool,
+    learnt: Vec<Kept>,
+    keeper: Option<Py<PyAny>>,
 ) -> PyResult<LongConnection> {
     let socket = take_over(fd)?;
     let deadline = timeout.deadline(None);
@@ -799,7 +851,8 @@ pub(super) fn open_link(
         config.resends = *resends;
         config.give_up_after = give_up_after.map(seconds).transpose()?;
     }
-    let introduction = Introduction { client_id, token, will_resume: coming_back.is_some() };
+    let learnt = learnt.into_iter().map(learnt_before).collect::<PyResult<_>>()?;
+    let introduction = Introduction { client_id, token, will_resume: coming_back.is_some(), learnt };
     let coming_back = coming_back.map(reconnect).transpose()?;
     let link = py
         .detach(|| {
@@ -812,6 +865,10 @@ pub(super) fn open_link(
         .map_err(|error: LinkError| super::errors::listener_error(py, error))?;
     pulse::begin();
     observe(py, &link, on_event).map_err(|error| link_error(py, error, &link, false))?;
+    if let Some(keeper) = keeper {
+        let keeper = keep_by(keeper);
+        py.detach(|| link.set_keeper(keeper)).map_err(|error| link_error(py, error, &link, false))?;
+    }
     let give_up = || {
         let _ = py.detach(|| link.close(Close::new(CloseCode::NORMAL, ""), Duration::ZERO));
     };

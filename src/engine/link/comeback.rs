@@ -15,6 +15,7 @@ use crate::engine::dial::{self, Connected, Dial, DialConfig};
 use crate::net::dial::{DialError, Place, Target};
 use crate::net::keepalive::Keepalive;
 use crate::net::{sys, tcp_info, tuning};
+use crate::proto::adaptive::Network;
 use crate::proto::backoff::{Backoff, BackoffConfig, Why};
 use crate::proto::cause::{Cause, Ending, GivenUp, SessionEnd};
 use crate::proto::close::{Close, CloseCode};
@@ -224,6 +225,7 @@ impl Link {
                 match equip(connected.socket, true).and_then(|equipped| self.attach(inner, equipped)) {
                     Ok(()) => {
                         inner.core.relink(now, new_seed().unwrap_or_default());
+                        inner.core.set_network(Network::of(self.local_address().ip()));
                         return;
                     }
                     Err(error) => {
