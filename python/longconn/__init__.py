@@ -23,7 +23,7 @@ from .errors import (
 )
 from .framing import LengthPrefixed, Lines, PlainHeartbeat
 from .guarding import Guard, guard
-from .heartbeat import Heartbeat
+from .heartbeat import Adaptive, Heartbeat
 from .imports import when_imported as _when_imported
 from .installing import install, uninstall
 from .keepalive import Applied, DetectionTime, Keepalive, default_keepalive, set_default_keepalive
@@ -33,6 +33,7 @@ from .short import exchange
 from .tls import TLS, Identity, TLSInfo
 
 __all__ = [  # noqa: RUF022  one that is an acronym is a name like the others
+    "Adaptive",
     "AlreadyClosed",
     "Applied",
     "Backoff",
