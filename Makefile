@@ -13,7 +13,7 @@ SOURCES := $(shell find src -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
 # A wheel's speed: benches and users see the same.
 MATURIN := $(BIN)/maturin develop --release --quiet
 
-.PHONY: help build demo test test-pythons loom lint bench compare detect chaos conformance fuzz wheel docs clean check-tools
+.PHONY: help build demo test test-pythons loom lint bench compare detect chaos conformance fuzz wheel sdist docs clean check-tools
 .DELETE_ON_ERROR:
 
 help:
@@ -29,7 +29,8 @@ help:
 	@echo "make conformance  CPython's own tests with KeepaliveSocket in the place of socket.socket"
 	@echo 'make fuzz         the decoder and sequences of operations, FUZZ_SECONDS=600 each'
 	@echo 'make docs         the documentation as a site, into site/'
-	@echo 'make wheel        the abi3 wheel, audited, into dist/; MANYLINUX=2_17 for older systems than this one'
+	@echo 'make wheel        the abi3 wheel, audited, into dist/; MANYLINUX=2_17 for older systems'
+	@echo 'make sdist        the source distribution, and a wheel built of it'
 	@echo 'PYTHON=python3.13 make ...  with another interpreter'
 	@echo 'TESTS="-k fork" make test   some of the Python tests, in words for pytest'
 	@echo 'PYTHONS="python3.12 /opt/python/bin/python" make test-pythons  those'
@@ -65,10 +66,10 @@ demo: build $(STAMPS)/demo
 
 test: wheel loom
 	cargo test --quiet --no-default-features
-	$(BIN)/python tests/python/run_wheel.py dist $(PYTHON) --pytest='$(TESTS)'
+	$(BIN)/python tests/python/run_wheel.py dist $(PYTHON) --pytest="$$TESTS"
 
 test-pythons: wheel
-	$(BIN)/python tests/python/run_wheel.py dist $(PYTHONS) --pytest='$(TESTS)'
+	$(BIN)/python tests/python/run_wheel.py dist $(PYTHONS) --pytest="$$TESTS"
 
 # In a directory of its own: the flag is every crate's, and would have all of them built anew each time.
 loom: check-tools
@@ -105,11 +106,21 @@ fuzz: check-tools
 	set -e; for target in decoder operations; do PATH="$(CURDIR)/target/tools/bin:$$PATH" \
 		cargo fuzz run -s none $$target -- -max_total_time=$(FUZZ_SECONDS); done
 
-# Of this machine's C library, or of an older one's symbols, for which zig links.
+# zig, which is on .venv's path, links for older C libraries than this machine's.
+WHEEL := PATH="$(CURDIR)/$(BIN):$$PATH" maturin build --release --out dist \
+	$(if $(MANYLINUX),--zig --compatibility manylinux_$(MANYLINUX))
+
 wheel: $(STAMPS)/build $(STAMPS)/wheel $(if $(MANYLINUX),$(STAMPS)/zig)
 	rm -rf dist
-	PATH="$(CURDIR)/$(BIN):$$PATH" maturin build --release --out dist $(if $(MANYLINUX),--zig --compatibility manylinux_$(MANYLINUX))
+	$(WHEEL)
+	$(if $(FREE_THREADED),$(WHEEL) --interpreter $(FREE_THREADED))
 	$(BIN)/python tests/python/audit_wheel.py dist/*.whl
+
+# What is missing in it shows when a wheel is built of it.
+sdist: $(STAMPS)/build
+	mkdir -p dist
+	rm -f dist/*.tar.gz
+	PATH="$(CURDIR)/$(BIN):$$PATH" maturin build --release --sdist --out dist
 
 # The site, into site/; a link that leads nowhere, or a name that isn't there, fails.
 docs: build $(STAMPS)/docs

@@ -9,6 +9,7 @@ import asyncio
 import functools
 import inspect
 import os
+import socket
 import weakref
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .heartbeat import Heartbeat
     from .keepalive import Keepalive
     from .links import Event
+    from .tls import TLS
 
 __all__ = ["ConnectOptions", "LongConnection", "LongServer", "ServeOptions", "connect", "serve"]
 
@@ -71,6 +73,7 @@ class ConnectOptions(TypedDict, total=False):
     follow: bool
     when_full: Literal["wait", "raise"]
     on_event: Callable[[Event], object] | None
+    tls: TLS | bool | None
 
 
 def connect(address: Any, **options: Unpack[ConnectOptions]) -> _Connecting:
@@ -90,7 +93,7 @@ def connect(address: Any, **options: Unpack[ConnectOptions]) -> _Connecting:
 async def _connect(address: Any, options: ConnectOptions) -> LongConnection:
     plan = links.plan_of(address, **{**(links.connect.__kwdefaults__ or {}), **options})
     hub = _hub()
-    opened = plan.open(await _longconn.dial_async(hub, plan.places, plan.seconds_left()), hub=hub)
+    opened = plan.open(await _longconn.dial_async(hub, plan.places, plan.seconds_left(), plan.security), hub=hub)
     connection: LongConnection = opened if plan.plain is not None else await opened
     return connection
 
@@ -132,7 +135,7 @@ class ServeOptions(TypedDict, total=False):
     heartbeat: Heartbeat | PlainHeartbeat | None
     max_connections: int
     max_connections_per_address: int | None
-    authenticate: Callable[[str, bytes, tuple[str, int]], object] | None
+    authenticate: Callable[..., object] | None
     handshake_timeout: float | timedelta
     max_handshakes: int
     largest_message_bytes: int
@@ -144,6 +147,7 @@ class ServeOptions(TypedDict, total=False):
     backlog: int
     reuse_port: bool
     on_event: Callable[[LongConnection, Event], object] | None
+    tls: TLS | None
 
 
 def serve(
@@ -194,8 +198,8 @@ async def _serve(
     if not _is_coroutine_function(decide):
         decide = None
     host, port = links.place_to_listen(address)
-    found = await asyncio.get_running_loop().getaddrinfo(host or None, port, type=links.socket.SOCK_STREAM)
-    fd = links.listen(found[0][4][0], port, given["backlog"], reuse_port)
+    found = await asyncio.get_running_loop().getaddrinfo(host or None, port, type=socket.SOCK_STREAM)
+    fd = links.listen(str(found[0][4][0]), port, given["backlog"], reuse_port)
     if decide is not None:
         settings["authenticate"] = None
     server = _longconn.listen(fd, **settings, hub=_hub(), decides_in_loop=decide is not None)
@@ -205,7 +209,9 @@ async def _serve(
 def _is_coroutine_function(function: Any) -> bool:
     while isinstance(function, functools.partial):
         function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))
+    if inspect.isfunction(function) or inspect.ismethod(function):
+        return inspect.iscoroutinefunction(function)
+    return inspect.iscoroutinefunction(type(function).__call__) if callable(function) else False
 
 
 class _Serving(Coroutine[Any, Any, "LongServer"]):
@@ -249,7 +255,7 @@ class LongServer(links.BaseServer[LongConnection]):
         server: _longconn.Server,
         handler: Callable[[LongConnection], Awaitable[object]] | None,
         max_tasks: int,
-        decide: Callable[[str, bytes, tuple[str, int]], Awaitable[object]] | None,
+        decide: Callable[..., Awaitable[object]] | None,
         settings: dict[str, Any],
     ) -> None:
         self._server = server
@@ -286,12 +292,16 @@ class LongServer(links.BaseServer[LongConnection]):
     async def _serve_one(self, connection: LongConnection) -> None:
         assert self._handler is not None
         try:
-            async with connection:
-                await self._handler(connection)
+            await self._handler(connection)
+            await connection.close()
         except Exception as error:
-            if isinstance(error, LongConnError) and connection.lost is not None:
-                return
-            self._report("a handler has failed, and its connection is closed", error, connection)
+            # that its own connection has ended is no news
+            if not (isinstance(error, LongConnError) and connection.lost is not None):
+                connection.abandon(has_failed=True)
+                self._report("a handler has failed, and its connection is closed", error, connection)
+        except BaseException:
+            connection.abandon(has_failed=False)
+            raise
 
     async def _admit(self) -> None:
         while True:

@@ -16,6 +16,8 @@ from .heartbeat import Heartbeat
 from .keepalive import Keepalive, in_seconds
 from .keepalive_socket import KeepaliveSocket
 from .short import split_address
+from .tls import client_settings
+from .tls import server_settings as tls_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
     from types import EllipsisType, TracebackType
     from typing import Literal
 
-    from ._longconn import TcpInfo
+    from ._longconn import ClientSettings, Handshaken, TcpInfo
     from .framing import Framing, PlainHeartbeat
+    from .tls import TLS
 
 __all__ = ["Broadcast", "Event", "LinkStats", "LongServer", "ServerStats", "connect"]
 
@@ -122,6 +125,8 @@ class ServerStats(NamedTuple):
     """By ``authenticate``."""
     failed_handshakes: int
     """Broke the rules, took too long, or went away."""
+    failed_tls: int
+    """Of these, for TLS: one side didn't trust the other, or it wasn't TLS; the log says why."""
     crowded_out: int
     """Dropped without a word, for ``max_handshakes`` were under way."""
     out_of_resources: int
@@ -221,6 +226,7 @@ def connect(
     follow: bool = False,
     when_full: Literal["wait", "raise"] = "wait",
     on_event: Callable[[Event], object] | None = None,
+    tls: TLS | bool | None = None,
 ) -> LongConnection:
     """Connect to a `LongServer`, and have the connection supervised from both sides; or to any TCP program.
 
@@ -241,8 +247,8 @@ def connect(
         timeout: Seconds, or a timedelta, for all addresses and the handshake together; None waits for ever. The look-up
             of a name can't be cut short. The connection's own timeout is None at first.
         client_id: What the server sees this client as; at most 255 bytes of UTF-8.
-        token: What the server's ``authenticate`` is given; at most 3072 bytes. It travels as it is: anybody on the way
-            can read it.
+        token: What the server's ``authenticate`` is given; at most 3072 bytes. Without *tls* anybody on the
+            way can read it.
         largest_message_bytes: The largest message that this side takes, up to 1 GiB; or line. A raw stream has none.
         keepalive: The kernel's probes beside the heartbeat, which doesn't need them; None: none. Of a plain peer the
             probes and the guard; None: `default_keepalive()`; False: none.
@@ -257,9 +263,12 @@ def connect(
         follow: A server that goes away may say where to come back; True: that is believed.
         when_full: What `send` does when 2 MiB wait to be taken: ``"wait"``, or ``"raise"`` `BufferFull`.
         on_event: Called with each `Event`, on longconn's own thread; `LongConnection.events` is told the same.
+        tls: True, or a `TLS`: the connection is encrypted and the server's certificate verified, each time, before
+            anything is said. None: it is not.
 
     Raises:
-        ConnectFailed: No connection could be made, or what answered isn't a longconn server; ``cause`` says which.
+        ConnectFailed: No connection could be made, or what answered isn't a longconn server; ``cause`` says which,
+            ``tls`` that the server isn't trusted, or doesn't trust this client.
         HandshakeRejected: The server answered, and doesn't want this client.
         TimeoutError: The time was up.
         OSError: The name is unknown (``socket.gaierror``), or the system refused; ``errno`` is kept.
@@ -280,8 +289,9 @@ def connect(
         follow=follow,
         when_full=when_full,
         on_event=on_event,
+        tls=tls,
     )
-    connection: LongConnection = plan.open(_longconn.dial(plan.places, plan.seconds_left()))
+    connection: LongConnection = plan.open(_longconn.dial(plan.places, plan.seconds_left(), plan.security))
     return connection
 
 
@@ -293,21 +303,25 @@ class Plan(NamedTuple):
     """As of `time.monotonic`."""
     probes: tuple[float, float, int, float | None] | None
     plain: tuple[Any, ...] | None
+    security: ClientSettings | None
     settings: dict[str, Any]
 
     def seconds_left(self) -> float | None:
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
-    def open(self, fd: int, **hub: Any) -> Any:
+    def open(self, dialled: tuple[int, Handshaken | None], **hub: Any) -> Any:
         """What begins on a socket that is connected: a connection, or with a *hub* perhaps what is to be awaited."""
+        fd, handshaken = dialled
         if self.probes is not None:
             idle, interval, count, user_timeout = self.probes
             _longconn.apply_keepalive(
                 fd, enabled=True, idle=idle, interval=interval, count=count, user_timeout=user_timeout
             )
         if self.plain is not None:
-            return _longconn.open_plain_link(fd, settings=self.plain, **self.settings, **hub)
-        return _longconn.open_link(fd, timeout=self.seconds_left(), **self.settings, **hub)
+            return _longconn.open_plain_link(
+                fd, handshaken=handshaken, settings=self.plain, **self.settings, **hub
+            )
+        return _longconn.open_link(fd, handshaken=handshaken, timeout=self.seconds_left(), **self.settings, **hub)
 
 
 def plan_of(
@@ -326,6 +340,7 @@ def plan_of(
     follow: bool,
     when_full: Literal["wait", "raise"],
     on_event: Callable[[Event], object] | None,
+    tls: TLS | bool | None,
 ) -> Plan:
     """What `connect` was asked for, if it makes sense; its time begins now."""
     _whole(largest_message_bytes, "largest_message_bytes", 1, _LARGEST)
@@ -368,6 +383,7 @@ def plan_of(
     if plain is None and reconnect is not False:
         backoff = Backoff() if reconnect is True else reconnect
         coming_back = (places, backoff.first, backoff.cap, backoff.factor, follow, resends, give_up_after, probes)
+    security = client_settings(tls)
     sys.audit("longconn.connect", places)
     settings: dict[str, Any] = {"on_event": on_event, "raises_when_full": raises_when_full}
     if plain is None:
@@ -377,8 +393,9 @@ def plan_of(
             "client_id": client_id,
             "token": token,
             "coming_back": coming_back,
+            "tls": security,
         }
-    return Plan(places, deadline, probes, plain, settings)
+    return Plan(places, deadline, probes, plain, security, settings)
 
 
 def listen(host: str, port: int, backlog: int, reuse_port: bool) -> int:
@@ -421,6 +438,7 @@ def server_settings(
     max_waiting_sessions: int,
     max_waiting_bytes: int,
     when_full: Literal["wait", "raise"],
+    tls: TLS | None,
     backlog: int,
     on_event: Callable[..., object] | None,
 ) -> dict[str, Any]:
@@ -450,6 +468,7 @@ def server_settings(
         "max_waiting": _whole(max_waiting_sessions, "max_waiting_sessions", 0, _MANY),
         "max_waiting_bytes": _whole(max_waiting_bytes, "max_waiting_bytes", 0, 1 << 48),
         "raises_when_full": _is_choice(when_full, "when_full", ("wait", "raise")),
+        "tls": tls_settings(tls),
     }
 
 
@@ -484,7 +503,8 @@ class BaseServer(Generic[_Connection]):
     @property
     def connections(self) -> list[_Connection]:
         """Who is here, and who is expected back: each with its ``client_id``, ``state`` and ``opened_at``."""
-        return self._server.connections()
+        connections: list[Any] = self._server.connections()
+        return connections
 
     def broadcast(self, data: Any, *, behind: Literal["skip", "close"] = "skip") -> Broadcast:
         """Send one message to every connection that has room for it, and wait for none.
@@ -495,6 +515,17 @@ class BaseServer(Generic[_Connection]):
                 message; ``"close"``: they are closed (too slow), so that who is here has got everything.
         """
         return Broadcast(*self._server.broadcast(data, _is_choice(behind, "behind", ("skip", "close"))))
+
+    def reload_tls(self, tls: TLS) -> None:
+        """Have clients that come from now on shake hands by *tls*: a renewed certificate, perhaps of the same files.
+
+        Connections that are open go on. If something is wrong with *tls*, that is raised, and what was before stays in
+        force. Whether clients are asked for certificates (``client_ca``) can't be changed.
+        """
+        settings = tls_settings(tls)
+        if settings is None:
+            raise TypeError("reload_tls(): a TLS; a server that began with TLS can't go on without")
+        self._server.reload_tls(settings)
 
     def stats(self) -> ServerStats:
         """What was counted."""
@@ -551,8 +582,9 @@ class LongServer(BaseServer[LongConnection]):
         authenticate: Called as ``authenticate(client_id, token, address)`` for each client, on longconn's own thread,
             one at a time: keep it quick. True lets it in; so does any other object but False and None, and becomes the
             connection's ``principal``. ``PermissionError`` refuses it with the error's text as reason. None: everyone
-            is let in. Plain clients can't be asked.
-        handshake_timeout: Seconds in which a client must have finished its handshake.
+            is let in. Plain clients can't be asked. With a *tls* that has a ``client_ca`` it is called as
+            ``authenticate(client_id, token, address, identity)``, with the `Identity` of the client's certificate.
+        handshake_timeout: Seconds in which a client must have finished its handshake, that of TLS included.
         max_handshakes: Unfinished handshakes at the most; further connections are dropped.
         largest_message_bytes: The largest message that this side takes, up to 1 GiB.
         keepalive: Plain clients' probes and guard; None: `default_keepalive()`; False: none. Others need none.
@@ -566,6 +598,7 @@ class LongServer(BaseServer[LongConnection]):
         reuse_port: Let several processes listen at this address (SO_REUSEPORT).
         on_event: Called with each connection and `Event`, on longconn's own thread; `events` is told the same.
             Released when the server is closed.
+        tls: A `TLS` with the server's certificate and key: all clients have to come with TLS. None: none does.
 
     Raises:
         OSError: The address can't be had; ``errno`` is kept.
@@ -582,7 +615,7 @@ class LongServer(BaseServer[LongConnection]):
         heartbeat: Heartbeat | PlainHeartbeat | None = None,
         max_connections: int = 10_000,
         max_connections_per_address: int | None = None,
-        authenticate: Callable[[str, bytes, tuple[str, int]], object] | None = None,
+        authenticate: Callable[..., object] | None = None,
         handshake_timeout: float | timedelta = 10.0,
         max_handshakes: int = 1000,
         largest_message_bytes: int = 16 * 1024 * 1024,
@@ -594,6 +627,7 @@ class LongServer(BaseServer[LongConnection]):
         backlog: int = 1024,
         reuse_port: bool = False,
         on_event: Callable[[LongConnection, Event], object] | None = None,
+        tls: TLS | None = None,
     ) -> None:
         self._closed = True
         self._timeout: float | None = None
@@ -611,6 +645,7 @@ class LongServer(BaseServer[LongConnection]):
             max_waiting_sessions=max_waiting_sessions,
             max_waiting_bytes=max_waiting_bytes,
             when_full=when_full,
+            tls=tls,
             backlog=backlog,
             on_event=on_event,
         )

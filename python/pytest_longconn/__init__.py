@@ -6,7 +6,7 @@ It is a package of its own so that a suite which doesn't use it doesn't even imp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -50,9 +50,9 @@ def fault_proxy(request: pytest.FixtureRequest) -> Iterator[Callable[..., FaultP
 
 @pytest.fixture
 def long_server() -> Iterator[Callable[..., LongServer]]:
-    """``long_server(**options)`` makes a `longconn.LongServer` on a free port of loopback, which is closed after the test.
+    """``long_server(**options)`` makes a `longconn.LongServer` on a free port of loopback, closed after the test.
 
-    Its heartbeat is every 0.2 s if nothing else is said.
+    It beats every 0.2 s if nothing else is said.
     """
     from longconn import Heartbeat, LongServer
 
@@ -110,14 +110,10 @@ def network() -> Iterator[Callable[..., Lab]]:
 
         def make(**options: Any) -> Lab:
             try:
-                return _entered(stack, lab.Lab(**options))
+                return stack.enter_context(lab.Lab(**options))
             except lab.LabError as error:
                 if lab.is_privileged():
                     raise
                 pytest.skip(f"no network lab in this process: {error}")
 
         yield make
-
-
-def _entered(stack: ExitStack, lab: AbstractContextManager[Lab]) -> Lab:
-    return stack.enter_context(lab)

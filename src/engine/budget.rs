@@ -4,11 +4,11 @@
 //! told to go.
 
 use std::collections::VecDeque;
-use std::sync::{PoisonError, TryLockError, Weak};
+use std::sync::{TryLockError, Weak};
 use std::time::{Duration, Instant};
 
 use crate::engine::link::Link;
-use crate::engine::sync::{Mutex, MutexGuard, global};
+use crate::engine::sync::{self, Mutex, MutexGuard, global};
 
 /// Sixteen windows at their largest. Arbitrary, as is the time.
 const BUDGET_BYTES: u64 = 256 * 1024 * 1024;
@@ -35,7 +35,7 @@ global! {
 }
 
 fn lock() -> MutexGuard<'static, Budget> {
-    BUDGET.lock().unwrap_or_else(PoisonError::into_inner)
+    sync::lock(&BUDGET)
 }
 
 /// For all links of the process, from the next grant on. `grant_timeout` is how long a message that others wait for may

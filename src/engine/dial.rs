@@ -7,21 +7,23 @@ use std::io;
 use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::engine::handshake::{Progress, Secured};
 use crate::engine::hub::Seat;
 use crate::engine::link::LinkError;
-use crate::engine::reactor::{self, Engine};
-use crate::engine::sync::{Mutex, MutexGuard};
+use crate::engine::reactor::{self, Engine, PANICKED};
+use crate::engine::sync::{self, Mutex, MutexGuard};
 use crate::engine::waiting::{Interest, Patience, Waiters};
 use crate::engine::{clock, fork, resolver};
 use crate::net::dial::{self, DialError, FailedAttempt, Place, Target};
 use crate::net::resolve::{self, Addresses, LookUpError};
+use crate::net::tls::{ClientTls, Tls};
 use crate::proto::race::{ATTEMPT_TIMEOUT, Race};
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct DialConfig {
     /// For look-ups and attempts together; none: [`ATTEMPT_TIMEOUT`]. More than a day is a day.
     pub timeout: Option<Duration>,
@@ -30,13 +32,16 @@ pub struct DialConfig {
     /// Who won last, not more than ten minutes ago (RFC 8305, section 8): goes first if it is still an address of the target, and
     /// stands in for a name that can't be looked up now.
     pub preferred: Option<SocketAddr>,
+    /// Who is first to finish TCP and TLS wins.
+    pub tls: Option<ClientTls>,
 }
 
 #[derive(Debug)]
 pub struct Connected {
-    /// Close-on-exec, and doesn't block; nothing was sent.
+    /// Close-on-exec, and doesn't block; nothing was sent but a TLS handshake.
     pub socket: OwnedFd,
     pub peer: SocketAddr,
+    pub secured: Option<Secured>,
 }
 
 pub type Outcome = Result<Connected, DialError>;
@@ -70,6 +75,8 @@ struct Connecting {
     /// What a forked child closes.
     number: Arc<AtomicI32>,
     socket: OwnedFd,
+    /// Once TCP stands, if there is to be TLS.
+    secured: Option<Secured>,
 }
 
 /// Begins, and calls `done` once, on the engine's thread and without a lock, unless it is cancelled.
@@ -92,7 +99,7 @@ pub fn dial(target: Arc<Target>, config: DialConfig, done: Done) -> io::Result<A
         config,
         began: now,
     });
-    dial.engine.adopt_dial(dial.key, dial.clone(), None);
+    dial.engine.adopt_dial(dial.key, dial.clone(), None)?;
     for (number, Place { host, .. }) in dial.target.places.iter().enumerate() {
         if let Some(address) = resolve::numeric(host) {
             dial.lock().names.push((number, Ok(vec![address])));
@@ -106,7 +113,7 @@ pub fn dial(target: Arc<Target>, config: DialConfig, done: Done) -> io::Result<A
 
 impl Dial {
     fn lock(&self) -> MutexGuard<'_, Course> {
-        self.course.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.course)
     }
 
     /// Its sockets are closed soon. False if `done` was called already, or is being called now; else it never is. It may be
@@ -155,6 +162,18 @@ impl Dial {
         }
     }
 
+    /// Nobody looks after it any more.
+    pub(super) fn on_engine_lost(&self, now: Instant) {
+        let mut course = self.lock();
+        self.note_failure(&mut course, 0, None, io::Error::other(PANICKED));
+        let outcome = self.finish(&mut course, now);
+        let done = course.done.take();
+        drop(course);
+        if let Some(done) = done {
+            done(outcome);
+        }
+    }
+
     fn take_names(&self, course: &mut Course) {
         for (number, found) in mem::take(&mut course.names) {
             let port = self.target.places[number].port;
@@ -192,9 +211,14 @@ impl Dial {
         let key = self.engine.new_key();
         let number = Arc::new(AtomicI32::new(socket.as_raw_fd()));
         // First, so that whose socket is reported is known.
-        self.engine.adopt_dial(key, self.clone(), Some(number.clone()));
-        let connecting = Connecting { key, number, socket };
-        match self.engine.watch(connecting.socket.as_fd(), key, mio::Interest::WRITABLE) {
+        self.engine.adopt_dial(key, self.clone(), Some(number.clone()))?;
+        let connecting = Connecting { key, number, socket, secured: None };
+        let interest = if self.config.tls.is_some() {
+            mio::Interest::READABLE | mio::Interest::WRITABLE
+        } else {
+            mio::Interest::WRITABLE
+        };
+        match self.engine.watch(connecting.socket.as_fd(), key, interest) {
             Ok(()) => Ok(connecting),
             Err(error) => {
                 self.let_go(connecting);
@@ -205,10 +229,11 @@ impl Dial {
 
     /// An attempt may have come to something.
     fn look_at(&self, course: &mut Course, id: usize, now: Instant) {
-        let Some(connecting) = &course.sockets[id] else { return };
-        match dial::is_connected(connecting.socket.as_fd()) {
-            Ok(true) => course.race.handle_connected(id),
-            Ok(false) => {}
+        let Some(connecting) = &mut course.sockets[id] else { return };
+        match self.advance(connecting, || course.race.handle_answered(id)) {
+            Ok(Progress::Done) => course.race.handle_connected(id),
+            Ok(Progress::Later) => self.engine.attend(connecting.key),
+            Ok(Progress::Waits) => {}
             Err(error) => {
                 course.sockets[id].take().map(|connecting| self.let_go(connecting));
                 if let Some(attempt) = course.race.handle_failure(now, id) {
@@ -216,6 +241,20 @@ impl Dial {
                 }
             }
         }
+    }
+
+    /// TCP, and then TLS.
+    fn advance(&self, connecting: &mut Connecting, answered: impl FnOnce() -> Option<usize>) -> io::Result<Progress> {
+        let Connecting { socket, secured, .. } = connecting;
+        if secured.is_none() && !dial::is_connected(socket.as_fd())? {
+            return Ok(Progress::Waits);
+        }
+        let Some(settings) = &self.config.tls else { return Ok(Progress::Done) };
+        if secured.is_none() {
+            let host = answered().map_or("", |place| self.target.places[place].host.as_str());
+            *secured = Some(Secured::client(socket, || Tls::client(settings, host))?);
+        }
+        secured.as_mut().map_or(Ok(Progress::Done), |secured| secured.advance(socket))
     }
 
     /// An address that was tried twice is named once.
@@ -227,11 +266,11 @@ impl Dial {
     }
 
     /// Nobody watches it any more, nor closes it in a forked child.
-    fn let_go(&self, connecting: Connecting) -> OwnedFd {
+    fn let_go(&self, connecting: Connecting) -> (OwnedFd, Option<Secured>) {
         self.engine.unwatch(connecting.socket.as_fd());
         self.engine.release(connecting.key);
         connecting.number.store(-1, Ordering::Relaxed);
-        connecting.socket
+        (connecting.socket, connecting.secured)
     }
 
     /// What came of it; all that didn't win is closed.
@@ -246,9 +285,9 @@ impl Dial {
         let winner = course.race.winner();
         let mut won = None;
         for (id, connecting) in mem::take(&mut course.sockets).into_iter().enumerate() {
-            let socket = connecting.map(|connecting| self.let_go(connecting));
+            let let_go = connecting.map(|connecting| self.let_go(connecting));
             if let Some(attempt) = winner.filter(|winner| winner.id == id) {
-                won = socket.map(|socket| Connected { socket, peer: attempt.address });
+                won = let_go.map(|(socket, secured)| Connected { socket, peer: attempt.address, secured });
             }
         }
         won.ok_or_else(|| {
@@ -278,16 +317,12 @@ struct Answer {
     waiters: Waiters,
 }
 
-fn lock(answer: &Mutex<Answer>) -> MutexGuard<'_, Answer> {
-    answer.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Dialling {
     pub fn begin(target: Arc<Target>, config: DialConfig) -> io::Result<Self> {
         let answer = Arc::<Mutex<Answer>>::default();
         let posted = answer.clone();
         let done = Box::new(move |outcome| {
-            let mut answer = lock(&posted);
+            let mut answer = sync::lock(&posted);
             answer.outcome = Some(outcome);
             answer.waiters.wake_everyone();
         });
@@ -297,7 +332,7 @@ impl Dialling {
     /// It is over at the latest when its own time is.
     pub fn wait<'s>(&self, patience: impl Into<Patience<'s>>) -> Result<Outcome, LinkError> {
         let mut patience = patience.into();
-        let mut answer = lock(&self.answer);
+        let mut answer = sync::lock(&self.answer);
         loop {
             if let Some(outcome) = answer.outcome.take() {
                 return Ok(outcome);
@@ -307,7 +342,7 @@ impl Dialling {
                     let place = answer.waiters.enter(Interest::STATE)?;
                     drop(answer);
                     let slept = place.sleep(None, 0, clock::now(), *deadline);
-                    answer = lock(&self.answer);
+                    answer = sync::lock(&self.answer);
                     answer.waiters.leave(place);
                     slept?;
                 }
@@ -324,7 +359,7 @@ impl Dialling {
 impl Dialling {
     /// Who is seated waits no longer.
     pub fn leave_seat(&self, seat: &mut Seat) {
-        lock(&self.answer).waiters.leave_seat(seat);
+        sync::lock(&self.answer).waiters.leave_seat(seat);
     }
 }
 

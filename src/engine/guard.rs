@@ -19,7 +19,7 @@ use slab::Slab;
 use socket2::SockRef;
 
 use crate::engine::sync::thread::{self, JoinHandle};
-use crate::engine::sync::{Condvar, Mutex, MutexGuard, global};
+use crate::engine::sync::{self, Condvar, Mutex, MutexGuard, global};
 use crate::engine::{clock, notices};
 use crate::net::keepalive::Keepalive;
 use crate::net::{sys, tcp_info};
@@ -201,7 +201,7 @@ static DORMANT: AtomicUsize = AtomicUsize::new(0);
 static WITHOUT_RTO_MAX: AtomicBool = AtomicBool::new(false);
 
 fn lock() -> MutexGuard<'static, Registry> {
-    REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
+    sync::lock(&REGISTRY)
 }
 
 /// How long the kernel may wait between retransmissions, so that a verdict within `limit` has something to go by.

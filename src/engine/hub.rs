@@ -7,11 +7,12 @@
 //!
 //! Locks: a link's or a listener's may be held where one of these is taken, never the other way round.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use mio::unix::SourceFd;
@@ -19,8 +20,7 @@ use mio::{Events, Interest, Poll, Registry, Token};
 
 use crate::engine::fork;
 use crate::engine::link::Link;
-use crate::engine::seats::Seats;
-use crate::engine::sync::{Mutex, MutexGuard};
+use crate::engine::sync::{Mutex, lock};
 use crate::net::sys::{self, Wakeup};
 
 /// Links that are read in one go; the rest have their turn when the loop comes again, at once.
@@ -33,7 +33,7 @@ pub struct Hub {
     /// None once a forked child has closed its copies.
     means: Option<Means>,
     is_abandoned: AtomicBool,
-    links: Mutex<Seats<Arc<Link>>>,
+    links: Mutex<BTreeMap<usize, Arc<Link>>>,
     ready: Mutex<Ready>,
 }
 
@@ -50,8 +50,8 @@ struct Ready {
     is_woken: bool,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+fn alone(links: &BTreeMap<usize, Arc<Link>>) -> Option<Arc<Link>> {
+    if links.len() == 1 { links.first_key_value().map(|(_, link)| link.clone()) } else { None }
 }
 
 impl Hub {
@@ -94,6 +94,12 @@ impl Hub {
     }
 
     fn read(&self, means: &Means) -> io::Result<()> {
+        // Where one link alone is here, it is most likely it that has something, and asking costs a system call. What else has
+        // come keeps the descriptor readable.
+        let alone = alone(&lock(&self.links));
+        if alone.is_some_and(|link| link.read_unasked()) {
+            return Ok(());
+        }
         let mut polling = lock(&means.polling);
         let (poll, events) = &mut *polling;
         match poll.poll(events, Some(Duration::ZERO)) {
@@ -104,7 +110,7 @@ impl Hub {
             match event.token().0 {
                 WAKEUP => means.wakeup.clear(),
                 key => {
-                    let link = lock(&self.links).get(key).cloned();
+                    let link = lock(&self.links).get(&key).cloned();
                     if let Some(link) = link {
                         link.on_ready(event);
                     }
@@ -119,7 +125,7 @@ impl Hub {
         let Some(means) = self.means() else { return Err(io::ErrorKind::NotConnected.into()) };
         lock(&self.links).insert(key, link);
         means.registry.register(&mut SourceFd(&fd.as_raw_fd()), Token(key), Interest::READABLE).inspect_err(|_| {
-            lock(&self.links).remove(key);
+            lock(&self.links).remove(&key);
         })
     }
 
@@ -127,7 +133,7 @@ impl Hub {
         let Some(means) = self.means() else { return };
         // It fails only for a descriptor that wasn't watched.
         let _ = means.registry.deregister(&mut SourceFd(&fd.as_raw_fd()));
-        lock(&self.links).remove(key);
+        lock(&self.links).remove(&key);
     }
 
     pub(super) fn signal(&self, token: usize) {

@@ -4,27 +4,29 @@
 //! bounded number of links and never a thread. The lock is taken while a link's is held, never the other way round, and for a
 //! few instructions at a time, so that who holds the interpreter may take it too.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::mem;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use slab::Slab;
 use socket2::Socket;
 
+use crate::engine::handshake::{Newcomer, Secured};
 use crate::engine::hub::Seat;
 use crate::engine::link::{Arrived, Attempt, Link, LinkError, Occurrence, What};
 use crate::engine::plain::PlainPeers;
 use crate::engine::reactor::{self, Engine};
 use crate::engine::sessions::Sessions;
-use crate::engine::sync::{Mutex, MutexGuard};
+use crate::engine::sync::{self, Mutex, MutexGuard};
 use crate::engine::waiting::{Interest, Patience, WaitError, Waiters};
 use crate::engine::{clock, fork};
 use crate::net::sys;
+use crate::net::tls::{ServerTls, TlsError};
 use crate::proto::close::{Close, CloseCode};
 use crate::proto::connection::{Config, Connection};
 use crate::proto::handshake::{Credentials, Hello, Resumption};
@@ -45,6 +47,8 @@ pub const MAX_OCCURRENCES: usize = 10_000;
 pub struct ListenerConfig {
     /// All links share it.
     pub link: Arc<Config>,
+    /// What new clients shake hands by, at first.
+    pub tls: Option<ServerTls>,
     /// The clients don't speak our protocol.
     pub plain: Option<Arc<PlainPeers>>,
     /// Open connections, those being admitted included.
@@ -66,6 +70,7 @@ impl Default for ListenerConfig {
     fn default() -> Self {
         Self {
             link: Arc::default(),
+            tls: None,
             plain: None,
             max_connections: 10_000,
             max_per_address: usize::MAX,
@@ -97,6 +102,8 @@ pub struct Counts {
     pub expired: u64,
     /// Ended in the handshake otherwise: it broke the rules, took too long, went away.
     pub failed: u64,
+    /// Of these, for TLS: one of both sides didn't trust the other, or it wasn't TLS.
+    pub failed_tls: u64,
     /// Times that no connection could be accepted, for want of descriptors or memory.
     pub starved: u64,
     pub occurrences_dropped: u64,
@@ -137,6 +144,7 @@ pub struct Listener {
     number: AtomicI32,
     /// Messages are taken from all links in one loop.
     lists_messages: AtomicBool,
+    tls: Mutex<Option<ServerTls>>,
     hall: Arc<Mutex<Hall>>,
 }
 
@@ -166,6 +174,8 @@ struct Hall {
     socket: Option<Arc<Socket>>,
     /// A link knows its own number in it.
     guests: Slab<Guest>,
+    /// Who hasn't finished its TLS handshake, by their keys.
+    newcomers: HashSet<usize>,
     admitted_of: HashMap<IpAddr, usize>,
     handshakes: usize,
     admitted: usize,
@@ -181,6 +191,8 @@ struct Hall {
     occurrences: VecDeque<(Arc<Link>, Occurrence)>,
     counts: Counts,
     waiters: Waiters,
+    /// The engine's thread has panicked.
+    is_lost: bool,
 }
 
 impl Hall {
@@ -189,6 +201,7 @@ impl Hall {
             sessions,
             socket: None,
             guests: Slab::new(),
+            newcomers: HashSet::new(),
             admitted_of: HashMap::new(),
             handshakes: 0,
             admitted: 0,
@@ -201,6 +214,7 @@ impl Hall {
             occurrences: VecDeque::new(),
             counts: Counts::default(),
             waiters: Waiters::default(),
+            is_lost: false,
         }
     }
 
@@ -350,13 +364,14 @@ impl Listener {
             engine,
             generation: fork::generation(),
             this: this.clone(),
+            tls: Mutex::new(config.tls.clone()),
             config,
             address,
             number: AtomicI32::new(socket.as_raw_fd()),
             lists_messages: AtomicBool::new(false),
             hall: Arc::new(Mutex::new(Hall { socket: Some(Arc::new(socket)), ..hall })),
         });
-        listener.engine.adopt_listener(listener.key, listener.clone());
+        listener.engine.adopt_listener(listener.key, listener.clone())?;
         let hall = listener.lock();
         if let Some(socket) = &hall.socket
             && let Err(error) = listener.engine.watch(socket.as_fd(), listener.key, mio::Interest::READABLE)
@@ -369,7 +384,7 @@ impl Listener {
     }
 
     fn lock(&self) -> MutexGuard<'_, Hall> {
-        self.hall.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.hall)
     }
 
     fn enter(&self) -> Result<MutexGuard<'_, Hall>, LinkError> {
@@ -386,7 +401,7 @@ impl Listener {
         for _ in 0..ACCEPT_BATCH {
             let Some(socket) = self.lock().socket.clone() else { return };
             match socket.accept() {
-                Ok((socket, _)) => {
+                Ok((socket, address)) => {
                     let mut hall = self.lock();
                     hall.counts.accepted += 1;
                     let is_crowded = hall.handshakes >= self.config.max_handshakes;
@@ -398,12 +413,12 @@ impl Listener {
                     drop(hall);
                     if is_crowded {
                         let _ = sys::abort(socket.as_fd());
-                    } else if let Err(error) = self.receive(socket.into(), now) {
-                        let mut hall = self.lock();
-                        hall.handshakes -= 1;
-                        hall.counts.failed += 1;
-                        drop(hall);
-                        log::debug!(target: "longconn.engine", "{}: a connection was gone at once: {error}", self.address);
+                    } else {
+                        let tls = self.tls();
+                        self.began(match (tls, address.as_socket()) {
+                            (Some(tls), Some(address)) => self.receive_newcomer(socket.into(), address, &tls, now),
+                            _ => self.receive(socket.into(), None, now),
+                        });
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -421,11 +436,62 @@ impl Listener {
         self.engine.attend(self.key);
     }
 
-    fn receive(&self, socket: OwnedFd, now: Instant) -> io::Result<()> {
+    fn began(&self, received: io::Result<()>) {
+        if let Err(error) = received {
+            let mut hall = self.lock();
+            hall.handshakes -= 1;
+            hall.counts.failed += 1;
+            drop(hall);
+            log::debug!(target: "longconn.engine", "{}: a connection was gone at once: {error}", self.address);
+        }
+    }
+
+    /// TLS comes first, and links know nothing of it.
+    fn receive_newcomer(&self, socket: OwnedFd, peer: SocketAddr, tls: &ServerTls, now: Instant) -> io::Result<()> {
+        socket2::SockRef::from(&socket).set_nonblocking(true)?;
+        let timeout = self.config.link.handshake_timeout;
+        let key = Newcomer::receive(&self.engine, self.this.clone(), socket, peer, tls, now, timeout)?;
+        self.lock().newcomers.insert(key);
+        Ok(())
+    }
+
+    /// A newcomer has finished its TLS handshake, which began at `began`.
+    pub(super) fn on_secured(&self, key: usize, socket: OwnedFd, secured: Secured, began: Instant) {
+        self.lock().newcomers.remove(&key);
+        self.began(self.receive(socket, Some(secured), began));
+    }
+
+    /// A newcomer hasn't, for a reason, or for we are closed.
+    pub(super) fn on_unsecured(&self, key: usize, peer: SocketAddr, error: Option<&io::Error>) {
+        let mut hall = self.lock();
+        hall.newcomers.remove(&key);
+        hall.handshakes -= 1;
+        hall.counts.failed += 1;
+        let trouble = error.and_then(TlsError::within);
+        hall.counts.failed_tls += u64::from(trouble.is_some());
+        drop(hall);
+        match (trouble, error) {
+            (Some(trouble), _) => log::info!(target: "longconn.link", "{peer}: TLS failed: {trouble}"),
+            (None, Some(error)) => {
+                log::debug!(target: "longconn.link", "{peer}: it didn't finish its TLS handshake: {error}");
+            }
+            (None, None) => {}
+        }
+    }
+
+    fn tls(&self) -> Option<ServerTls> {
+        sync::lock(&self.tls).clone()
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().socket.is_none()
+    }
+
+    fn receive(&self, socket: OwnedFd, secured: Option<Secured>, began: Instant) -> io::Result<()> {
         let nonce = new_nonce()?;
         let link = match &self.config.plain {
-            None => Link::server(socket, self.config.link.clone(), self.this.clone())?,
-            Some(peers) => Link::plain_of(socket, peers, now, Some(self.this.clone()))?,
+            None => Link::server(socket, secured, self.config.link.clone(), self.this.clone(), began)?,
+            Some(peers) => Link::plain_of(socket, secured, peers, began, Some(self.this.clone()))?,
         };
         let mut hall = self.lock();
         if hall.socket.is_none() {
@@ -436,7 +502,7 @@ impl Listener {
         let guest = Guest { link: link.clone(), stage: Stage::Handshake, nonce, epoch: 0 };
         link.set_guest_number(hall.guests.insert(guest));
         drop(hall);
-        link.begin(now).inspect_err(|_| {
+        link.begin(clock::now()).inspect_err(|_| {
             self.lock().strike_out(&link);
         })
     }
@@ -655,6 +721,18 @@ impl Listener {
         self.lists_messages.load(Ordering::Relaxed)
     }
 
+    /// Nobody looks after it any more; its links are told each for itself.
+    pub(super) fn on_engine_lost(&self) {
+        let mut hall = self.lock();
+        hall.is_lost = hall.socket.is_some();
+        if let Some(socket) = hall.socket.take() {
+            self.engine.unwatch(socket.as_fd());
+            self.number.store(-1, Ordering::Relaxed);
+        }
+        hall.to_decide.clear();
+        hall.waiters.wake_everyone();
+    }
+
     pub(super) fn close_in_child(&self) {
         let number = self.number.swap(-1, Ordering::Relaxed);
         if number >= 0 {
@@ -702,7 +780,7 @@ impl Listener {
                 return Ok(result);
             }
             if hall.is_over_for(interest) {
-                return Err(LinkError::Closed);
+                return Err(if hall.is_lost { LinkError::EngineLost } else { LinkError::Closed });
             }
             let place = hall.waiters.enter(interest)?;
             drop(hall);
@@ -878,6 +956,19 @@ impl Listener {
         Ok(Counts { handshakes: hall.handshakes, open, waiting, waiting_bytes, ..hall.counts })
     }
 
+    /// All clients come with TLS.
+    #[must_use]
+    pub fn is_secured(&self) -> bool {
+        sync::lock(&self.tls).is_some()
+    }
+
+    /// From here on new clients shake hands by these settings; who is here stays.
+    pub fn set_tls(&self, settings: ServerTls) -> Result<(), LinkError> {
+        self.check_process()?;
+        *sync::lock(&self.tls) = Some(settings);
+        Ok(())
+    }
+
     /// Takes nobody any more, and tells everyone why; [`Listener::wait_closed`] tells when they are gone, which is within
     /// `grace`.
     pub fn close(&self, close: &Close, grace: Duration) -> Result<(), LinkError> {
@@ -888,6 +979,7 @@ impl Listener {
             self.engine.release(self.key);
         }
         hall.to_decide.clear();
+        hall.newcomers.iter().for_each(|key| self.engine.attend(*key));
         hall.waiters.wake_everyone();
         let links: Vec<_> =
             hall.guests.iter().map(|(_, guest)| (guest.link.clone(), guest.stage == Stage::Away)).collect();

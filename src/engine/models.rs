@@ -107,7 +107,7 @@ fn every_order_is_carried_out() {
         let orders = Arc::new(Orders::new().expect("there are descriptors"));
         let callers = [1, 2].map(|order| {
             let orders = orders.clone();
-            thread::spawn(move || orders.give(order, false))
+            thread::spawn(move || orders.give(order, false).expect("it isn't over"))
         });
         carry_out(&orders, |urgent, _| urgent.len() == 2);
         for caller in callers {
@@ -123,12 +123,12 @@ fn the_threads_own_orders_are_carried_out_without_waking_it() {
         let orders = Arc::new(Orders::new().expect("there are descriptors"));
         let caller = {
             let orders = orders.clone();
-            thread::spawn(move || orders.give(1, false))
+            thread::spawn(move || orders.give(1, false).expect("it isn't over"))
         };
         carry_out(&orders, |urgent, _| {
             if urgent == [1] {
                 orders.wakeup.clear();
-                orders.give(2, true);
+                orders.give(2, true).expect("it isn't over");
             }
             urgent.contains(&2)
         });

@@ -14,7 +14,7 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use crate::engine::clock;
 use crate::engine::sync::thread::{self, JoinHandle};
-use crate::engine::sync::{Condvar, Mutex, MutexGuard, global};
+use crate::engine::sync::{self, Condvar, Mutex, MutexGuard, global};
 use crate::net::sys;
 
 /// Log records that may wait; arbitrary, but a program that takes none for so long reads no log either. Callbacks need
@@ -65,7 +65,7 @@ global! {
 static SINK: OnceLock<fn(LogLine)> = OnceLock::new();
 
 fn lock() -> MutexGuard<'static, Queue> {
-    QUEUE.lock().unwrap_or_else(PoisonError::into_inner)
+    sync::lock(&QUEUE)
 }
 
 /// Makes the global `log` logger ours: it only queues. `sink` gets the records, on the thread of the notices.
@@ -78,11 +78,15 @@ pub fn collect_log(sink: fn(LogLine)) {
 struct QueueLogger;
 
 impl Log for QueueLogger {
-    fn enabled(&self, _: &Metadata<'_>) -> bool {
-        true
+    /// What rustls says of each handshake would drown the rest, and what its verifier calls an error is told as the connection's.
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        !metadata.target().starts_with("rustls")
     }
 
     fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
         post(Notice::Log(LogLine {
             level: record.level(),
             target: record.target().to_owned(),

@@ -2,10 +2,10 @@
 
 use std::io;
 use std::mem;
-use std::sync::{PoisonError, TryLockError};
+use std::sync::TryLockError;
 use std::time::Duration;
 
-use crate::engine::sync::{DelayedWakeup, Mutex, MutexGuard, Wakeup};
+use crate::engine::sync::{self, DelayedWakeup, Mutex, MutexGuard, Wakeup};
 
 /// How long the last messages of a burst may wait for company. Arbitrary: ten round trips on loopback.
 const BURST_DELAY: Duration = Duration::from_micros(100);
@@ -17,6 +17,8 @@ struct Given<T> {
     /// The thread was woken and hasn't taken the orders yet.
     is_woken: bool,
     is_stopping: bool,
+    /// There is no thread, nor ever will be.
+    is_over: bool,
 }
 
 pub(super) struct Orders<T> {
@@ -28,17 +30,20 @@ pub(super) struct Orders<T> {
 
 impl<T> Orders<T> {
     pub(super) fn new() -> io::Result<Self> {
-        let given = Given { urgent: Vec::new(), soon: Vec::new(), is_woken: false, is_stopping: false };
+        let given = Given { urgent: Vec::new(), soon: Vec::new(), is_woken: false, is_stopping: false, is_over: false };
         Ok(Self { given: Mutex::new(given), wakeup: Wakeup::new()?, soon: DelayedWakeup::new()? })
     }
 
     fn lock(&self) -> MutexGuard<'_, Given<T>> {
-        self.given.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.given)
     }
 
-    /// Its own orders the thread takes before it sleeps: no need to wake it.
-    pub(super) fn give(&self, order: T, is_own: bool) {
+    /// Its own orders the thread takes before it sleeps: no need to wake it. Given back when nobody will take it.
+    pub(super) fn give(&self, order: T, is_own: bool) -> Result<(), T> {
         let mut given = self.lock();
+        if given.is_over {
+            return Err(order);
+        }
         given.urgent.push(order);
         let wakes = !given.is_woken && !is_own;
         given.is_woken |= wakes;
@@ -46,6 +51,7 @@ impl<T> Orders<T> {
         if wakes {
             self.wakeup.set();
         }
+        Ok(())
     }
 
     /// Wakes the thread for this after a moment, so that more can come together meanwhile.
@@ -77,6 +83,13 @@ impl<T> Orders<T> {
     /// There is nothing that the thread has to do before it sleeps.
     pub(super) fn may_sleep(&self) -> bool {
         self.lock().urgent.is_empty()
+    }
+
+    /// The thread is gone: what it hasn't carried out; no more is taken.
+    pub(super) fn end(&self) -> Vec<T> {
+        let mut given = self.lock();
+        given.is_over = true;
+        mem::take(&mut given.urgent)
     }
 
     /// In a forked child: none if some thread of the parent had the lock.

@@ -13,8 +13,8 @@ use std::io;
 use std::mem::{self, MaybeUninit};
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mio::Interest;
@@ -23,6 +23,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::engine::dial::{self, Dial, DialConfig, Outcome};
 use crate::engine::link::LinkError;
 use crate::engine::reactor::{self, Engine};
+use crate::engine::sync::{self, Mutex, MutexGuard};
 use crate::engine::{clock, fork};
 use crate::fault::flow::{Counts, Fault, Flow, Output, Way};
 use crate::fault::nat::Nat;
@@ -240,7 +241,7 @@ impl Proxy {
             number,
             course: Arc::new(Mutex::new(course)),
         });
-        proxy.engine.adopt_proxy(proxy.key, proxy.clone(), None);
+        proxy.engine.adopt_proxy(proxy.key, proxy.clone(), None)?;
         let course = proxy.lock();
         if let Some(socket) = &course.listener
             && let Err(error) = proxy.engine.watch(socket.as_fd(), proxy.key, Interest::READABLE)
@@ -253,7 +254,7 @@ impl Proxy {
     }
 
     fn lock(&self) -> MutexGuard<'_, Course> {
-        self.course.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.course)
     }
 
     fn enter(&self) -> Result<MutexGuard<'_, Course>, LinkError> {
@@ -547,7 +548,7 @@ impl Proxy {
         let client = self.adopt(course, number, socket)?;
         let seed = course.seed.wrapping_add(number.wrapping_mul(2));
         let key = self.engine.new_key();
-        self.engine.adopt_proxy(key, self.clone(), None);
+        self.engine.adopt_proxy(key, self.clone(), None)?;
         course.by_key.insert(key, number);
         let mut connection = Connection {
             key,
@@ -596,7 +597,7 @@ impl Proxy {
             is_full: false,
         };
         // First, so that whose socket is reported is known.
-        self.engine.adopt_proxy(key, self.clone(), Some(end.number.clone()));
+        self.engine.adopt_proxy(key, self.clone(), Some(end.number.clone()))?;
         if let Err(error) = self.engine.watch(end.socket.as_fd(), key, Interest::READABLE | Interest::WRITABLE) {
             self.engine.release(key);
             return Err(error);

@@ -8,6 +8,7 @@ use std::cell::Cell;
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
@@ -17,13 +18,14 @@ use mio::{Events, Interest, Poll, Registry, Token};
 
 use crate::engine::clock;
 use crate::engine::dial::Dial;
+use crate::engine::handshake::{self, Newcomer};
 use crate::engine::link::{Arrived, Errand, LATE, Link};
 use crate::engine::listener::Listener;
 use crate::engine::orders::Orders;
 use crate::engine::proxy::Proxy;
 use crate::engine::seats::{Keys, Seats, place_of};
 use crate::engine::sync::thread::{self, JoinHandle};
-use crate::engine::sync::{Condvar, Mutex, MutexGuard, global};
+use crate::engine::sync::{self, Condvar, Mutex, MutexGuard, global};
 use crate::engine::timers::Timers;
 use crate::net::sys;
 use crate::proto::moment::Moment;
@@ -33,6 +35,10 @@ const BATCH: usize = 256;
 const EVENTS: usize = 1024;
 /// Growth of the suspended time that isn't the inexactness of its reading; as the core's own bound.
 const SUSPENSION: Duration = Duration::from_millis(50);
+
+/// What those are told whom an engine took with it.
+pub(super) const PANICKED: &str =
+    "the engine's thread has panicked, and all its connections are lost with it; please report it";
 
 /// No member has keys as small as these.
 const WAKEUP: usize = 0;
@@ -44,6 +50,8 @@ enum Order {
     Alarm(usize, Moment),
     /// Whatever it wants to do: write on, read on.
     Attend(usize),
+    #[cfg(test)]
+    Panic,
 }
 
 /// There may be many thousands.
@@ -53,6 +61,7 @@ enum Member {
     Listener(Arc<Listener>),
     /// Once for itself, and once for each of its sockets with the number of that, negative when it is closed or handed over.
     Dial(Box<(Arc<Dial>, Option<Arc<AtomicI32>>)>),
+    Newcomer(Arc<Newcomer>),
     /// Likewise.
     Proxy(Box<(Arc<Proxy>, Option<Arc<AtomicI32>>)>),
 }
@@ -89,25 +98,34 @@ impl Engine {
         self.keys.give_back(key);
     }
 
+    /// Where the thread is gone, whom it is about has heard of that, or will.
     fn order(&self, order: Order) {
-        self.orders.give(order, IS_ENGINE.get());
+        let _ = self.orders.give(order, IS_ENGINE.get());
+    }
+
+    fn adopt(&self, key: usize, member: Member) -> io::Result<()> {
+        self.orders.give(Order::Adopt(key, member), IS_ENGINE.get()).map_err(|_| io::Error::other(PANICKED))
     }
 
     /// The engine keeps the link until it is released.
-    pub fn adopt_link(&self, key: usize, link: Arc<Link>) {
-        self.order(Order::Adopt(key, Member::Link(link)));
+    pub fn adopt_link(&self, key: usize, link: Arc<Link>) -> io::Result<()> {
+        self.adopt(key, Member::Link(link))
     }
 
-    pub fn adopt_listener(&self, key: usize, listener: Arc<Listener>) {
-        self.order(Order::Adopt(key, Member::Listener(listener)));
+    pub fn adopt_listener(&self, key: usize, listener: Arc<Listener>) -> io::Result<()> {
+        self.adopt(key, Member::Listener(listener))
     }
 
-    pub fn adopt_dial(&self, key: usize, dial: Arc<Dial>, socket: Option<Arc<AtomicI32>>) {
-        self.order(Order::Adopt(key, Member::Dial(Box::new((dial, socket)))));
+    pub fn adopt_dial(&self, key: usize, dial: Arc<Dial>, socket: Option<Arc<AtomicI32>>) -> io::Result<()> {
+        self.adopt(key, Member::Dial(Box::new((dial, socket))))
     }
 
-    pub fn adopt_proxy(&self, key: usize, proxy: Arc<Proxy>, socket: Option<Arc<AtomicI32>>) {
-        self.order(Order::Adopt(key, Member::Proxy(Box::new((proxy, socket)))));
+    pub(super) fn adopt_newcomer(&self, key: usize, newcomer: Arc<Newcomer>) -> io::Result<()> {
+        self.adopt(key, Member::Newcomer(newcomer))
+    }
+
+    pub fn adopt_proxy(&self, key: usize, proxy: Arc<Proxy>, socket: Option<Arc<AtomicI32>>) -> io::Result<()> {
+        self.adopt(key, Member::Proxy(Box::new((proxy, socket))))
     }
 
     pub fn release(&self, key: usize) {
@@ -125,11 +143,11 @@ impl Engine {
 
     /// Leaves something for a link, to be told that it has.
     pub(super) fn deliver(&self, key: usize, arrived: Arrived) {
-        self.deliveries.lock().unwrap_or_else(PoisonError::into_inner).push((key, arrived));
+        sync::lock(&self.deliveries).push((key, arrived));
     }
 
     pub(super) fn take_deliveries(&self, key: usize) -> Vec<Arrived> {
-        let mut deliveries = self.deliveries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut deliveries = sync::lock(&self.deliveries);
         deliveries.extract_if(.., |(whose, _)| *whose == key).map(|(_, arrived)| arrived).collect()
     }
 
@@ -186,15 +204,59 @@ impl Reactor {
         })
     }
 
-    /// Until it is to stop; what it has is given back, for another thread to go on with.
-    fn run(mut self) -> Self {
+    /// Until it is to stop; what it has is given back, for another thread to go on with. None if it has panicked.
+    fn run(mut self) -> Option<Self> {
         sys::block_signals();
         IS_ENGINE.set(true);
+        if catch_unwind(AssertUnwindSafe(|| self.look_after_members())).is_ok() {
+            return Some(self);
+        }
+        self.end_all();
+        None
+    }
+
+    /// Whatever was being done is half done: nobody is looked after any more, and each is told. Who comes from here on has
+    /// another engine.
+    fn end_all(mut self) {
+        let mut running = lock();
+        if running.is_engine(&self.engine) {
+            running.engine = None;
+            // Ours, which nobody has to wait for; or none, for somebody does.
+            running.thread = None;
+            MEMBERS.store(0, Ordering::Relaxed);
+        }
+        drop(running);
+        log::error!(target: "longconn.engine", "{PANICKED}");
+        let adopted = self.engine.orders.end().into_iter().filter_map(|order| match order {
+            Order::Adopt(_, member) => Some(member),
+            _ => None,
+        });
+        for member in mem::take(&mut self.members).into_members().chain(adopted) {
+            // What it panicked about may be about this one. It is told all the same, or does what a poisoned lock allows.
+            let told = catch_unwind(AssertUnwindSafe(|| match &member {
+                Member::Link(link) => link.on_engine_lost(),
+                Member::Listener(listener) => listener.on_engine_lost(),
+                Member::Dial(dial) => dial.0.on_engine_lost(clock::now()),
+                // Nobody waits for it; its socket is closed with it.
+                Member::Newcomer(_) => {}
+                Member::Proxy(proxy) => drop(proxy.0.close()),
+            }));
+            if let (Err(_), Member::Link(link)) = (told, &member) {
+                link.end_without_core();
+            }
+        }
+        let deliveries = mem::take(&mut *sync::lock(&self.engine.deliveries));
+        deliveries.into_iter().for_each(|(_, arrived)| arrived.return_to_sender());
+    }
+
+    /// Until it is to stop.
+    fn look_after_members(&mut self) {
         let mut events = Events::with_capacity(EVENTS);
         loop {
+            handshake::allow_more();
             self.carry_out_orders(clock::now());
             if self.engine.orders.is_to_stop() {
-                return self;
+                return;
             }
             let timeout = if self.engine.orders.may_sleep() {
                 self.timers.next_wake_up().map(|at| at.saturating_duration_since(clock::now()))
@@ -221,6 +283,7 @@ impl Reactor {
                         Some(Member::Link(link)) => link.on_ready(event),
                         Some(Member::Listener(listener)) => listener.on_ready(now),
                         Some(Member::Dial(dial)) => dial.0.on_ready(key, now),
+                        Some(Member::Newcomer(newcomer)) => newcomer.on_ready(now),
                         Some(Member::Proxy(proxy)) => proxy.0.on_ready(key, now),
                         None => {}
                     },
@@ -251,6 +314,8 @@ impl Reactor {
                     }
                 }
                 Order::Attend(key) => self.attend(key, now),
+                #[cfg(test)]
+                Order::Panic => panic!("as the test wants it"),
             }
         }
         MEMBERS.store(self.members.len(), Ordering::Relaxed);
@@ -264,6 +329,7 @@ impl Reactor {
             Some(Member::Link(link)) => link.run(Errand::ATTENTION),
             Some(Member::Listener(listener)) => listener.on_ready(now),
             Some(Member::Dial(dial)) => dial.0.on_ready(key, now),
+            Some(Member::Newcomer(newcomer)) => newcomer.on_ready(now),
             Some(Member::Proxy(proxy)) => proxy.0.on_ready(key, now),
             // It has gone; what was left for it isn't to stay.
             None => self.engine.take_deliveries(key).into_iter().for_each(Arrived::return_to_sender),
@@ -277,6 +343,7 @@ impl Reactor {
                 Some((_, Member::Link(link))) => link.run(Errand::ALARM),
                 Some((_, Member::Listener(listener))) => listener.on_ready(now),
                 Some((key, Member::Dial(dial))) => dial.0.on_ready(*key, now),
+                Some((_, Member::Newcomer(newcomer))) => newcomer.on_ready(now),
                 Some((key, Member::Proxy(proxy))) => proxy.0.on_ready(*key, now),
                 None => {}
             }
@@ -315,7 +382,7 @@ global! {
 }
 
 fn lock() -> MutexGuard<'static, Running> {
-    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+    sync::lock(&RUNNING)
 }
 
 /// The engine, which starts if it must.
@@ -335,6 +402,10 @@ pub fn engine() -> io::Result<Arc<Engine>> {
 }
 
 impl Running {
+    fn is_engine(&self, engine: &Arc<Engine>) -> bool {
+        self.engine.as_ref().is_some_and(|ours| Arc::ptr_eq(ours, engine))
+    }
+
     fn start(&mut self) -> io::Result<()> {
         if self.paused || self.closed {
             return Ok(());
@@ -343,9 +414,9 @@ impl Running {
         // Where no thread can be made, the reactor isn't lost with it.
         let handed_over = Arc::new(Mutex::new(Some(reactor)));
         let taken = handed_over.clone();
-        let take = |from: &Mutex<Option<Reactor>>| from.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let take = |from: &Mutex<Option<Reactor>>| sync::lock(from).take();
         let thread = thread::Builder::new().name("longconn-engine".into());
-        match thread.spawn(move || take(&taken).map(Reactor::run)) {
+        match thread.spawn(move || take(&taken).and_then(Reactor::run)) {
             Ok(thread) => {
                 self.thread = Some(thread);
                 Ok(())
@@ -377,8 +448,9 @@ pub fn pause() {
         running = lock();
         match rested {
             Ok(reactor @ Some(_)) => running.resting = reactor,
-            // It panicked, and its links are lost with it.
-            Ok(None) | Err(_) => running.engine = None,
+            // It panicked, and has said so.
+            Ok(None) | Err(_) if running.is_engine(&engine) => running.engine = None,
+            Ok(None) | Err(_) => {}
         }
         RESTS.notify_all();
     }
@@ -429,6 +501,7 @@ impl Held {
             match &member {
                 Member::Link(link) => link.close_in_child(),
                 Member::Listener(listener) => listener.close_in_child(),
+                Member::Newcomer(newcomer) => newcomer.close_in_child(),
                 Member::Dial(dial) => close_socket(dial.1.as_ref()),
                 Member::Proxy(proxy) => match &proxy.1 {
                     None => proxy.0.close_in_child(),
@@ -456,5 +529,92 @@ impl Held {
         }
         engine.descriptors().into_iter().for_each(sys::close_inherited);
         mem::forget(engine);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+    use std::os::fd::OwnedFd;
+    use std::sync::Arc;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::{IS_ENGINE, Order, engine, members};
+    use crate::engine::clock;
+    use crate::engine::dial::{DialConfig, Dialling};
+    use crate::engine::link::{Link, LinkError};
+    use crate::engine::listener::{Listener, ListenerConfig};
+    use crate::net::dial::{Place, Target};
+    use crate::proto::connection::{Config, Introduction};
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn listen() -> (Arc<Listener>, SocketAddr) {
+        let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = socket.local_addr().unwrap();
+        (Listener::new(OwnedFd::from(socket), ListenerConfig::default()).unwrap(), address)
+    }
+
+    fn dial(address: SocketAddr) -> Dialling {
+        let place = Place { host: address.ip().to_string(), port: address.port() };
+        Dialling::begin(Arc::new(Target { places: vec![place] }), DialConfig::default()).unwrap()
+    }
+
+    fn connect(address: SocketAddr) -> Arc<Link> {
+        let socket = dial(address).wait(None).unwrap().unwrap().socket;
+        let introduction = Introduction { will_resume: true, ..Introduction::default() };
+        let link = Link::client(socket, None, Arc::new(Config::default()), introduction).unwrap();
+        link.wait_open(Some(clock::now() + PATIENCE)).unwrap();
+        link
+    }
+
+    #[test]
+    fn an_engine_that_panics_ends_all_that_it_had_and_another_takes_its_place() {
+        let deadline = Some(clock::now() + PATIENCE);
+        let (listener, address) = listen();
+        let client = connect(address);
+        let server = listener.accept(deadline).unwrap();
+        // Whose connection nobody accepts: the queue is full with the first.
+        let silent = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        silent.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+        silent.listen(0).unwrap();
+        let silent_address = silent.local_addr().unwrap().as_socket().unwrap();
+        let _first = std::net::TcpStream::connect(silent_address).unwrap();
+        let dialling = dial(silent_address);
+        let [in_recv, in_state] = [0, 1].map(|which| {
+            let link = [&client, &server][which].clone();
+            thread::spawn(
+                move || if which == 0 { link.wait_readable(deadline) } else { link.wait_ended(deadline).map(drop) },
+            )
+        });
+        let in_accept = {
+            let listener = listener.clone();
+            thread::spawn(move || listener.accept(deadline).map(drop))
+        };
+        let before = engine().unwrap();
+        before.order(Order::Panic);
+        assert!(in_recv.join().unwrap().is_ok());
+        assert!(in_state.join().unwrap().is_ok());
+        assert!(matches!(in_accept.join().unwrap(), Err(LinkError::EngineLost)));
+        let failed = dialling.wait(None).unwrap().unwrap_err();
+        assert!(failed.to_string().contains("panicked"), "{failed}");
+        for link in [&client, &server] {
+            let ending = link.wait_ended(deadline).unwrap();
+            assert!(ending.to_string().contains("panicked"), "{ending}");
+            let sent = link.send(b"", deadline);
+            assert!(matches!(sent, Err(LinkError::Ended(_))), "{sent:?} {:?} {ending:?}", link.state());
+        }
+        assert!(before.adopt_link(before.new_key(), client.clone()).is_err());
+        assert!(!Arc::ptr_eq(&before, &engine().unwrap()));
+        // Nobody waits for what has gone.
+        super::pause();
+        super::try_hold().unwrap().release_in_parent();
+        let (again, address) = listen();
+        let client = connect(address);
+        let server = again.accept(deadline).unwrap();
+        client.send(b"again", deadline).unwrap();
+        server.wait_readable(deadline).unwrap();
+        assert!(members() > 0 && !IS_ENGINE.get());
     }
 }

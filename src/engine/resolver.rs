@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::engine::dial::Dial;
-use crate::engine::sync::{Condvar, Mutex, MutexGuard, global};
+use crate::engine::sync::{self, Condvar, Mutex, MutexGuard, global};
 use crate::engine::{clock, fork};
 use crate::net::{resolve, sys};
 
@@ -48,7 +48,7 @@ global! {
 }
 
 fn lock() -> MutexGuard<'static, Queue> {
-    QUEUE.lock().unwrap_or_else(PoisonError::into_inner)
+    sync::lock(&QUEUE)
 }
 
 /// Has `dial` told what addresses the host has; it is an error if there is no thread for that. Who comes while the same name waits for

@@ -2,9 +2,7 @@
 //! table of hashes, which costs each of many thousands twice as much, and whoever had the place before has another number,
 //! so that what is still said of it reaches nobody.
 
-use std::sync::PoisonError;
-
-use crate::engine::sync::{Mutex, MutexGuard};
+use crate::engine::sync::{self, Mutex, MutexGuard};
 
 /// Where a number has 32 bits: a million descriptors, whose links would fill such a process's memory.
 const PLACE_BITS: u32 = if usize::BITS < 64 { 20 } else { 32 };
@@ -30,7 +28,7 @@ struct Places {
 
 impl Keys {
     fn lock(&self) -> MutexGuard<'_, Places> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.0)
     }
 
     /// Never a number under `1 << PLACE_BITS`.

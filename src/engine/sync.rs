@@ -5,6 +5,10 @@
 //! `Arc` and `Weak` are std's everywhere, for loom's have no weak references; `PoisonError` and `TryLockError` are the
 //! same for both. What only counts (how many members there are, when Python ran) is std's, too: nothing is handed over by it.
 
+use std::sync::PoisonError;
+#[cfg(not(loom))]
+use std::sync::{OnceLock, TryLockError};
+
 #[cfg(not(loom))]
 mod which {
     use std::io;
@@ -152,3 +156,40 @@ mod which {
 }
 
 pub(super) use which::*;
+
+/// Waits for a lock, and takes it from who has panicked: what it guards is consistent between any two instructions, or is
+/// told to be over (`Reactor::end_all`).
+#[cfg(loom)]
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How a thread that is attached to Python waits for something, detached. Only for interpreters without a GIL.
+#[cfg(not(loom))]
+static WAIT_DETACHED: OnceLock<fn(&mut dyn FnMut())> = OnceLock::new();
+
+/// Whoever holds a GIL may wait for these locks, for who has them doesn't wait for the GIL. Without one, a fork and the
+/// collector of garbage stop all threads that are attached, and wait until each has come to a point where it can be
+/// stopped; a lock of ours may be held meanwhile (over a fork all of `fork` are). So nobody may wait attached, and nobody
+/// attaches with a lock that it got while it was detached.
+#[cfg(not(loom))]
+#[cfg_attr(not(feature = "python"), allow(dead_code, reason = "it is Python that has threads which are attached"))]
+pub(crate) fn wait_detached_by(wait: fn(&mut dyn FnMut())) {
+    let _ = WAIT_DETACHED.set(wait);
+}
+
+/// Waits for a lock, and takes it from who has panicked: what it guards is consistent between any two instructions, or is
+/// told to be over (`Reactor::end_all`).
+#[cfg(not(loom))]
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    if let Some(wait) = WAIT_DETACHED.get() {
+        loop {
+            match mutex.try_lock() {
+                Ok(guard) => return guard,
+                Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => wait(&mut || drop(mutex.lock())),
+            }
+        }
+    }
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

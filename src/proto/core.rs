@@ -243,6 +243,21 @@ impl Core {
         }
     }
 
+    /// A client's session has no link, and none can be made: one of both sides doesn't trust the other's certificate.
+    pub fn distrust(&mut self, now: Instant) {
+        if let Self::Framed(connection) = self {
+            connection.distrust(now);
+        }
+    }
+
+    /// As [`Connection::abandon`].
+    pub fn abandon(&mut self, now: Instant, detail: String) {
+        match self {
+            Self::Framed(connection) => connection.abandon(now, detail),
+            Self::Plain(plain) => plain.handle_failure(now, Cause::Reset, detail),
+        }
+    }
+
     /// A server's session is over.
     pub fn lose(&mut self, now: Instant, how: SessionEnd) {
         if let Self::Framed(connection) = self {

@@ -1,6 +1,7 @@
 //! Decisions: no clock, no socket, no thread, no Python.
 #![forbid(unsafe_code)]
 
+pub mod adaptive;
 pub mod backoff;
 pub mod cause;
 pub mod close;

@@ -11,12 +11,13 @@ use super::connection::{Connection, count_to_receive, state_to_wait_for};
 use super::errors::{link_error, listener_error};
 use super::events::event;
 use super::plain::{check_framed, is_told_as_empty, receive_size};
-use super::server::{Server, carry_out, introduction, judge, lock};
+use super::server::{Server, carry_out, introduction, judge};
 use super::timeout::Timeout;
 use super::waiting::{Look, OnLink, OnServer, SendMany, Waiting, look};
 use crate::engine::hub::Seat;
 use crate::engine::link::{Link, LinkError, Ping};
 use crate::engine::listener::Client;
+use crate::engine::sync::lock;
 use crate::engine::waiting::Interest;
 
 /// A LongConnection of an event loop.
@@ -158,8 +159,9 @@ impl AsyncConnection {
     }
 
     /// Say goodbye, and wait until the peer took everything.
-    #[pyo3(signature = (code = 0, reason = String::new(), *, timeout = Timeout::LeftOut))]
-    fn close(slf: &Bound<'_, Self>, code: i64, reason: String, timeout: Timeout) -> PyResult<Py<PyAny>> {
+    #[pyo3(signature = (code = 0, reason = "", *, timeout = Timeout::LeftOut))]
+    fn close(slf: &Bound<'_, Self>, code: i64, reason: &str, timeout: Timeout) -> PyResult<Py<PyAny>> {
+        let reason = reason.to_owned();
         let mut is_begun = false;
         wait_on_for(slf, "close()", None, move |py, this, seat| {
             if !std::mem::replace(&mut is_begun, true) {
@@ -174,6 +176,12 @@ impl AsyncConnection {
         })
     }
 
+    /// Says goodbye without waiting: its handler was cancelled, or has failed.
+    #[pyo3(signature = (*, has_failed))]
+    fn abandon(slf: &Bound<'_, Self>, has_failed: bool) -> PyResult<()> {
+        slf.as_super().get().abandon(slf.py(), has_failed)
+    }
+
     fn __aenter__(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
         let entered = slf.clone().unbind();
         wait_on_for(slf, "__aenter__()", None, move |py, _, _| Ok(Look::Done(entered.clone_ref(py).into_any())))
@@ -186,7 +194,7 @@ impl AsyncConnection {
         _traceback: &Bound<'_, PyAny>,
     ) -> PyResult<Py<PyAny>> {
         if kind.is_none() {
-            return Self::close(slf, 0, String::new(), Timeout::LeftOut);
+            return Self::close(slf, 0, "", Timeout::LeftOut);
         }
         let mut is_begun = false;
         wait_on_for(slf, "__aexit__()", None, move |py, this, seat| {
@@ -363,10 +371,10 @@ pub(super) struct Visitor {
 
 #[pymethods]
 impl Visitor {
-    /// What `authenticate` is called with: client id, token, address.
+    /// What `authenticate` is called with: client id, token, address, and of clients that show certificates whose.
     #[getter]
-    fn introduction<'py>(&self, py: Python<'py>) -> Option<(String, Bound<'py, PyBytes>, (String, u16))> {
-        lock(&self.client).as_ref().map(|client| introduction(py, client))
+    fn introduction<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyTuple>>> {
+        lock(&self.client).as_ref().map(|client| introduction(py, client, &self.server.get().door)).transpose()
     }
 
     /// By what `authenticate` has returned.

@@ -23,9 +23,11 @@ use super::pulse;
 use super::socket::bytes_of;
 use super::tcp_info::TcpInfo;
 use super::timeout::Timeout;
+use super::tls::{self, ClientSettings, Handshaken};
 use super::waiting::{Handshake, Waiting};
 use crate::engine::clock;
 use crate::engine::link::{Attempt, Link, LinkError, Reconnect};
+use crate::net::tls::ClientTls;
 use crate::proto::backoff::BackoffConfig;
 use crate::proto::cause::{Cause, Ending};
 use crate::proto::close::{Close, CloseCode, FIRST_APPLICATION_CODE};
@@ -65,6 +67,7 @@ pub(super) fn config(heartbeat: Rhythm, largest_message_bytes: u64, handshake_ti
     let (interval, limit, is_phi, floor, threshold, window, min_std, pause, application, interpreter) = heartbeat;
     let heartbeat = HeartbeatConfig {
         want: seconds(interval)?,
+        adaptive: None,
         floor: seconds(floor)?,
         limit: limit.map(seconds).transpose()?,
         detector: if is_phi {
@@ -84,7 +87,10 @@ pub(super) fn config(heartbeat: Rhythm, largest_message_bytes: u64, handshake_ti
 /// server's word, whether it sends again what may have been taken, when it gives up; seconds. And the kernel's probes.
 pub(super) type ComingBack = (Places, f64, f64, f64, bool, bool, Option<f64>, Option<(f64, f64, u32, Option<f64>)>);
 
-fn reconnect((places, first, cap, factor, follows, _, _, probes): ComingBack) -> PyResult<Reconnect> {
+fn reconnect(
+    (places, first, cap, factor, follows, _, _, probes): ComingBack,
+    tls: Option<ClientTls>,
+) -> PyResult<Reconnect> {
     let backoff = BackoffConfig { first: seconds(first)?, cap: seconds(cap)?, factor };
     backoff.validate().map_err(|error| PyValueError::new_err(error.to_string()))?;
     let keepalive = match probes {
@@ -93,7 +99,7 @@ fn reconnect((places, first, cap, factor, follows, _, _, probes): ComingBack) ->
         }
         None => None,
     };
-    Ok(Reconnect { target: target(places), backoff, follows, keepalive })
+    Ok(Reconnect { target: target(places), backoff, follows, keepalive, tls })
 }
 
 /// What a LongConnection is, whoever waits for it: threads, or the tasks of an event loop.
@@ -363,6 +369,15 @@ impl Connection {
     pub(super) fn leave(&self, py: Python<'_>) -> PyResult<()> {
         let grace = self.settled().unwrap_or(PATIENCE).min(HASTE);
         self.say_goodbye(py, Close::new(CloseCode::GOING_AWAY, ""), Some(grace))
+    }
+
+    /// Says goodbye for a handler that won't come back to it.
+    pub(super) fn abandon(&self, py: Python<'_>, has_failed: bool) -> PyResult<()> {
+        if has_failed {
+            self.say_goodbye(py, Close::new(CloseCode::FAILED, "its handler has failed"), Some(HASTE))
+        } else {
+            self.leave(py)
+        }
     }
 
     /// What `close` has to say to how it has ended.
@@ -668,6 +683,12 @@ impl Connection {
         self.principal.as_ref().map(|principal| principal.clone_ref(py))
     }
 
+    /// What both sides agreed on; None without TLS, and while there is no connection.
+    #[getter]
+    fn tls<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        self.ask(py, Link::agreed)?.map(|agreed| tls::info(py, &agreed)).transpose()
+    }
+
     /// When its handshake was finished, as of `time.time()`.
     #[getter]
     fn opened_at(&self, py: Python<'_>) -> PyResult<Option<f64>> {
@@ -884,6 +905,8 @@ impl Drop for Connection {
     on_event,
     coming_back,
     raises_when_full,
+    tls,
+    handshaken,
     hub = None
 ))]
 pub(super) fn open_link(
@@ -897,6 +920,8 @@ pub(super) fn open_link(
     on_event: Option<Py<PyAny>>,
     coming_back: Option<ComingBack>,
     raises_when_full: bool,
+    tls: Option<Py<ClientSettings>>,
+    handshaken: Option<Py<Handshaken>>,
     hub: Option<Py<Hub>>,
 ) -> PyResult<Py<PyAny>> {
     let socket = take_over(fd)?;
@@ -909,10 +934,12 @@ pub(super) fn open_link(
         config.give_up_after = give_up_after.map(seconds).transpose()?;
     }
     let introduction = Introduction { client_id, token, will_resume: coming_back.is_some() };
-    let coming_back = coming_back.map(reconnect).transpose()?;
+    let tls = tls.map(|settings| settings.get().0.clone());
+    let coming_back = coming_back.map(|how| reconnect(how, tls)).transpose()?;
+    let secured = handshaken.and_then(|handshaken| handshaken.get().take());
     let link = py
         .detach(|| {
-            let link = Link::client(socket, Arc::new(config), introduction)?;
+            let link = Link::client(socket, secured, Arc::new(config), introduction)?;
             if let Some(coming_back) = coming_back {
                 link.set_reconnect(coming_back)?;
             }

@@ -10,9 +10,10 @@ use pyo3::prelude::*;
 use super::callback::call;
 use super::connection::{Connection, state_name};
 use super::errors::{ended, link_error, listener_error, parted};
-use super::server::{Door, Server, lock, wait_for_listener};
+use super::server::{Door, Server, wait_for_listener};
 use crate::engine::link::{Link, LinkError, Occurrence, What};
 use crate::engine::listener::MAX_OCCURRENCES;
+use crate::engine::sync::lock;
 use crate::engine::{clock, notices, tally};
 use crate::proto::connection::State;
 

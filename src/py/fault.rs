@@ -106,6 +106,7 @@ impl Proxy {
     }
 
     /// At once, or after so many seconds, which gives a number to cancel it by; for all connections, or for one. `detail` is for the record.
+    #[allow(clippy::too_many_arguments, reason = "one for each of what an order is")]
     fn order(
         &self,
         py: Python<'_>,

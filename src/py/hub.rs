@@ -8,13 +8,13 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyWeakrefMethods, PyWeakrefReference};
 use pyo3::{PyTraverseError, PyVisit};
 use slab::Slab;
 
 use super::errors::os_error;
-use super::server::lock;
 use crate::engine::hub::{self as engine, Seat};
+use crate::engine::sync::lock;
 
 /// Awaits that were over at once, before the loop has its turn all the same: whoever receives as fast as messages come would else
 /// keep it from everyone. Arbitrary; a turn costs what twenty of them do.
@@ -24,7 +24,8 @@ const TURN: u32 = 512;
 #[pyclass(frozen, weakref, module = "longconn._longconn")]
 pub(super) struct Hub {
     shared: Arc<engine::Hub>,
-    event_loop: Py<PyAny>,
+    /// It has us, by what it watches, and not every loop can be cleared of that.
+    event_loop: Py<PyWeakrefReference>,
     /// Of those who wait, by the tokens of their seats.
     tickets: Mutex<Slab<Py<Ticket>>>,
     /// How many awaits were over at once since the loop had its turn.
@@ -35,7 +36,6 @@ impl Hub {
     /// A seat for who is going to wait.
     pub(super) fn seat(slf: &Bound<'_, Self>) -> PyResult<(Seat, Py<Ticket>)> {
         let this = slf.get();
-        this.check_loop(slf.py())?;
         let ticket = Py::new(slf.py(), Ticket::new(slf.clone().unbind()))?;
         let token = lock(&this.tickets).insert(ticket.clone_ref(slf.py()));
         Ok((Seat::new(this.shared.clone(), token), ticket))
@@ -44,19 +44,6 @@ impl Hub {
     pub(super) fn give_back(&self, seat: &Seat) {
         let ticket = lock(&self.tickets).try_remove(seat.token());
         drop(ticket);
-    }
-
-    fn check_loop(&self, py: Python<'_>) -> PyResult<()> {
-        static RUNNING: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-        let running = RUNNING.import(py, "asyncio", "_get_running_loop")?.call0()?;
-        if running.is(&self.event_loop) {
-            return Ok(());
-        }
-        Err(PyRuntimeError::new_err(if running.is_none() {
-            "this is to be awaited in an asyncio event loop, and none is running here"
-        } else {
-            "this belongs to another event loop, in which it was made; await it there"
-        }))
     }
 
     /// Whether the loop is to have its turn before the next await may be over.
@@ -68,26 +55,28 @@ impl Hub {
         is_due
     }
 
-    pub(super) fn event_loop<'py>(&self, py: Python<'py>) -> &Bound<'py, PyAny> {
-        self.event_loop.bind(py)
+    pub(super) fn event_loop<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let event_loop = self.event_loop.bind(py).upgrade();
+        event_loop.ok_or_else(|| PyRuntimeError::new_err("the event loop that this belongs to is gone"))
     }
 }
 
 #[pymethods]
 impl Hub {
     #[new]
-    fn new(event_loop: Py<PyAny>) -> PyResult<Self> {
+    fn new(event_loop: &Bound<'_, PyAny>) -> PyResult<Self> {
         Ok(Self {
             shared: engine::Hub::new().map_err(|error| os_error(&error))?,
-            event_loop,
+            event_loop: PyWeakrefReference::new(event_loop)?.unbind(),
             tickets: Mutex::default(),
             spent: AtomicU32::new(0),
         })
     }
 
+    /// None when it is gone.
     #[getter(event_loop)]
-    fn get_event_loop(&self, py: Python<'_>) -> Py<PyAny> {
-        self.event_loop.clone_ref(py)
+    fn get_event_loop<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        self.event_loop.bind(py).upgrade()
     }
 
     /// What the loop is to watch.
@@ -126,7 +115,6 @@ impl Hub {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.event_loop)?;
         // Held for a few instructions, attached.
         let Ok(tickets) = self.tickets.try_lock() else { return Ok(()) };
         tickets.iter().try_for_each(|(_, ticket)| visit.call(ticket))
@@ -206,7 +194,7 @@ impl Ticket {
                 let hub = slf.borrow().hub.clone_ref(py);
                 let keywords = PyDict::new(py);
                 keywords.set_item(intern!(py, "context"), context)?;
-                hub.get().event_loop(py).call_method(intern!(py, "call_soon"), (callback, slf), Some(&keywords))?;
+                hub.get().event_loop(py)?.call_method(intern!(py, "call_soon"), (callback, slf), Some(&keywords))?;
             }
         }
         Ok(())
@@ -225,8 +213,8 @@ impl Ticket {
         self.is_blocking = is_blocking;
     }
 
-    fn get_loop(&self, py: Python<'_>) -> Py<PyAny> {
-        self.hub.get().event_loop.clone_ref(py)
+    fn get_loop<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.hub.get().event_loop(py)
     }
 
     #[pyo3(signature = (callback, /, *, context = None))]

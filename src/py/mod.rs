@@ -11,6 +11,7 @@ mod fast;
 mod fast_messages;
 mod fault;
 mod fork;
+mod free_threading;
 mod guard;
 mod hub;
 mod keepalive;
@@ -21,11 +22,15 @@ mod server;
 mod socket;
 mod tcp_info;
 mod timeout;
+mod tls;
 mod waiting;
 
+use pyo3::exceptions::PyImportError;
+use pyo3::ffi;
 use pyo3::prelude::*;
 
-#[pymodule]
+/// What it relies on without a GIL is in `free_threading`.
+#[pymodule(gil_used = false)]
 mod _longconn {
     use pyo3::prelude::*;
 
@@ -62,10 +67,14 @@ mod _longconn {
     #[pymodule_export]
     use super::tcp_info::{TcpInfo, copy_descriptor, tcp_info};
     #[pymodule_export]
+    use super::tls::{ClientSettings, Handshaken, ServerSettings, client_tls, server_tls};
+    #[pymodule_export]
     use super::waiting::Waiting;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::refuse_subinterpreters()?;
+        super::free_threading::prepare(module.py())?;
         super::notices::collect();
         super::fast_messages::add_message_methods(module.py())?;
         // Its name is longconn.aio's.
@@ -75,4 +84,18 @@ mod _longconn {
         module.add("KEEPALIVE_COUNT", sys::KEEPALIVE_COUNT)?;
         module.add("HAS_GUARD", sys::HAS_GUARD)
     }
+}
+
+/// The native threads, the hooks for fork and exit, and all that is kept of Python are the process's, and belong to one
+/// interpreter. CPython refuses by itself only those that have a GIL of their own, and only since 3.12 (PEP 684).
+fn refuse_subinterpreters() -> PyResult<()> {
+    // SAFETY: attached, so there is an interpreter.
+    let id = unsafe { ffi::PyInterpreterState_GetID(ffi::PyInterpreterState_Get()) };
+    if id == 0 {
+        return Ok(());
+    }
+    Err(PyImportError::new_err(
+        "longconn works in the main interpreter only, not in a subinterpreter: its threads belong to the process; \
+         use it from a thread of the main interpreter, or from another process",
+    ))
 }

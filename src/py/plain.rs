@@ -14,6 +14,7 @@ use super::hub::Hub;
 use super::keepalive::take_over;
 use super::pulse;
 use super::tcp_info::TcpInfo;
+use super::tls::Handshaken;
 use crate::engine::link::{Link, LinkError};
 use crate::engine::plain::PlainPeers;
 use crate::net::keepalive::Keepalive;
@@ -75,10 +76,11 @@ fn framing_of((kind, is_crlf, size, is_little, counts_itself): &FramingSettings)
 
 /// Makes a link of a connected TCP socket, which it takes over.
 #[pyfunction]
-#[pyo3(signature = (fd, *, settings, on_event, raises_when_full, hub = None))]
+#[pyo3(signature = (fd, *, handshaken, settings, on_event, raises_when_full, hub = None))]
 pub(super) fn open_plain_link(
     py: Python<'_>,
     fd: RawFd,
+    handshaken: Option<Py<Handshaken>>,
     settings: Settings,
     on_event: Option<Py<PyAny>>,
     raises_when_full: bool,
@@ -86,7 +88,8 @@ pub(super) fn open_plain_link(
 ) -> PyResult<Py<Connection>> {
     let socket = take_over(fd)?;
     let peers = plain_peers(settings)?;
-    let link = py.detach(|| Link::plain(socket, &peers)).map_err(|error| os_error(&error))?;
+    let secured = handshaken.and_then(|handshaken| handshaken.get().take());
+    let link = py.detach(|| Link::plain(socket, secured, &peers)).map_err(|error| os_error(&error))?;
     pulse::begin();
     let manner = Manner { raises_when_full, hub, ..Manner::default() };
     let connection = Connection::make(py, link.clone(), true, manner)?;

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 
-use crate::engine::{clock, interpreter, reactor};
+use super::free_threading;
+use crate::engine::{clock, interpreter, reactor, sync};
 use crate::net::sys;
 
 const PERIOD: Duration = Duration::from_millis(100);
@@ -27,11 +28,15 @@ static PULSE: Mutex<Pulse> = Mutex::new(Pulse { thread: None, is_running: false,
 static CHANGED: Condvar = Condvar::new();
 
 fn lock() -> MutexGuard<'static, Pulse> {
-    PULSE.lock().unwrap_or_else(PoisonError::into_inner)
+    sync::lock(&PULSE)
 }
 
 /// To be called by who makes a link or a listener, attached.
 pub(super) fn begin() {
+    // Without a GIL each thread runs or hangs for itself, and whether this one can attach says nothing: the age is unknown.
+    if !free_threading::has_gil() {
+        return;
+    }
     let mut pulse = lock();
     if pulse.is_running || pulse.is_held {
         return;

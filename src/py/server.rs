@@ -4,12 +4,12 @@ use std::collections::{HashMap, VecDeque};
 use std::mem;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use pyo3::exceptions::{PyPermissionError, PyRuntimeError, PyStopIteration};
+use pyo3::exceptions::{PyPermissionError, PyRuntimeError, PyStopIteration, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyBytes, PyDict};
+use pyo3::types::{PyBool, PyBytes, PyDict, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 
 use super::aio::{AsyncEvents, AsyncMessages};
@@ -23,9 +23,11 @@ use super::keepalive::take_over;
 use super::plain::{Settings, plain_peers};
 use super::pulse;
 use super::timeout::Timeout;
+use super::tls::{ServerSettings, identity};
 use crate::engine::link::{Attempt, Link, LinkError};
 use crate::engine::listener::{Client, Listener, ListenerConfig};
 use crate::engine::notices;
+use crate::engine::sync::lock;
 use crate::proto::close::{Close, CloseCode};
 
 /// Messages fetched in one go; of each link the engine gives its fair share.
@@ -79,6 +81,8 @@ pub(super) struct Door {
     principals: Mutex<Kept<PyAny>>,
     mode: AtomicU8,
     raises_when_full: bool,
+    /// Clients show certificates, and `authenticate` is told whose.
+    identifies: bool,
     /// Connections that were shown, unless they are accepted: the same object each time.
     shown: Mutex<Kept<Connection>>,
     /// Of the event loop that the server belongs to, and its connections.
@@ -112,10 +116,6 @@ impl Door {
         }
         Ok(connection)
     }
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 type Message = (Arc<Link>, Py<PyBytes>);
@@ -270,6 +270,7 @@ impl Server {
         fields.set_item("refused_too_many", counts.too_many)?;
         fields.set_item("refused_unauthorized", counts.refused)?;
         fields.set_item("failed_handshakes", counts.failed)?;
+        fields.set_item("failed_tls", counts.failed_tls)?;
         fields.set_item("crowded_out", counts.crowded_out)?;
         fields.set_item("out_of_resources", counts.starved)?;
         fields.set_item("events_dropped", counts.occurrences_dropped)?;
@@ -279,6 +280,19 @@ impl Server {
         fields.set_item("waiting", counts.waiting)?;
         fields.set_item("waiting_bytes", counts.waiting_bytes)?;
         Ok(fields)
+    }
+
+    fn reload_tls(&self, py: Python<'_>, settings: Py<ServerSettings>) -> PyResult<()> {
+        let settings = &settings.get().0;
+        if !self.listener.is_secured() {
+            return Err(PyValueError::new_err("reload_tls(): the server began without TLS"));
+        }
+        if settings.knows_clients != self.door.identifies {
+            return Err(PyValueError::new_err(
+                "client_ca: whether clients are asked for certificates stays as it was when the server began",
+            ));
+        }
+        self.listener.set_tls(settings.clone()).map_err(|error| listener_error(py, error))
     }
 
     fn close(
@@ -406,6 +420,7 @@ impl Messages {
     max_waiting,
     max_waiting_bytes,
     raises_when_full,
+    tls,
     hub = None,
     decides_in_loop = false
 ))]
@@ -426,12 +441,16 @@ pub(super) fn listen(
     max_waiting: usize,
     max_waiting_bytes: usize,
     raises_when_full: bool,
+    tls: Option<Py<ServerSettings>>,
     hub: Option<Py<Hub>>,
     decides_in_loop: bool,
 ) -> PyResult<Server> {
     let socket = take_over(fd)?;
     let is_called = authenticate.is_some();
+    let tls = tls.map(|settings| settings.get().0.clone());
+    let identifies = tls.as_ref().is_some_and(|settings| settings.knows_clients);
     let config = ListenerConfig {
+        tls,
         link: Arc::new(config(heartbeat, largest_message_bytes, seconds(handshake_timeout)?)?),
         plain: plain.map(plain_peers).transpose()?.map(Arc::new),
         max_connections,
@@ -444,8 +463,8 @@ pub(super) fn listen(
     };
     let is_told = on_event.is_some();
     let on_event = Mutex::new(on_event.map(Arc::new));
-    let door =
-        Arc::new(Door { authenticate: Mutex::new(authenticate), on_event, raises_when_full, hub, ..Door::default() });
+    let authenticate = Mutex::new(authenticate);
+    let door = Arc::new(Door { authenticate, on_event, raises_when_full, identifies, hub, ..Door::default() });
     let keeper = door.clone();
     let listener = py
         .detach(|| {
@@ -494,15 +513,22 @@ pub(super) fn carry_out(client: Client, decision: Decision) {
 type Decision = Result<bool, String>;
 
 /// What `authenticate` is called with.
-pub(super) fn introduction<'py>(py: Python<'py>, client: &Client) -> (String, Bound<'py, PyBytes>, (String, u16)) {
+pub(super) fn introduction<'py>(py: Python<'py>, client: &Client, door: &Door) -> PyResult<Bound<'py, PyTuple>> {
     let token = PyBytes::new(py, &client.hello.token);
-    (client.hello.client_id.clone(), token, pair(client.link().peer_address()))
+    let (client_id, address) = (client.hello.client_id.as_str(), pair(client.link().peer_address()));
+    if !door.identifies {
+        return (client_id, token, address).into_pyobject(py);
+    }
+    // It may have gone meanwhile, and then nobody needs an answer.
+    let certificate = client.link().agreed().ok().flatten().and_then(|agreed| agreed.certificate);
+    let certificate = certificate.ok_or_else(|| PyPermissionError::new_err("it has shown no certificate"))?;
+    (client_id, token, address, identity(py, &certificate)?).into_pyobject(py)
 }
 
 fn ask(py: Python<'_>, client: &Client, door: &Door) -> Decision {
     let function = lock(&door.authenticate).as_ref().map(|function| function.clone_ref(py));
     let Some(function) = function else { return Err("the server is closing".into()) };
-    judge(py, client, door, call(function.bind(py), introduction(py, client)))
+    judge(py, client, door, introduction(py, client, door).and_then(|told| call(function.bind(py), told)))
 }
 
 /// What the program's answer means.

@@ -15,7 +15,7 @@ use pyo3::{PyTraverseError, PyVisit};
 
 use super::buffer::Buffer;
 use super::connection::{Connection, Opening};
-use super::dial::descriptor;
+use super::dial::dialled;
 use super::errors::listener_error;
 use super::hub::{Hub, Ticket, Word};
 use super::plain::is_told_as_empty;
@@ -171,7 +171,7 @@ impl Waiting {
             && self.timer.is_none()
         {
             let expire = ticket.getattr(py, intern!(py, "expire"))?;
-            let event_loop = self.hub.get().event_loop(py);
+            let event_loop = self.hub.get().event_loop(py)?;
             self.timer =
                 Some(event_loop.call_method1(intern!(py, "call_later"), (timeout.as_secs_f64(), expire))?.unbind());
         }
@@ -216,7 +216,12 @@ impl What {
         match self {
             Self::Recv(connection) => {
                 let this = connection.get();
-                look(receive(py, &this.link, seat), |error| this.error(py, error))
+                match receive(py, &this.link, seat) {
+                    Err(error) if is_told_as_empty(&this.link, &error) => {
+                        Ok(Look::Done(PyBytes::new(py, b"").into_any().unbind()))
+                    }
+                    received => look(received, |error| this.error(py, error)),
+                }
             }
             Self::Next(connection) => {
                 let this = connection.get();
@@ -282,10 +287,7 @@ fn receive(py: Python<'_>, link: &Link, seat: Option<&mut Seat>) -> Result<Py<Py
                 .and_then(|_| taken.ok_or(LinkError::Pending))
         }
     };
-    match received {
-        Err(error) if is_told_as_empty(link, &error) => Ok(PyBytes::new(py, b"").into_any().unbind()),
-        received => received.map(|message| message.into_any().unbind()),
-    }
+    received.map(|message| message.into_any().unbind())
 }
 
 /// `data` becomes another object where others may write to it while it waits.
@@ -566,7 +568,7 @@ impl Operation for Dialling {
         match self.wait(seat) {
             Err(LinkError::Pending) => Ok(Look::Pending),
             Err(error) => Err(listener_error(py, error)),
-            Ok(outcome) => Ok(Look::Done(descriptor(py, outcome)?.into_pyobject(py)?.into_any().unbind())),
+            Ok(outcome) => Ok(Look::Done(dialled(py, outcome)?.into_pyobject(py)?.into_any().unbind())),
         }
     }
 

@@ -2,10 +2,10 @@
 
     .venv/bin/python tests/python/audit_wheel.py dist/*.whl
 
-auditwheel finds the oldest manylinux whose C library has all symbols that the module asks for, and it must be the one in
-the name: a newer one would keep machines out for nothing, an older one would let in some where the import fails. abi3audit
-finds functions of CPython's that aren't in the stable ABI of the version in the name. auditwheel knows Linux only, and for a
-free-threaded interpreter there is no stable ABI: what isn't audited is said.
+auditwheel finds the oldest manylinux whose C library has all symbols that the module asks for, and it must be the one
+in the name: a newer one would keep machines out for nothing, an older one would let in some where the import fails.
+abi3audit finds functions of CPython's that aren't in the stable ABI of the version in the name. auditwheel knows Linux
+only, and for a free-threaded interpreter there is no stable ABI: what isn't audited is said.
 """
 
 from __future__ import annotations

@@ -36,10 +36,10 @@ SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 TCP_RTO_MAX_MS = 44  # linux/tcp.h, 6.15
 OPTIONS = {
     "SO_KEEPALIVE": (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
-    "TCP_KEEPIDLE": (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+    "TCP_KEEPIDLE": (socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPIDLE", 0x10)),  # macOS: TCP_KEEPALIVE
     "TCP_KEEPINTVL": (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL),
     "TCP_KEEPCNT": (socket.IPPROTO_TCP, socket.TCP_KEEPCNT),
-    "TCP_USER_TIMEOUT": (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+    "TCP_USER_TIMEOUT": (socket.IPPROTO_TCP, getattr(socket, "TCP_USER_TIMEOUT", 0)),  # Linux only
 }
 
 
@@ -233,8 +233,8 @@ def watch_of(sock: KeepaliveSocket) -> Any:
 
 
 def open_descriptors() -> set[int]:
-    found = {int(name) for name in os.listdir("/proc/self/fd")}
-    return {fd for fd in found if os.path.exists(f"/proc/self/fd/{fd}")}  # without listdir's own
+    found = {int(name) for name in os.listdir("/dev/fd")}
+    return {fd for fd in found if os.path.exists(f"/dev/fd/{fd}")}  # without listdir's own
 
 
 def memory_bytes() -> int:
@@ -243,8 +243,10 @@ def memory_bytes() -> int:
 
 
 def native_threads() -> list[str]:
-    """Names of all threads of this process, as the kernel has them (15 characters)."""
+    """Names of all threads of this process, as Linux has them (15 characters); elsewhere none is known."""
     names = []
+    if not os.path.exists("/proc/self/task"):
+        return names
     for task in os.listdir("/proc/self/task"):
         try:
             names.append(Path(f"/proc/self/task/{task}/comm").read_text().strip())

@@ -3,9 +3,9 @@
     make test-pythons                                          each CPython that is found
     make test-pythons PYTHONS="python3.12 python3.13" TESTS="tests/python/test_fork.py"
 
-Nothing is imported from the tree: the environment has the wheel, what the tests need, and nothing else. An interpreter that
-isn't found is named as missing; one that was asked for by name and isn't found counts as a failure. A free-threaded one gets
-its own wheel, built here, for there is no stable ABI for it.
+Nothing is imported from the tree: the environment has the wheel, what the tests need, and nothing else. An interpreter
+that isn't found is named as missing; one that was asked for by name and isn't found counts as a failure. A
+free-threaded one gets its own wheel, which is built if it isn't there, for there is no stable ABI for it.
 """
 
 from __future__ import annotations
@@ -55,9 +55,10 @@ def wheel_for(interpreter: Interpreter, folder: Path) -> Path:
     """The one that fits; a free-threaded interpreter's is built."""
     tag = f"cp{interpreter.name.replace('.', '')}"
     abi = tag if interpreter.is_free_threaded else "abi3"
-    if interpreter.is_free_threaded:
+    pattern = f"longconn-*-{abi}-*.whl"
+    if interpreter.is_free_threaded and not any(folder.glob(pattern)):
         run(sys.executable, "-m", "maturin", "build", "--release", "--interpreter", interpreter.path, "--out", folder)
-    found = list(folder.glob(f"longconn-*-{abi}-*.whl"))
+    found = list(folder.glob(pattern))
     if len(found) != 1:
         raise ValueError(f"one wheel for {abi} is expected in {folder}, and there are {len(found)}")
     return found[0]

@@ -25,6 +25,7 @@ SECTIONS: dict[str, list[type]] = {
     "The guard": [longconn.Guard],
     "Long connections": [longconn.LongConnection, longconn.Heartbeat, longconn.LinkStats, longconn.Event],
     "Servers": [longconn.LongServer, longconn.ServerStats, longconn.Broadcast],
+    "TLS": [longconn.TLSInfo, longconn.Identity, longconn.TLS],
     "Errors": EXCEPTIONS,
 }
 

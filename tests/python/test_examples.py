@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import queue
 import re
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import longconn
 import pytest
+from longconn.testing.network import reason_unavailable
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -170,6 +170,60 @@ def test_a_device_survives_a_restart_of_its_gateway(start: Starter) -> None:
     assert device.status() == 0
 
 
+def test_workers_that_were_forked_share_a_port_and_none_of_their_ends_loses_a_message(start: Starter) -> None:
+    """One is killed, all are replaced, and all go."""
+    script = start("stdlib", "prefork.py", "127.0.0.1", 0, 2)
+    words = script.line().split()
+    assert words[:-1] == ["listening", "on", "127.0.0.1"]
+    assert script.line_after("worker").startswith("master")
+    with contextlib.ExitStack() as stack:
+        clients = [
+            stack.enter_context(longconn.connect(("127.0.0.1", int(words[-1])), on_session_lost="resend"))
+            for _ in range(8)
+        ]
+        asked = 0
+
+        def ask() -> set[int]:
+            """Sends three messages of each client before it receives any answer; who has answered."""
+            nonlocal asked
+            numbers = range(asked, asked + 3)
+            asked += 3
+            for client in clients:
+                client.send_many(b"%d" % number for number in numbers)
+            return {receive(client, number) for client in clients for number in numbers}
+
+        def receive(client: longconn.LongConnection, number: int) -> int:
+            worker, text = client.recv(timeout=PATIENCE).split(b" ", 1)
+            assert text == b"has %d" % number
+            return int(worker)
+
+        first = ask()
+        killed = min(first)
+        for (
+            client
+        ) in clients:  # what it has taken and not acknowledged would be sent again, and nobody could know better
+            client.flush(timeout=PATIENCE)
+        os.kill(killed, signal.SIGKILL)
+        after_kill = ask()
+        assert killed not in after_kill
+        while f"worker {killed} ended with -9 and is replaced" != script.line():
+            pass
+        script.process.send_signal(signal.SIGHUP)
+        after_restart = set()
+        while (line := script.line()) != "all workers are new":
+            assert line.startswith("worker ")
+            assert line.endswith("is ready")
+            after_restart |= ask()
+        assert not ask() & (first | after_kill)
+        script.process.send_signal(signal.SIGTERM)
+        assert script.rest() == ["all workers have ended"]
+        assert script.status() == 0
+        for client in clients:
+            client.wait_for("reconnecting", timeout=PATIENCE)
+            with contextlib.suppress(TimeoutError, longconn.LongConnError):  # nobody is there any more
+                client.close(timeout=0)
+
+
 def test_a_chat_tells_everyone_who_comes_speaks_leaves_and_dies(start: Starter) -> None:
     server = start("stdlib", "chat_server.py", "127.0.0.1", 0)
     port = server.line().split()[-1]
@@ -290,16 +344,6 @@ def run_demo(*arguments: str) -> tuple[int, list[str]]:
     return done.returncode, done.stdout.splitlines()
 
 
-def reason_for_no_lab() -> str | None:
-    spec = importlib.util.spec_from_file_location("lab_for_examples", ROOT / "tests" / "network" / "lab.py")
-    assert spec
-    assert spec.loader
-    lab = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(lab)
-    reason: str | None = lab.reason_unavailable()
-    return reason
-
-
 def table(lines: list[str]) -> dict[tuple[str, str], str]:
     """The demo's last table: what became of whom."""
     cells = [
@@ -309,7 +353,7 @@ def table(lines: list[str]) -> dict[tuple[str, str], str]:
 
 
 def test_demo_tells_who_was_told_of_a_cut() -> None:
-    if reason := reason_for_no_lab():
+    if reason := reason_unavailable():
         pytest.skip(f"no network lab: {reason}")
     seconds = f"{8 * SLACK:g}"
     status, lines = run_demo("--part", "tutorial", "--seconds", seconds)
@@ -330,7 +374,7 @@ def known(lines: list[str]) -> dict[str, str]:
 
 
 def test_demo_tells_who_knew_what_of_a_gateway_and_its_devices() -> None:
-    if reason := reason_for_no_lab():
+    if reason := reason_unavailable():
         pytest.skip(f"no network lab: {reason}")
     status, lines = run_demo("--part", "fleet")
     assert status == 0

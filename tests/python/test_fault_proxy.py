@@ -533,5 +533,5 @@ def test_in_a_forked_child_a_proxy_is_dead_and_the_parents_goes_on(ends: Ends):
     ],
 )
 def test_a_mistake_is_refused(proxy: FaultProxy, mistake: Any):
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"\S"):
         mistake(proxy)

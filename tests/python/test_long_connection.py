@@ -1268,21 +1268,3 @@ print("ends")
 """,
     )
     assert said == "ends\n"
-
-
-def test_an_interpreter_ends_with_open_connections():
-    said = python_says(
-        """
-import threading, warnings
-warnings.simplefilter("ignore", ResourceWarning)
-import longconn
-server = longconn.LongServer(("127.0.0.1", 0))
-clients = [longconn.connect(server.address) for _ in range(10)]
-ours = [server.accept(timeout=20) for _ in clients]
-threading.Thread(target=clients[0].recv, daemon=True).start()
-threading.Thread(target=lambda: [m for m in ours[1]], daemon=True).start()
-clients[2].send(b"x" * 1000)
-print("ends")
-"""
-    )
-    assert said == "ends\n"

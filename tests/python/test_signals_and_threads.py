@@ -482,14 +482,14 @@ def test_sockets_are_made_and_closed_by_many_threads_at_once():
         assert failures == []
 
 
-# ---- the interpreter's exit
+# ---- the interpreter's exit; while threads are blocked: test_exits.py
 
 EXIT_PRELUDE = """
 import sys, threading, time
 sys.path.insert(0, sys.argv[1])
 import longconn
 from longconn import socket
-from peers import QUICK, STDLIB, cut_off, wait_until, wait_until_blocked
+from peers import QUICK, STDLIB, cut_off, wait_until
 listener = socket.create_server(("127.0.0.1", 0))
 sock = socket.create_connection(listener.getsockname())
 peer, _ = listener.accept()
@@ -500,10 +500,6 @@ def background(function, *arguments):
 """
 
 EXITS: dict[str, str] = {
-    "blocked in recv": "wait_until_blocked(background(sock.recv, 10).native_id)",
-    "blocked in recv with a timeout": "sock.settimeout(60); wait_until_blocked(background(sock.recv, 10).native_id)",
-    "blocked in accept": "wait_until_blocked(background(listener.accept).native_id)",
-    "blocked in sendall": "wait_until_blocked(background(sock.sendall, bytes(50_000_000)).native_id)",
     "guarded sockets left open": "socks = [socket.create_connection(listener.getsockname()) for _ in range(50)]",
     "a foreign guard left": "g = longconn.guard(STDLIB(fileno=sock.detach()).detach(), limit=8, on_lost=print)",
     "a guard about to convict": """

@@ -1,5 +1,6 @@
 //! Links and listeners over loopback: real sockets, real threads, and no sleeps; each wait has a generous deadline.
 
+#![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests unwrap as the tests do")]
 
 use std::io::{ErrorKind, Read, Write};
@@ -45,7 +46,7 @@ fn listen(config: ListenerConfig) -> Arc<Listener> {
 fn dial(address: SocketAddr, config: Config) -> Arc<Link> {
     let socket: OwnedFd = TcpStream::connect(address).unwrap().into();
     let introduction = Introduction { client_id: "device-7".into(), ..Introduction::default() };
-    Link::client(socket, Arc::new(config), introduction).unwrap()
+    Link::client(socket, None, Arc::new(config), introduction).unwrap()
 }
 
 fn pair_of(client: Config, server: Config) -> (Arc<Listener>, Arc<Link>, Arc<Link>) {
@@ -506,6 +507,7 @@ fn raw_peer(stream: &mut TcpStream, limit: Option<Duration>) {
         position: Position::start(262_144),
         largest_message: 1 << 20,
         will_resume: false,
+        sets_pace: false,
         client_id: "raw".into(),
         token: Vec::new(),
         session: None,
@@ -854,7 +856,7 @@ fn the_program_decides_who_may_come() {
     let dial = |token: &[u8]| {
         let socket: OwnedFd = TcpStream::connect(listener.address()).unwrap().into();
         let introduction = Introduction { token: token.to_vec(), ..Introduction::default() };
-        Link::client(socket, Arc::default(), introduction).unwrap()
+        Link::client(socket, None, Arc::default(), introduction).unwrap()
     };
     let (good, bad) = (dial(b"good"), dial(b"bad"));
     for _ in 0..2 {

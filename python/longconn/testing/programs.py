@@ -24,9 +24,9 @@ _Socket: type[socket.socket] = next(cls for cls in KeepaliveSocket.__mro__ if cl
 
 
 class DeadPeer:
-    """A listener whose connections are answered by nobody: its kernel accepts them and acknowledges, no program takes them.
+    """A listener whose connections nobody answers: its kernel accepts and acknowledges, and no program takes anything.
 
-    Like a server that hangs, or has been stopped. No thread is behind it. For a peer that isn't even acknowledged, put a
+    Like a server that hangs, or has been stopped. No thread is behind it. For a peer whose kernel is silent too, put a
     `FaultProxy` in front of it and `pull_cable()`.
     """
 
@@ -59,8 +59,8 @@ def freeze(process: Any) -> Iterator[None]:
     """Stop a process (SIGSTOP) for as long as the block lasts; its kernel goes on answering for it.
 
     Args:
-        process: Its number, or what has it as ``pid``: a `subprocess.Popen`, a `multiprocessing.Process`. If it is a child
-            of this process, it has stopped when the block begins.
+        process: Its number, or what has it as ``pid``: a `subprocess.Popen`, a `multiprocessing.Process`. If it is a
+            child of this process, it has stopped when the block begins.
     """
     pid: int = process if isinstance(process, int) else process.pid
     os.kill(pid, signal.SIGSTOP)

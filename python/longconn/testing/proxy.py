@@ -32,8 +32,8 @@ class ProxyEvent(NamedTuple):
     until: float
     """Later than `at` for bytes that came in several parts, none of them more than a second after the one before."""
     what: str
-    """``"accepted"``, ``"connected"`` (with the server), ``"failed"`` (to do that), ``"refused"``, ``"forwarded"``, ``"lost"``
-    (bytes that nobody gets), ``"ended"`` (FIN), ``"reset"``, ``"forgotten"``, ``"closed"``, ``"fault"``."""
+    """``"accepted"``, ``"connected"`` (with the server), ``"failed"`` (to do that), ``"refused"``, ``"forwarded"``,
+    ``"lost"`` (bytes that nobody gets), ``"ended"`` (FIN), ``"reset"``, ``"forgotten"``, ``"closed"``, ``"fault"``."""
     connection: int | None
     """Connections are numbered from 1; None: all of them."""
     direction: str | None
@@ -95,12 +95,13 @@ class _Faults:
         """Nothing of who sends in this direction arrives any more, neither bytes nor acknowledgements.
 
         On Linux not even the proxy's kernel hears it: bytes stay unacknowledged and are repeated, keepalive probes stay
-        unanswered, a FIN comes late and a RST never, as with a pulled cable. New connections aren't answered. After
-        `restore()` or `resume()` the sender's kernel repeats what was lost when its retransmission timer, which has doubled
-        each time, rings again. Elsewhere the kernel acknowledges until its buffer is full.
+        unanswered, a FIN comes late and a RST never, as with a pulled cable. New connections aren't answered. What was
+        sent meanwhile comes after `restore()` or `resume()`, when the retransmission timer of the sender's kernel rings
+        again, which has doubled each time. Elsewhere the proxy's kernel acknowledges until its buffer is full.
 
-        With one direction cut, the other one's bytes are acknowledged to their sender all the same: the proxy's kernel does
-        it as soon as it has them.
+        With one direction cut, whoever isn't heard still gets what the other one sends, until its acknowledgements are
+        missed, which are lost too: after some segments the rest waits. The other one sees less of it than on a real
+        path: what it sends is acknowledged, by the proxy's kernel.
         """
         self._order("cut", direction, text=f"drop({direction!r})")
 
@@ -112,11 +113,11 @@ class _Faults:
         self._order("stall", direction, text=f"stall({direction!r})")
 
     def resume(self, direction: Direction = "both") -> None:
-        """End `pull_cable`, `drop` and `stall`, and leave other faults as they are. What was held back comes at once."""
+        """End `pull_cable`, `drop` and `stall`, and no other fault. What the proxy has held back comes at once."""
         self._order("open", direction, text=f"resume({direction!r})")
 
     def lose(self, direction: Direction = "both", *, loses: bool = True) -> None:
-        """Bytes that come from now on are acknowledged and thrown away; later ones pass again after ``lose(loses=False)``.
+        """Bytes that come from now on are acknowledged and thrown away, until ``lose(loses=False)``.
 
         No path does this to TCP, but a box that speaks for both ends may. The stream has a hole then.
         """
@@ -133,8 +134,8 @@ class _Faults:
     def forget_after(self, idle: float | timedelta | None, *, resets: bool = False) -> None:
         """Forget each connection that was silent in both directions for *idle* seconds, as a NAT does; None: never.
 
-        On Linux what kernels say by themselves, keepalive probes above all, counts as well; silence is known to a tenth of
-        *idle* then.
+        On Linux what kernels say by themselves, keepalive probes above all, counts as well; silence is known to a tenth
+        of *idle* then.
         """
         seconds = float("inf") if idle is None else _seconds(idle, "idle")
         self._order("forget_after", "both", seconds, float(resets), text=f"forget_after({idle}, resets={resets})")
@@ -150,7 +151,7 @@ class _Faults:
         self._order("end", "both", text="end()")
 
     def half_close(self, direction: Direction) -> None:
-        """FIN in one direction, behind what is on the way; what its sender says afterwards is lost. The other goes on."""
+        """FIN in one direction, behind what is on the way; what is sent after it is lost. The other one goes on."""
         self._order("half_close", direction, text=f"half_close({direction!r})")
 
     def slow_end(self, delay: float | timedelta, direction: Direction = "both") -> None:
@@ -160,7 +161,7 @@ class _Faults:
     # ---- in the middle of something
 
     def stall_after(self, count: int, direction: Direction = "both") -> None:
-        """`stall`, as soon as *count* bytes more have passed in this direction; of new connections, the first *count*."""
+        """`stall`, once *count* bytes more have passed in this direction; of a new connection, the first *count*."""
         self._order("stall_after", direction, _number(count, "count"), text=f"stall_after({count}, {direction!r})")
 
     def drop_after(self, count: int, direction: Direction = "both") -> None:
@@ -180,7 +181,7 @@ class _Faults:
     def latency(
         self, delay: float | timedelta, *, jitter: float | timedelta = 0.0, direction: Direction = "both"
     ) -> None:
-        """Bytes take *delay* seconds in this direction, up to *jitter* more or less; none overtakes another. 0: none."""
+        """Bytes take *delay* seconds in this direction, up to *jitter* more or less, in order. 0: none."""
         numbers = _seconds(delay, "delay"), _seconds(jitter, "jitter")
         self._order("latency", direction, *numbers, text=f"latency({delay}, jitter={jitter}, direction={direction!r})")
 
@@ -204,10 +205,8 @@ class _Faults:
         text = f"slice({size}, spread={spread}, delay={delay}, direction={direction!r})"
         self._order("slice", direction, *numbers, text=text)
 
-    def corrupt(
-        self, probability: float = 0.0, *, at: int | None = None, direction: Direction = "both"
-    ) -> None:
-        """One bit is flipped in each byte with this probability, or in the one that comes after *at* more; 0: in none."""
+    def corrupt(self, probability: float = 0.0, *, at: int | None = None, direction: Direction = "both") -> None:
+        """One bit is flipped in each byte with this probability, or in the one that comes after *at* more; 0: none."""
         if at is not None:
             self._order("corrupt_at", direction, _number(at, "at"), text=f"corrupt(at={at}, direction={direction!r})")
             return
@@ -219,7 +218,8 @@ class _Faults:
     # ---- and well again
 
     def restore(self, direction: Direction = "both") -> None:
-        """End every fault in this direction; both ways also those that belong to none. What was held back comes at once.
+        """End every fault in this direction; both ways, also those that belong to none. What the proxy has held back
+        comes at once.
 
         What was lost, ended, reset or forgotten stays so; what is planned (`after`) still happens.
         """
@@ -295,9 +295,8 @@ class FaultConnection(_Faults):
             return f"<FaultConnection #{self.number} of {client}, closed>"
         _, _, is_connected, is_forgotten, to_server, to_client = glimpse
         state = "forgotten" if is_forgotten else "open" if is_connected else "not connected to the server"
-        return (
-            f"<FaultConnection #{self.number} of {client}, {state}, {to_server[1]} bytes to the server, {to_client[1]} to the client>"
-        )
+        passed = f"{to_server[1]} bytes to the server, {to_client[1]} to the client"
+        return f"<FaultConnection #{self.number} of {client}, {state}, {passed}>"
 
 
 def address_of(upstream: Any) -> Any:
@@ -388,8 +387,7 @@ class FaultProxy(_ProxyFaults):
     def after(self, seconds: float | timedelta) -> LaterFaults:
         """What is called on the result happens in *seconds*: ``proxy.after(2.0).pull_cable()``.
 
-        By the native thread, whatever Python does meanwhile. A call for no connections in particular concerns those that are
-        there then.
+        By the native thread, whatever Python does meanwhile; to the connections that are there then.
         """
         return LaterFaults(self, _seconds(seconds, "seconds"))
 

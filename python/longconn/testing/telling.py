@@ -25,7 +25,7 @@ class Told:
     """From the block's beginning until it was raised."""
 
 
-class assert_told_within:  # noqa: N801 - it reads as a call
+class assert_told_within:
     """Assert that the block ends in an exception, soon, and for the right reason.
 
         proxy.pull_cable()
@@ -37,11 +37,11 @@ class assert_told_within:  # noqa: N801 - it reads as a call
             machines, is applied to it.
         cause: What the exception's ``cause`` has to be (a `Cause`, or its text), or one of several; None: anything.
         error: The exception's class, or several.
-        proxy: The proxy between; by default all that are open. If the block is still waiting at twice the time, and a
-            second more, the proxy resets its connections, so that a client that would hang ends, and the failure says so.
+        proxy: The proxy between; by default all that are open. If the block still waits after twice the time and a
+            second more, the proxy resets its connections, so that a client that would hang ends, and the test fails.
 
-    As a context manager it gives a `Told`. On failure it raises an AssertionError with what was expected, what came and when, and
-    the proxies' records.
+    As a context manager it gives a `Told`. On failure it raises an AssertionError with what was expected, what came and
+    when, and the proxies' records.
     """
 
     def __init__(

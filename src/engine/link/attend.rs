@@ -2,6 +2,7 @@
 
 use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,9 @@ use mio::event::Event as Ready;
 
 use super::{BOTH, CHUNK_BYTES, Errand, Inner, Link, Reader, TURN_BYTES};
 use crate::engine::clock;
+use crate::engine::reactor::PANICKED;
 use crate::net::sys;
+use crate::proto::cause::{Cause, Ending};
 use crate::proto::connection::State;
 use crate::proto::moment::Moment;
 
@@ -29,6 +32,22 @@ impl Link {
             }
         }
         self.run(errand);
+    }
+
+    /// For a hub: reads once, without having heard that there is something. True if there was.
+    pub(in crate::engine) fn read_unasked(&self) -> bool {
+        let Some(mut inner) = self.try_lock() else { return false };
+        if !inner.is_at_hub() {
+            return false;
+        }
+        let now = clock::now();
+        let has_read = inner.read(now);
+        if has_read {
+            inner.last_read = now.into();
+            self.turn(&mut inner, now);
+            self.leave_unsent(&mut inner, now);
+        }
+        has_read
     }
 
     /// Has the errand done: now, or, while somebody else has the lock, by who that is. So nobody who is slow with one link
@@ -175,6 +194,28 @@ impl Link {
     /// The budget has something for it, perhaps.
     pub(in crate::engine) fn ask_for_attention(&self) {
         self.engine.attend(self.key);
+    }
+
+    /// Nobody looks after it any more. Of its session nothing goes on, for what was half done when the engine's thread
+    /// panicked isn't known.
+    pub(in crate::engine) fn on_engine_lost(&self) {
+        let mut inner = self.lock();
+        let now = clock::now();
+        inner.stay_away();
+        inner.core.abandon(now, PANICKED.into());
+        self.turn(&mut inner, now);
+        drop(inner);
+        self.end_without_core();
+    }
+
+    /// Where the core can't say that it is over.
+    pub(in crate::engine) fn end_without_core(&self) {
+        let mut inner = self.lock();
+        if inner.ending.is_none() {
+            self.detach(&mut inner, true);
+            inner.ending = Some(Arc::new(Ending { detail: Some(PANICKED.into()), ..Ending::new(Cause::Reset) }));
+            inner.waiters.wake_everyone();
+        }
     }
 
     /// In a forked child: our copy of the descriptor goes, without a word.

@@ -443,6 +443,7 @@ impl Receiving<'_> {
         let (mut inner, now, is_ours) = link.end_receiving(&socket);
         if let Ok(bytes) = got
             && is_ours
+            && !inner.is_secured()
             && bytes.len() <= HEADER_BYTES + room.len()
             && let Some(message) = inner.core.handle_message(now, bytes)
         {

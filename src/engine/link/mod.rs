@@ -19,6 +19,7 @@
 mod attend;
 mod comeback;
 mod messages;
+mod secured;
 mod turn;
 mod wait;
 
@@ -38,14 +39,16 @@ use socket2::SockRef;
 
 use crate::engine::budget::Share;
 use crate::engine::errands::Errands;
+use crate::engine::handshake::Secured;
 use crate::engine::hub::Hub;
 use crate::engine::listener::Listener;
 use crate::engine::plain::{PathWatch, PlainPeers};
-use crate::engine::reactor::{self, Engine};
-use crate::engine::sync::{Mutex, MutexGuard, Wakeup};
+use crate::engine::reactor::{self, Engine, PANICKED};
+use crate::engine::sync::{self, Mutex, MutexGuard, Wakeup};
 use crate::engine::waiting::{Interest, WaitError, Waiters};
 use crate::engine::{clock, fork};
 use crate::net::sys::{self, RawTcpInfo};
+use crate::net::tls::{Agreed, Tls};
 use crate::net::tuning;
 use crate::proto::cause::Ending;
 use crate::proto::close::{Close, CloseCode};
@@ -92,6 +95,9 @@ pub enum LinkError {
     Ended(Arc<Ending>),
     #[error("the connection is {0:?}")]
     NotOpen(State),
+    /// A listener's: nobody comes any more.
+    #[error("{PANICKED}")]
+    EngineLost,
     /// A listener's close.
     #[error("the listener is closed")]
     Closed,
@@ -291,7 +297,8 @@ impl DerefMut for Guard<'_> {
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
         drop(self.inner.take());
-        if self.link.errands.are_left() {
+        // Who panics does no more; the errands are the next one's who has the lock.
+        if !std::thread::panicking() && self.link.errands.are_left() {
             self.link.run(Errand(0));
         }
     }
@@ -370,6 +377,8 @@ struct Extras {
     comeback: Option<Box<Comeback>>,
     /// Where a loop's thread reads the socket; it has the reader's role then.
     hub: Option<Arc<Hub>>,
+    /// Of the socket that it has.
+    tls: Option<Box<Tls>>,
 }
 
 const _: () = assert!(size_of::<Inner>() <= 424);
@@ -384,20 +393,25 @@ pub(super) struct Notification {
 
 impl Link {
     /// The side that connected; `socket` is a connected TCP socket. Says its preamble and HELLO at once.
-    pub fn client(socket: OwnedFd, config: Arc<Config>, introduction: Introduction) -> Result<Arc<Self>, LinkError> {
+    pub fn client(
+        socket: OwnedFd,
+        secured: Option<Secured>,
+        config: Arc<Config>,
+        introduction: Introduction,
+    ) -> Result<Arc<Self>, LinkError> {
         let now = clock::now();
         let client_id = introduction.client_id.as_str().into();
         let core = Core::Framed(Connection::client(now, config, new_seed()?, introduction)?);
-        let link = Self::new(socket, core, now, None, client_id)?;
+        let link = Self::new(socket, secured, core, now, None, client_id)?;
         link.begin(now)?;
         Ok(link)
     }
 
     /// A plain peer's, whoever connected; `socket` is a connected TCP socket.
-    pub fn plain(socket: OwnedFd, peers: &PlainPeers) -> io::Result<Arc<Self>> {
+    pub fn plain(socket: OwnedFd, secured: Option<Secured>, peers: &PlainPeers) -> io::Result<Arc<Self>> {
         tuning::unbound_retransmissions(socket.as_fd());
         let now = clock::now();
-        let link = Self::plain_of(socket, peers, now, None)?;
+        let link = Self::plain_of(socket, secured, peers, now, None)?;
         link.begin(now)?;
         Ok(link)
     }
@@ -405,6 +419,7 @@ impl Link {
     /// The same, for a listener.
     pub(super) fn plain_of(
         socket: OwnedFd,
+        secured: Option<Secured>,
         peers: &PlainPeers,
         now: Instant,
         listener: Option<Weak<Listener>>,
@@ -412,27 +427,34 @@ impl Link {
         let plain = Plain::new(now, peers.config.clone())
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string()))?;
         let path_watch = PathWatch::begin(&socket, peers)?;
-        let link = Self::new(socket, Core::Plain(Box::new(plain)), now, listener, Box::default())?;
+        let link = Self::new(socket, secured, Core::Plain(Box::new(plain)), now, listener, Box::default())?;
         link.lock().extras().path_watch = path_watch;
         Ok(link)
     }
 
-    /// The side that accepted.
-    pub(super) fn server(socket: OwnedFd, config: Arc<Config>, listener: Weak<Listener>) -> io::Result<Arc<Self>> {
-        let now = clock::now();
-        let core = Core::Framed(Connection::server(now, config, new_seed()?));
-        Self::new(socket, core, now, Some(listener), Box::default())
+    /// The side that accepted, at `began`, from which on its client has its time.
+    pub(super) fn server(
+        socket: OwnedFd,
+        secured: Option<Secured>,
+        config: Arc<Config>,
+        listener: Weak<Listener>,
+        began: Instant,
+    ) -> io::Result<Arc<Self>> {
+        let core = Core::Framed(Connection::server(began, config, new_seed()?));
+        Self::new(socket, secured, core, began, Some(listener), Box::default())
     }
 
     fn new(
         socket: OwnedFd,
+        secured: Option<Secured>,
         core: Core,
         now: Instant,
         listener: Option<Weak<Listener>>,
         client_id: Box<str>,
     ) -> io::Result<Arc<Self>> {
         let is_framed = matches!(core, Core::Framed(_));
-        let Equipped { socket, ends, acked_before, rto_max_ms } = comeback::equip(socket, is_framed)?;
+        let Equipped { socket, ends, acked_before, rto_max_ms, tls } =
+            comeback::equip(socket, is_framed)?.secured_by(secured);
         let engine = reactor::engine()?;
         let framing = core.framing();
         let inner = Inner {
@@ -465,7 +487,7 @@ impl Link {
             share: None,
             is_listed: false,
             client_id,
-            extras: None,
+            extras: tls.map(|tls| Box::new(Extras { tls: Some(tls), ..Extras::default() })),
             socket: None,
         };
         Ok(Arc::new_cyclic(|this| Self {
@@ -487,12 +509,13 @@ impl Link {
     pub(super) fn begin(self: &Arc<Self>, now: Instant) -> io::Result<()> {
         let mut inner = self.lock();
         let Some(socket) = inner.socket.clone() else { return Ok(()) };
-        self.engine.adopt_link(self.key, self.clone());
+        self.engine.adopt_link(self.key, self.clone())?;
         if let Err(error) = self.engine.watch(socket.as_fd(), self.key, BOTH) {
             self.engine.release(self.key);
             return Err(error);
         }
         inner.is_watched = true;
+        inner.hear_early(now);
         self.turn(&mut inner, now);
         Ok(())
     }
@@ -579,12 +602,12 @@ impl Link {
             Ok(ends) => ends.clone(),
             Err(TryLockError::Poisoned(ends)) => ends.into_inner().clone(),
             Err(TryLockError::WouldBlock) if self.check_process().is_err() => Ends::UNKNOWN,
-            Err(TryLockError::WouldBlock) => self.ends.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            Err(TryLockError::WouldBlock) => sync::lock(&self.ends).clone(),
         }
     }
 
     fn set_ends(&self, ends: Ends) {
-        *self.ends.lock().unwrap_or_else(PoisonError::into_inner) = ends;
+        *sync::lock(&self.ends) = ends;
     }
 
     /// A number that no other link of this process has.
@@ -658,6 +681,12 @@ impl Link {
     pub fn tcp_info(&self) -> Result<Option<RawTcpInfo>, LinkError> {
         let socket = self.enter()?.socket.clone();
         Ok(socket.and_then(|socket| sys::tcp_info(socket.as_raw_fd()).ok()).map(|(info, _)| info))
+    }
+
+    /// What TLS both sides agreed on; `None` without TLS, and while there is no connection.
+    pub fn agreed(&self) -> Result<Option<Agreed>, LinkError> {
+        let inner = self.enter()?;
+        Ok(inner.extras.as_ref().and_then(|extras| extras.tls.as_ref()?.agreed()))
     }
 
     pub fn status(&self) -> Result<Vec<u8>, LinkError> {

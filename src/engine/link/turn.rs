@@ -6,7 +6,7 @@ use std::mem;
 use std::net::Shutdown;
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::{Arc, PoisonError, TryLockError, Weak};
+use std::sync::{Arc, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
 use mio::Interest as Readiness;
@@ -19,6 +19,7 @@ use super::{
 };
 use crate::engine::budget::Wish;
 use crate::engine::listener::going_away;
+use crate::engine::sync;
 use crate::engine::waiting::Interest;
 use crate::engine::{fork, interpreter, tally};
 use crate::net::{sys, tcp_info, tuning};
@@ -43,7 +44,7 @@ const STICKY: Duration = Duration::from_millis(5);
 
 impl Link {
     pub(super) fn lock(&self) -> Guard<'_> {
-        Guard { link: self, inner: Some(self.inner.lock().unwrap_or_else(PoisonError::into_inner)) }
+        Guard { link: self, inner: Some(sync::lock(&self.inner)) }
     }
 
     pub(super) fn try_lock(&self) -> Option<Guard<'_>> {
@@ -84,7 +85,9 @@ impl Link {
                         inner.core.handle_kernel(now, view);
                     }
                     Some(Action::ShutdownWrite) => {
-                        if let Some(socket) = &inner.socket {
+                        if inner.is_secured() {
+                            self.end_secured(inner, now, &mut room);
+                        } else if let Some(socket) = &inner.socket {
                             // It fails when the connection is gone, which reading tells.
                             let _ = SockRef::from(socket).shutdown(Shutdown::Write);
                         }
@@ -103,6 +106,9 @@ impl Link {
     }
 
     pub(super) fn transmit(&self, inner: &mut Inner, now: Instant, room: &mut usize) {
+        if inner.is_secured() {
+            return self.transmit_secured(inner, now, room);
+        }
         while !inner.is_write_blocked && inner.core.is_urgent() {
             let Some(socket) = &inner.socket else { return };
             if *room == 0 {
@@ -391,6 +397,9 @@ impl Link {
         if let Some(extras) = &mut inner.extras {
             extras.path_watch = None;
         }
+        if inner.is_secured() && !aborts {
+            inner.say_goodbye();
+        }
         self.detach(inner, aborts);
         if inner.core.is_away() {
             return;
@@ -481,12 +490,17 @@ impl Inner {
                 match self.extras.as_mut().and_then(|extras| extras.write_error.take()) {
                     Some(error) => self.on_error(now, &error),
                     None if self.is_convicted(now) => {}
+                    None if self.is_secured() => self.handle_secured_end(now),
                     None => self.core.handle_end(now),
                 }
                 return false;
             }
             Ok(bytes) => {
-                self.core.handle_input(now, bytes);
+                if self.is_secured() {
+                    self.handle_secured_input(now, bytes);
+                } else {
+                    self.core.handle_input(now, bytes);
+                }
                 self.on_received(bytes.len(), capacity);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -596,9 +610,9 @@ impl Inner {
         }
     }
 
-    pub(super) fn kernel_view(&self) -> Option<KernelView> {
+    pub(super) fn kernel_view(&mut self) -> Option<KernelView> {
         let sample = tcp_info::sample(self.socket.as_ref()?.as_raw_fd()).ok()?;
-        Some(KernelView {
+        let view = KernelView {
             written: self.core.bytes_sent(),
             bytes_acked: sample.bytes_acked.saturating_sub(self.acked_before.into()),
             unacked: sample.unacked,
@@ -606,7 +620,8 @@ impl Inner {
             probes: sample.probes,
             since_ack_received: sample.since_ack_received,
             send_window: sample.send_window,
-        })
+        };
+        Some(if self.is_secured() { self.cleared(view) } else { view })
     }
 
     pub(super) fn framed(&mut self) -> Result<&mut Connection, SendError> {

@@ -183,7 +183,8 @@ impl Link {
     pub(super) fn placeable(inner: &Inner, now: Instant, deadline: Option<Instant>) -> Option<usize> {
         // The other ways of waiting are exact, and a short message isn't worth it.
         let has_time = deadline.is_none_or(|deadline| deadline > now + PRECISE);
-        let may_read = !inner.is_polled && inner.socket.is_some();
+        // What is received there is read as it is on the wire.
+        let may_read = !inner.is_polled && inner.socket.is_some() && !inner.is_secured();
         inner.core.begun().filter(|length| has_time && may_read && *length >= PLACED_BYTES)
     }
 
@@ -318,7 +319,7 @@ impl Link {
 
     /// Who takes the message at once ends with a turn, or with what is left of one.
     pub(super) fn settle_received(&self, inner: &mut Inner, now: Instant) {
-        if !(inner.core.has_message() && inner.core.is_quiet() && inner.waiters.is_empty()) {
+        if !(inner.core.has_message() && inner.core.is_quiet() && inner.waiters.is_empty()) || inner.is_secured() {
             self.turn(inner, now);
         }
     }

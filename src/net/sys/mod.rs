@@ -6,9 +6,6 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use socket2::{MaybeUninitSlice, SockRef};
 
-#[cfg(not(unix))]
-compile_error!("longconn isn't ported to this system yet: descriptors are POSIX's");
-
 mod unix;
 pub use unix::*;
 

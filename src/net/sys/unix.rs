@@ -5,6 +5,37 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
+
+/// Whatever a socket is known by.
+pub type BorrowedSocket<'a> = BorrowedFd<'a>;
+
+/// Quiet time before the kernel's first probe, time between probes, and how many.
+pub fn probe_timings(socket: BorrowedSocket<'_>) -> io::Result<(Duration, Duration, u32)> {
+    let socket = SockRef::from(&socket);
+    Ok((socket.tcp_keepalive_time()?, socket.tcp_keepalive_interval()?, socket.tcp_keepalive_retries()?))
+}
+
+/// Sets what isn't `None`, and switches the probes on, as socket2 does.
+pub fn set_probe_timings(
+    socket: BorrowedSocket<'_>,
+    idle: Option<Duration>,
+    interval: Option<Duration>,
+    count: Option<u32>,
+) -> io::Result<()> {
+    let mut timings = TcpKeepalive::new();
+    if let Some(idle) = idle {
+        timings = timings.with_time(idle);
+    }
+    if let Some(interval) = interval {
+        timings = timings.with_interval(interval);
+    }
+    if let Some(count) = count {
+        timings = timings.with_retries(count);
+    }
+    SockRef::from(&socket).set_tcp_keepalive(&timings)
+}
+
 /// A second descriptor of the same socket, so that it can't be closed and its number reused under us. It must
 /// not live long: while it does, the owner's `close` sends no FIN.
 pub fn pin(fd: RawFd) -> io::Result<OwnedFd> {
