@@ -318,9 +318,7 @@ class Plan(NamedTuple):
                 fd, enabled=True, idle=idle, interval=interval, count=count, user_timeout=user_timeout
             )
         if self.plain is not None:
-            return _longconn.open_plain_link(
-                fd, handshaken=handshaken, settings=self.plain, **self.settings, **hub
-            )
+            return _longconn.open_plain_link(fd, handshaken=handshaken, settings=self.plain, **self.settings, **hub)
         return _longconn.open_link(fd, handshaken=handshaken, timeout=self.seconds_left(), **self.settings, **hub)
 
 
@@ -537,10 +535,10 @@ class BaseServer(Generic[_Connection]):
                 import warnings
 
                 self._server.counts()
-            except ImportError:
-                return  # so late in the interpreter's exit nobody is warned any more
-            except LongConnError:
-                return  # it is another process's to close
+            except Exception:
+                # It is another process's to close (ForkedError); or it is so late in the interpreter's exit that nobody
+                # is warned any more: without a GIL even this module's own names may be gone by then.
+                return
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=1, source=self)
             self._server.abandon()
 

@@ -50,8 +50,9 @@ enum Order {
     Alarm(usize, Moment),
     /// Whatever it wants to do: write on, read on.
     Attend(usize),
+    /// With the lock of this link, if it is one.
     #[cfg(test)]
-    Panic,
+    Panic(usize),
 }
 
 /// There may be many thousands.
@@ -315,7 +316,10 @@ impl Reactor {
                 }
                 Order::Attend(key) => self.attend(key, now),
                 #[cfg(test)]
-                Order::Panic => panic!("as the test wants it"),
+                Order::Panic(key) => match self.members.get(key) {
+                    Some(Member::Link(link)) => link.panic_with_lock(),
+                    _ => panic!("as the test wants it"),
+                },
             }
         }
         MEMBERS.store(self.members.len(), Ordering::Relaxed);
@@ -571,6 +575,11 @@ mod tests {
 
     #[test]
     fn an_engine_that_panics_ends_all_that_it_had_and_another_takes_its_place() {
+        panics(|_| 0);
+        panics(Link::key);
+    }
+
+    fn panics(about: fn(&Link) -> usize) {
         let deadline = Some(clock::now() + PATIENCE);
         let (listener, address) = listen();
         let client = connect(address);
@@ -593,7 +602,7 @@ mod tests {
             thread::spawn(move || listener.accept(deadline).map(drop))
         };
         let before = engine().unwrap();
-        before.order(Order::Panic);
+        before.order(Order::Panic(about(&client)));
         assert!(in_recv.join().unwrap().is_ok());
         assert!(in_state.join().unwrap().is_ok());
         assert!(matches!(in_accept.join().unwrap(), Err(LinkError::EngineLost)));

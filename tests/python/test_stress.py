@@ -1,7 +1,7 @@
-"""Many threads at one connection, one server, one guard, one socket, and forks between: what a race can break, they break.
+"""Many threads at one connection, one server, one guard, one socket, and forks: what a race can break, they break.
 
-On an interpreter without a GIL (PEP 703) the threads really run at once; on others they change places where a call waits,
-or gives the GIL away. Every message and byte carries its number, so that a lost, doubled or torn one shows.
+On an interpreter without a GIL (PEP 703) the threads really run at once; on others they change places where a call
+waits, or gives the GIL away. Every message and byte carries its number, so that a lost, doubled or torn one shows.
 LONGCONN_STRESS_SECONDS (2) is how long each test keeps at it.
 """
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.timeout(60 + 60 * PATIENCE / 20)
 
 @contextmanager
 def crowd(*jobs: Callable[[threading.Event], None]) -> Iterator[threading.Event]:
-    """Runs all jobs at once, each in a thread, until the block is left and they have ended; what one raises is raised."""
+    """Runs all jobs at once, each in a thread, until the block is left and they have ended; raises what one raised."""
     over, begin, raised = threading.Event(), threading.Barrier(len(jobs) + 1), []
 
     def run(job: Callable[[threading.Event], None]) -> None:

@@ -208,6 +208,13 @@ impl Link {
         self.end_without_core();
     }
 
+    #[cfg(test)]
+    pub(in crate::engine) fn panic_with_lock(&self) {
+        let _inner = self.lock();
+        self.errands.leave(Errand::ATTENTION.0);
+        panic!("as the test wants it");
+    }
+
     /// Where the core can't say that it is over.
     pub(in crate::engine) fn end_without_core(&self) {
         let mut inner = self.lock();
