@@ -112,10 +112,10 @@ class Adaptive:
         if self.remember is False:
             return None
         path = default_path() if self.remember is True else self.remember
-        path = os.fspath(path() if callable(path) else path)
-        if not isinstance(path, str):
-            raise TypeError(f"remember: a path is a str, not {type(path).__name__}")
-        return Memory(path, ",".join(f"{host}:{port}" for host, port in places))
+        path = path() if callable(path) else path
+        if not isinstance(path, str | os.PathLike):
+            raise TypeError(f"remember: its function gave no path, but {type(path).__name__}")
+        return Memory(os.fspath(path), ",".join(f"{host}:{port}" for host, port in places))
 
     def __repr__(self) -> str:
         parts = [f"min={self.min:g}, max={self.max:g}"]

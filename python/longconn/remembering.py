@@ -107,6 +107,7 @@ def _is_sound(entry: object) -> bool:
         return (
             isinstance(entry["peer"], str)
             and isinstance(entry["network"], str)
+            and "%" not in entry["network"]  # a scope, which is no prefix's
             and _is_number(entry["interval"], 0.001, 86400)
             and (settled is None or _is_number(settled, 0, 1e12))
             and isinstance(failures, int)
