@@ -13,21 +13,27 @@ SOURCES := $(shell find src -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
 # A wheel's speed: benches and users see the same.
 MATURIN := $(BIN)/maturin develop --release --quiet
 
-.PHONY: help build demo test loom lint bench detect chaos conformance fuzz wheel clean check-tools
+.PHONY: help build demo test test-pythons loom lint bench compare detect chaos conformance fuzz wheel sdist docs clean check-tools
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo         who is told, when and why, if connections break'
-	@echo 'make test         all tests; those on real networks need root'
+	@echo 'make test         all tests, from the wheel; those on real networks need root'
+	@echo 'make test-pythons the Python suite from the wheel on each CPython from 3.11 that is found, and a table'
 	@echo 'make loom         what the native threads hand to each other, in every interleaving; part of make test'
 	@echo 'make lint         formatting, clippy, ruff, mypy, stubtest'
 	@echo 'make bench        speed against the stdlib and other libraries, as the README shows it'
+	@echo 'make compare      who is told, and when, by which library: a table; some minutes, needs root'
 	@echo 'make detect       how long detection takes, 5 or 10 runs a case; needs root'
 	@echo 'make chaos        what sessions survive, and docs/chaos.md; a quarter of an hour, needs root'
 	@echo "make conformance  CPython's own tests with KeepaliveSocket in the place of socket.socket"
 	@echo 'make fuzz         the decoder and sequences of operations, FUZZ_SECONDS=600 each'
-	@echo 'make wheel        the abi3 wheel, into dist/'
+	@echo 'make docs         the documentation as a site, into site/'
+	@echo 'make wheel        the abi3 wheel, audited, into dist/; MANYLINUX=2_17 for older systems'
+	@echo 'make sdist        the source distribution, and a wheel built of it'
 	@echo 'PYTHON=python3.13 make ...  with another interpreter'
+	@echo 'TESTS="-k fork" make test   some of the Python tests, in words for pytest'
+	@echo 'PYTHONS="python3.12 /opt/python/bin/python" make test-pythons  those'
 
 check-tools:
 	@command -v cargo >/dev/null || { echo 'longconn needs Rust 1.95 or later (cargo): https://rustup.rs' >&2; exit 1; }
@@ -58,9 +64,12 @@ build: $(STAMPS)/built
 demo: build $(STAMPS)/demo
 	$(BIN)/python examples/demo
 
-test: build $(STAMPS)/test loom
+test: wheel loom
 	cargo test --quiet --no-default-features
-	$(BIN)/python -m pytest
+	$(BIN)/python tests/python/run_wheel.py dist $(PYTHON) --pytest="$$TESTS"
+
+test-pythons: wheel
+	$(BIN)/python tests/python/run_wheel.py dist $(PYTHONS) --pytest="$$TESTS"
 
 # In a directory of its own: the flag is every crate's, and would have all of them built anew each time.
 loom: check-tools
@@ -79,6 +88,9 @@ bench: build $(STAMPS)/bench
 	$(BIN)/python benches/bench.py
 	$(BIN)/python benches/messages.py
 
+compare: build $(STAMPS)/bench
+	$(BIN)/python benches/compare.py
+
 detect: build $(STAMPS)/test
 	$(BIN)/python benches/detect.py
 
@@ -94,10 +106,25 @@ fuzz: check-tools
 	set -e; for target in decoder operations; do PATH="$(CURDIR)/target/tools/bin:$$PATH" \
 		cargo fuzz run -s none $$target -- -max_total_time=$(FUZZ_SECONDS); done
 
-wheel: $(STAMPS)/build $(STAMPS)/wheel
+# zig, which is on .venv's path, links for older C libraries than this machine's.
+WHEEL := PATH="$(CURDIR)/$(BIN):$$PATH" maturin build --release --out dist \
+	$(if $(MANYLINUX),--zig --compatibility manylinux_$(MANYLINUX))
+
+wheel: $(STAMPS)/build $(STAMPS)/wheel $(if $(MANYLINUX),$(STAMPS)/zig)
 	rm -rf dist
-	$(BIN)/maturin build --release --out dist
-	$(BIN)/abi3audit --strict dist/*.whl
+	$(WHEEL)
+	$(if $(FREE_THREADED),$(WHEEL) --interpreter $(FREE_THREADED))
+	$(BIN)/python tests/python/audit_wheel.py dist/*.whl
+
+# What is missing in it shows when a wheel is built of it.
+sdist: $(STAMPS)/build
+	mkdir -p dist
+	rm -f dist/*.tar.gz
+	PATH="$(CURDIR)/$(BIN):$$PATH" maturin build --release --sdist --out dist
+
+# The site, into site/; a link that leads nowhere, or a name that isn't there, fails.
+docs: build $(STAMPS)/docs
+	$(BIN)/zensical build --clean --strict
 
 clean:
-	rm -rf $(VENV) target dist
+	rm -rf site $(VENV) .venvs target dist

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "network"))
 
 from campaign import CASES, Campaign
 from detect import table, where
-from lab import HOSTS, reason_unavailable
+from longconn.testing.network import HOSTS, reason_unavailable
 from session_cases import CABLES, CROWDS, FLAT, KILLED, LONG_CHAOS, PROTECTION, SURVIVES, Chaos
 from stage import SLACK
 

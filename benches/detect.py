@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "network"))
 import link_cases
 from campaign import CASES, CROWD, Campaign
 from cases import CONTRAST, HELD, Alive, Broken
-from lab import reason_unavailable
 from link_cases import PROTECTION, LinkAges, LinkAlive, LinkBroken, Told
+from longconn.testing.network import reason_unavailable
 from programs import COUNT, IDLE, INTERVAL, LIMIT, PROTECTIONS
 from stage import PATIENCE, SLACK
 

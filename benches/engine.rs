@@ -36,7 +36,7 @@ fn pair() -> (Arc<Listener>, Arc<Link>, Arc<Link>) {
     let listener =
         Listener::new(socket.into(), ListenerConfig { link: config.clone(), ..ListenerConfig::default() }).unwrap();
     let socket: OwnedFd = TcpStream::connect(listener.address()).unwrap().into();
-    let client = Link::client(socket, config, Introduction::default()).unwrap();
+    let client = Link::client(socket, None, config, Introduction::default()).unwrap();
     client.wait_open(soon()).unwrap();
     let server = listener.accept(soon()).unwrap();
     (listener, client, server)
@@ -219,7 +219,7 @@ fn idle_clients(count: usize, address: &str) {
     let config = Arc::new(Config { heartbeat, ..Config::default() });
     let open = |_| {
         let socket: OwnedFd = TcpStream::connect(address).unwrap().into();
-        let link = Link::client(socket, config.clone(), Introduction::default()).unwrap();
+        let link = Link::client(socket, None, config.clone(), Introduction::default()).unwrap();
         link.wait_open(soon()).unwrap();
         link
     };
@@ -271,11 +271,17 @@ fn resumes(count: usize) {
     });
     let introduction = Introduction { will_resume: true, ..Introduction::default() };
     let socket: OwnedFd = TcpStream::connect(relay_address).unwrap().into();
-    let client = Link::client(socket, Arc::default(), introduction).unwrap();
+    let client = Link::client(socket, None, Arc::default(), introduction).unwrap();
     let place = Place { host: "127.0.0.1".into(), port: relay_address.port() };
     let target = Arc::new(Target { places: vec![place] });
     client
-        .set_reconnect(Reconnect { target, backoff: BackoffConfig::default(), follows: false, keepalive: None })
+        .set_reconnect(Reconnect {
+            target,
+            backoff: BackoffConfig::default(),
+            follows: false,
+            keepalive: None,
+            tls: None,
+        })
         .unwrap();
     client.wait_open(soon()).unwrap();
     let server = listener.accept(soon()).unwrap();

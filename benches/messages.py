@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import gc
 import importlib
 import itertools
@@ -28,6 +29,7 @@ import socket
 import statistics
 import struct
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -232,6 +234,50 @@ class LongconnOneByOne(Longconn):
         check(message, MESSAGE)
 
 
+@functools.cache
+def certificates() -> tuple[bytes, bytes, bytes]:
+    """Of a CA, of a server, and the server's key: PEM. Both processes have to have the same."""
+    trustme = importlib.import_module("trustme")
+    authority = trustme.CA()
+    leaf = authority.issue_cert("127.0.0.1")
+    return authority.cert_pem.bytes(), leaf.cert_chain_pems[0].bytes(), leaf.private_key_pem.bytes()
+
+
+class LongconnTLS(Longconn):
+    def listen(self) -> int:
+        longconn = importlib.import_module("longconn")
+        _, certificate, key = certificates()
+        self.server = longconn.LongServer(("127.0.0.1", 0), tls=longconn.TLS(certificate=certificate, key=key))
+        return self.server.address[1]
+
+    def connect(self, port: int) -> None:
+        longconn = importlib.import_module("longconn")
+        self.conn = longconn.connect(("127.0.0.1", port), tls=longconn.TLS(ca=certificates()[0]))
+
+
+class LongconnSendManyTLS(LongconnTLS, LongconnSendMany):
+    pass
+
+
+class StdlibTLS(Stdlib):
+    def accept(self) -> None:
+        ssl = importlib.import_module("ssl")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        _, certificate, key = certificates()
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(certificate + key)
+            file.flush()
+            context.load_cert_chain(file.name)
+        super().accept()
+        self.sock = context.wrap_socket(self.sock, server_side=True)
+
+    def connect(self, port: int) -> None:
+        ssl = importlib.import_module("ssl")
+        super().connect(port)
+        context = ssl.create_default_context(cadata=certificates()[0].decode())
+        self.sock = context.wrap_socket(self.sock, server_hostname="127.0.0.1")
+
+
 class Zmq(Contender):
     def __init__(self) -> None:
         self.zmq = importlib.import_module("zmq")
@@ -283,8 +329,10 @@ class Zmq(Contender):
 class OnLoop(Contender):
     """What lives on an event loop, which runs during slices only."""
 
+    new_event_loop: Callable[[], asyncio.AbstractEventLoop] = staticmethod(asyncio.new_event_loop)
+
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
+        self.loop = self.new_event_loop()
         asyncio.set_event_loop(self.loop)
         self.accepted: asyncio.Future[Any] = self.loop.create_future()
 
@@ -293,7 +341,7 @@ class OnLoop(Contender):
 
     def __getattr__(self, name: str) -> Callable[[int], None]:
         """`ask` runs `async_ask`, and so on."""
-        coroutine = type(self).__dict__[f"async_{name}"]
+        coroutine = getattr(type(self), f"async_{name}")
         return lambda count: self.run(coroutine(self, count))
 
 
@@ -465,6 +513,8 @@ class Picows(OnLoop):
 STDLIB, MAKEFILE, ZMQ, OURS = "stdlib, struct", "stdlib, struct, makefile", "pyzmq PAIR", "longconn"
 OURS_MANY, OURS_SINGLY = "longconn send_many, recv_many", "longconn send, recv"
 OURS_SEND = "longconn send, recv_many"
+OURS_TLS, OURS_SEND_TLS, OURS_MANY_TLS = "longconn, TLS", f"{OURS_SEND}, TLS", f"{OURS_MANY}, TLS"
+STDLIB_TLS, STDLIB_LARGE_TLS = "stdlib ssl, struct", "stdlib ssl, sendall, recv_into"
 STDLIB_LARGE, STDLIB_BYTES = "stdlib sendall, recv_into", "stdlib sendall, recv of new bytes"
 MAKERS: dict[str, Callable[[], Contender]] = {
     STDLIB: Stdlib,
@@ -475,6 +525,11 @@ MAKERS: dict[str, Callable[[], Contender]] = {
     OURS_SEND: Longconn,
     OURS_MANY: LongconnSendMany,
     OURS_SINGLY: LongconnOneByOne,
+    OURS_TLS: LongconnTLS,
+    OURS_SEND_TLS: LongconnTLS,
+    OURS_MANY_TLS: LongconnSendManyTLS,
+    STDLIB_TLS: StdlibTLS,
+    STDLIB_LARGE_TLS: StdlibTLS,
     ZMQ: Zmq,
     "asyncio streams, struct": Streams,
     "websockets": Websockets,
@@ -528,6 +583,36 @@ ROWS = (
         ((OURS, STDLIB_LARGE, 0.9),),
         0.04,
     ),
+    Row(
+        "tls_request",
+        "request and response, 64 B, TLS 1.3",
+        "round trips",
+        "ask",
+        "echo",
+        (OURS, OURS_TLS, STDLIB_TLS),
+        ((OURS_TLS, STDLIB_TLS, 1.0),),
+        0.005,
+    ),
+    Row(
+        "tls_oneway",
+        "one way, 64 B, TLS 1.3",
+        "messages",
+        "give",
+        "take",
+        (OURS_SEND, OURS_SEND_TLS, OURS_MANY, OURS_MANY_TLS, STDLIB_TLS),
+        ((OURS_SEND_TLS, OURS_SEND, 0.75), (OURS_MANY_TLS, OURS_MANY, 0.75)),
+        0.02,
+    ),
+    Row(
+        "tls_large",
+        "one way, 1 MiB, TLS 1.3",
+        "MiB",
+        "give_large",
+        "take_large",
+        (OURS, OURS_TLS, STDLIB_LARGE_TLS),
+        (),
+        0.04,
+    ),
 )
 BULK_ROW, GIL_ROW = "beats_beside_bulk", "beats_without_gil"
 ROW_NAMES = (*(row.name for row in ROWS), BULK_ROW, GIL_ROW)
@@ -540,20 +625,23 @@ def run_worker(task: dict[str, Any]) -> None:
     if task["row"] == GIL_ROW:
         run_gil_worker(task)
         return
-    row = next(row for row in ROWS if row.name == task["row"])
-    make = MAKERS[task["contender"]]
+    run_contender(next(row for row in ROWS if row.name == task["row"]), task["contender"], MAKERS[task["contender"]])
 
+
+def run_contender(row: Row, contender: str, make: Callable[[], Contender]) -> None:
     def run_peer(orders: int, answers: int) -> None:
         peer = make()
         os.write(answers, struct.pack("Q", peer.listen()))
         peer.accept()
         follow_orders(orders, answers, getattr(peer, row.peer))
 
+    if row.name.startswith("tls"):
+        certificates()
     orders, answers = fork_peer(run_peer)
     client = make()
     (port,) = struct.unpack("Q", os.read(answers, 8))
     client.connect(port)
-    print(json.dumps({"contender": task["contender"]}), flush=True)
+    print(json.dumps({"contender": contender}), flush=True)
     do_slices(orders, answers, getattr(client, row.client))
     os._exit(0)  # however a library likes to end
 
@@ -675,13 +763,13 @@ class Line:
     details: dict[str, Any]
 
 
-def measure_row(row: Row, effort: Effort) -> list[Line]:
+def measure_row(row: Row, effort: Effort, script: str = __file__) -> list[Line]:
     contenders, problems = [], {}
     times: dict[str, list[float]] = {}
     for contender in row.contenders:
         # One that isn't installed, or doesn't work here, shall not keep the others from the table.
         try:
-            with workers([{"row": row.name, "contender": contender}], __file__) as (worker,):
+            with workers([{"row": row.name, "contender": contender}], script) as (worker,):
                 worker.read()
                 worker.slice(1)
             contenders.append(contender)
@@ -691,7 +779,7 @@ def measure_row(row: Row, effort: Effort) -> list[Line]:
     counts: dict[str, int] = {}
     for _ in range(effort.rounds):
         tasks = [{"row": row.name, "contender": contender} for contender in contenders]
-        with workers(tasks, __file__) as started:
+        with workers(tasks, script) as started:
             slices: list[list[float]] = [[] for _ in started]
             for contender, worker in zip(contenders, started, strict=True):
                 worker.read()

@@ -1,6 +1,6 @@
 """Owns part two: a gateway (LongServer) and six devices, one trouble after another, and who knew what when.
 
-Each device is a machine of its own (a namespace with its own cable, tests/network/lab.py), and a process of its own
+Each device is a machine of its own (a namespace with its own cable, longconn.testing.network), and a process of its own
 (people.py). The troubles are real; what the gateway and the devices were told they say themselves, and the times are
 those of their events.
 """

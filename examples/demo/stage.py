@@ -10,12 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "network"))
-
-from lab import Lab, LabError, enter_unprivileged, reason_unavailable
+from longconn.testing.network import Lab, LabError, enter_unprivileged, reason_unavailable
 
 __all__ = ["SLACK", "Lab", "LabError", "Loopback", "Program", "Stage", "enter_unprivileged", "reason_unavailable"]
 

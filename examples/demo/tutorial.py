@@ -1,6 +1,6 @@
 """Owns part one: the tutorial's server and client, with the stdlib and with longconn, when the path really breaks.
 
-Both pairs talk over the same network of namespaces (tests/network/lab.py): a client, a router, a server. Then
+Both pairs talk over the same network of namespaces (longconn.testing.network): a client, a router, a server. Then
 something breaks there that no program is told of, and we watch for ten seconds which of the four notices, and why.
 The scripts are the same files in both cases.
 """

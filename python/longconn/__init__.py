@@ -30,8 +30,10 @@ from .keepalive import Applied, DetectionTime, Keepalive, default_keepalive, set
 from .keepalive_socket import KeepaliveSocket
 from .links import Broadcast, Event, LinkStats, LongServer, ServerStats, connect
 from .short import exchange
+from .tls import TLS, Identity, TLSInfo
 
 __all__ = [
+    "TLS",
     "AlreadyClosed",
     "Applied",
     "Backoff",
@@ -45,6 +47,7 @@ __all__ = [
     "Guard",
     "HandshakeRejected",
     "Heartbeat",
+    "Identity",
     "Keepalive",
     "KeepaliveSocket",
     "LengthPrefixed",
@@ -62,6 +65,7 @@ __all__ = [
     "ProtocolError",
     "ServerStats",
     "SessionLost",
+    "TLSInfo",
     "TcpInfo",
     "connect",
     "default_keepalive",
@@ -73,6 +77,16 @@ __all__ = [
     "uninstall",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """`aio` is imported when it is asked for: asyncio takes longer than all the rest."""
+    if name == "aio":
+        import importlib
+
+        return importlib.import_module("longconn.aio")
+    raise AttributeError(f"module 'longconn' has no attribute {name!r}")
+
 
 processes.register()
 _atexit.register(_longconn.shut_down)

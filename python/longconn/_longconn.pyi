@@ -1,31 +1,54 @@
 """The native module: what the Python side calls. Not for users; no promises."""
 
-from collections.abc import Callable, Iterable
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable
+from contextvars import Context
 from datetime import timedelta
 from types import EllipsisType, TracebackType
-from typing import Any, Final, final
+from typing import Any, Final, TypeAlias, final
+
+from typing_extensions import disjoint_base
 
 from .errors import Cause
 from .links import Event, LinkStats
+from .tls import TLSInfo
+
+_Timeout: TypeAlias = float | timedelta | EllipsisType | None
 
 __all__ = [
     "HAS_GUARD",
     "KEEPALIVE_COUNT",
     "KEEPALIVE_SECONDS",
     "PLATFORM",
+    "AsyncConnection",
+    "AsyncEvents",
+    "AsyncMessages",
+    "ClientSettings",
+    "Connection",
     "Events",
+    "Handshaken",
+    "Hub",
     "LongConnection",
     "Messages",
+    "Proxy",
     "Server",
+    "ServerSettings",
     "SocketMixin",
     "TcpInfo",
+    "Ticket",
+    "Visitor",
+    "Waiting",
     "Watch",
     "add_fast_methods",
     "after_in_child",
     "after_in_parent",
     "apply_keepalive",
     "before_fork",
+    "client_tls",
+    "copy_descriptor",
     "dial",
+    "dial_async",
+    "ended_links",
     "has_rto_max",
     "keepalive_of",
     "listen",
@@ -35,12 +58,15 @@ __all__ = [
     "pretend_no_rto_max",
     "register_at_fork",
     "rto_max_for",
+    "server_tls",
     "shut_down",
     "socket_kind",
     "tcp_info",
     "warn",
     "watch",
 ]
+
+_Counts: TypeAlias = tuple[int, int, int, int, int]
 
 HAS_GUARD: Final[bool]
 KEEPALIVE_COUNT: Final[tuple[int, int]]
@@ -135,8 +161,94 @@ class Watch:
     def disown(self) -> None: ...
     def look(self) -> None: ...
 
+@disjoint_base
+class Connection:
+    """What a LongConnection is, whoever waits for it: threads, or the tasks of an event loop."""
+
+    def settimeout(self, timeout: float | timedelta | None, /) -> None:
+        """What calls wait for that don't say; None, as at first: for ever. 0 doesn't wait."""
+
+    def gettimeout(self) -> float | None:
+        """What `settimeout` was told, in seconds."""
+
+    def getpeername(self) -> tuple[str, int]:
+        """The peer's (host, port)."""
+
+    def getsockname(self) -> tuple[str, int]:
+        """Our own (host, port)."""
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Our own (host, port)."""
+
+    @property
+    def peer_address(self) -> tuple[str, int]:
+        """The peer's (host, port)."""
+
+    @property
+    def client_id(self) -> str:
+        """What the client calls itself, on both sides."""
+
+    @property
+    def principal(self) -> Any:
+        """What the server's ``authenticate`` returned for this client; None if that was True, and on the client."""
+
+    @property
+    def tls(self) -> TLSInfo | None:
+        """What both sides agreed on; None without TLS, and while there is no connection."""
+
+    @property
+    def opened_at(self) -> float | None:
+        """When its handshake was finished, or a plain peer was connected, as of ``time.time()``."""
+
+    @property
+    def state(self) -> str:
+        """``open``, ``suspect`` (silent for longer than usual), ``reconnecting`` (lost, and to be made again; on a
+        server: until its client comes back), ``closing`` or ``closed``."""
+
+    @property
+    def lost(self) -> Cause | None:
+        """Why it ended; None while it hasn't, and while it is only to be made again."""
+
+    @property
+    def status(self) -> bytes:
+        """What our beats say to the peer: at most 1024 bytes of the program's own, settable at any time."""
+
+    @status.setter
+    def status(self, status: Any) -> None: ...
+    @property
+    def peer_status(self) -> bytes:
+        """What the peer's beats say."""
+
+    def progress(self) -> None:
+        """Tell that the program goes forward. From the first call on nothing else counts as that: a program that
+        stops calling it is reported to the peer as making no progress."""
+
+    @property
+    def unacknowledged(self) -> int:
+        """Messages of ours that the peer's program isn't known to have taken."""
+
+    @property
+    def undelivered(self) -> list[bytes]:
+        """These messages, in order: after the end, what may be lost; a copy each time."""
+
+    def stats(self) -> LinkStats:
+        """What is measured and counted."""
+
+    def _repr_html_(self) -> str: ...
+    def shutdown(self, how: int, /) -> None:
+        """As of a socket: ``SHUT_WR`` is `close` without waiting for it; to a plain peer, the end of our stream only.
+
+        Raises:
+            ValueError: SHUT_RD: a LongConnection always receives.
+        """
+
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+
 @final
-class LongConnection:
+class LongConnection(Connection):
     """A connection of messages that both sides supervise by heartbeats; made by `longconn.connect` or a `LongServer`.
 
     A message is bytes, received whole or not at all, in the order in which they were sent. Any number of threads may
@@ -215,47 +327,6 @@ class LongConnection:
     def ping(self, *, timeout: float | timedelta | EllipsisType | None = ...) -> float:
         """Have the peer beat at once, and measure the round trip in seconds; its program need not do anything."""
 
-    def settimeout(self, timeout: float | timedelta | None, /) -> None:
-        """What calls wait for that don't say; None, as at first: for ever. 0 doesn't wait."""
-
-    def gettimeout(self) -> float | None:
-        """What `settimeout` was told, in seconds."""
-
-    def getpeername(self) -> tuple[str, int]:
-        """The peer's (host, port)."""
-
-    def getsockname(self) -> tuple[str, int]:
-        """Our own (host, port)."""
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """Our own (host, port)."""
-
-    @property
-    def peer_address(self) -> tuple[str, int]:
-        """The peer's (host, port)."""
-
-    @property
-    def client_id(self) -> str:
-        """What the client calls itself, on both sides."""
-
-    @property
-    def principal(self) -> Any:
-        """What the server's ``authenticate`` returned for this client; None if that was True, and on the client."""
-
-    @property
-    def opened_at(self) -> float | None:
-        """When its handshake was finished, or a plain peer was connected, as of ``time.time()``."""
-
-    @property
-    def state(self) -> str:
-        """``open``, ``suspect`` (silent for longer than usual), ``reconnecting`` (lost, and to be made again; on a
-        server: until its client comes back), ``closing`` or ``closed``."""
-
-    @property
-    def lost(self) -> Cause | None:
-        """Why it ended; None while it hasn't, and while it is only to be made again."""
-
     def wait_for(self, state: str, *, timeout: float | timedelta | EllipsisType | None = ...) -> None:
         """Wait until `state` is this.
 
@@ -270,31 +341,6 @@ class LongConnection:
 
         Several iterators share them: each event goes to one. 64 wait for who doesn't ask; older ones are dropped.
         """
-
-    @property
-    def status(self) -> bytes:
-        """What our beats say to the peer: at most 1024 bytes of the program's own, settable at any time."""
-
-    @status.setter
-    def status(self, status: Any) -> None: ...
-    @property
-    def peer_status(self) -> bytes:
-        """What the peer's beats say."""
-
-    def progress(self) -> None:
-        """Tell that the program goes forward. From the first call on nothing else counts as that: a program that
-        stops calling it is reported to the peer as making no progress."""
-
-    @property
-    def unacknowledged(self) -> int:
-        """Messages of ours that the peer's program isn't known to have taken."""
-
-    @property
-    def undelivered(self) -> list[bytes]:
-        """These messages, in order: after the end, what may be lost; a copy each time."""
-
-    def stats(self) -> LinkStats:
-        """What is measured and counted."""
 
     def fileno(self) -> int:
         """A descriptor for `select` and its like: readable while `recv` would not wait.
@@ -320,22 +366,68 @@ class LongConnection:
                 said so.
         """
 
-    def shutdown(self, how: int, /) -> None:
-        """As of a socket: ``SHUT_WR`` is `close` without waiting for it; to a plain peer, the end of our stream only.
-
-        Raises:
-            ValueError: SHUT_RD: a LongConnection always receives.
-        """
-
     def __iter__(self) -> LongConnection: ...
     def __next__(self) -> bytes: ...
     def __enter__(self) -> LongConnection: ...
     def __exit__(
         self, kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
     ) -> None: ...
-    def __eq__(self, other: object, /) -> bool: ...
-    def __ne__(self, other: object, /) -> bool: ...
-    def __hash__(self) -> int: ...
+
+@final
+class AsyncConnection(Connection):
+    """A connection of messages that both sides supervise by heartbeats, in an event loop; made by
+    `longconn.aio.connect`, or by a server of `longconn.aio.serve`.
+
+    All is as of `longconn.LongConnection`, with verbs to be awaited, in the loop in which it was made. Any number of
+    tasks may use it. Each verb returns a coroutine, which does nothing before it is awaited; cancelled, it has done
+    nothing: a message that it would have given is the next call's, one that it would have sent wasn't. An expired
+    ``timeout`` of a call and `asyncio.timeout` are the same in that.
+
+    While the loop has nothing to do, or is late, longconn's own thread reads, beats and answers.
+    """
+
+    def send(self, data: Any, *, timeout: _Timeout = ...) -> Coroutine[Any, Any, None]:
+        """Send one message; as of `longconn.LongConnection.send`."""
+
+    def sendall(self, data: Any, *, timeout: _Timeout = ...) -> Coroutine[Any, Any, None]:
+        """The same as `send`, by the name that a socket has for it."""
+
+    def send_many(self, messages: Iterable[Any], *, timeout: _Timeout = ...) -> Coroutine[Any, Any, int]:
+        """Send each message of an iterable, as `send`; gives how many it were. Cancelled, it has sent those before."""
+
+    def recv(self, *size: int, timeout: _Timeout = ...) -> Coroutine[Any, Any, bytes]:
+        """Receive one message; as of `longconn.LongConnection.recv`."""
+
+    def recv_many(self, max_messages: int, *, timeout: _Timeout = ...) -> Coroutine[Any, Any, list[bytes]]:
+        """Wait for one message, and receive with it those that are there, *max_messages* at the most."""
+
+    def flush(self, *, timeout: _Timeout = ...) -> Coroutine[Any, Any, None]:
+        """Wait until the peer's program took everything that was sent before."""
+
+    def ping(self, *, timeout: _Timeout = ...) -> Coroutine[Any, Any, float]:
+        """Have the peer beat at once, and measure the round trip in seconds."""
+
+    def wait_for(self, state: str, *, timeout: _Timeout = ...) -> Coroutine[Any, Any, None]:
+        """Wait until `state` is this."""
+
+    def events(self) -> AsyncEvents:
+        """An asynchronous iterator of `Event`: each change of state, as it comes; ends with the connection."""
+
+    def close(self, code: int = 0, reason: str = "", *, timeout: _Timeout = ...) -> Coroutine[Any, Any, None]:
+        """Say goodbye once the peer's program took everything; as of `longconn.LongConnection.close`.
+
+        Cancelled meanwhile, it is being closed all the same.
+        """
+
+    def abandon(self, *, has_failed: bool) -> None:
+        """Say goodbye and don't wait; a server does so for a handler that was cancelled, or has failed."""
+
+    def __aiter__(self) -> AsyncConnection: ...
+    def __anext__(self) -> Coroutine[Any, Any, bytes]: ...
+    def __aenter__(self) -> Coroutine[Any, Any, AsyncConnection]: ...
+    def __aexit__(
+        self, kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
+    ) -> Coroutine[Any, Any, None]: ...
 
 @final
 class Events:
@@ -345,11 +437,96 @@ class Events:
     def __next__(self) -> Any: ...
 
 @final
+class AsyncEvents:
+    """An asynchronous iterator of `Event`, or of pairs of a connection and an `Event`."""
+
+    def __aiter__(self) -> AsyncEvents: ...
+    def __anext__(self) -> Coroutine[Any, Any, Any]: ...
+
+@final
+class AsyncMessages:
+    """Pairs of a connection and its message, of all connections of a server."""
+
+    def __aiter__(self) -> AsyncMessages: ...
+    def __anext__(self) -> Coroutine[Any, Any, tuple[AsyncConnection, bytes]]: ...
+
+@final
+class Hub:
+    """Of one event loop, which watches its descriptor and calls `run` when that is readable."""
+
+    def __new__(cls, event_loop: asyncio.AbstractEventLoop) -> Hub: ...
+    @property
+    def event_loop(self) -> asyncio.AbstractEventLoop | None: ...
+    def fileno(self) -> int: ...
+    def run(self) -> None: ...
+    def close_in_child(self) -> None: ...
+
+@final
+class Ticket:
+    """What a task waits for: as much of a future as a task asks for."""
+
+    _asyncio_future_blocking: bool
+    def get_loop(self) -> asyncio.AbstractEventLoop: ...
+    def add_done_callback(self, callback: Callable[[Ticket], object], /, *, context: Context | None = None) -> None: ...
+    def remove_done_callback(self, _callback: Callable[[Ticket], object]) -> int: ...
+    def cancel(self, msg: Any = None) -> bool: ...
+    def cancelled(self) -> bool: ...
+    def done(self) -> bool: ...
+    def result(self) -> None: ...
+    def expire(self) -> None: ...
+
+@final
+class Waiting:
+    """What the verbs of an event loop's objects return: a coroutine."""
+
+    def __await__(self) -> Waiting: ...
+    def __iter__(self) -> Waiting: ...
+    def __next__(self) -> Any: ...
+    def send(self, _value: Any) -> Any: ...
+    def throw(self, kind: Any, value: Any = None, traceback: Any = None, /) -> Any: ...
+    def close(self) -> None: ...
+
+@final
+class Visitor:
+    """A client that waits for the program's decision."""
+
+    @property
+    def introduction(self) -> tuple[str, bytes, tuple[str, int]] | None: ...
+    def decide(self, answer: Any) -> None: ...
+    def refuse(self, reason: str) -> None: ...
+
+@final
 class Messages:
     """Pairs of a connection and its message, of all connections of a server."""
 
     def __iter__(self) -> Messages: ...
     def __next__(self) -> tuple[LongConnection, bytes]: ...
+
+@final
+class Proxy:
+    """What `longconn.testing.FaultProxy` stands on."""
+
+    def __new__(
+        cls, address: tuple[str, int], upstream: list[tuple[str, int]], room_bytes: int, seed: int
+    ) -> Proxy: ...
+    @property
+    def address(self) -> tuple[str, int]: ...
+    def set_upstream(self, upstream: list[tuple[str, int]]) -> None: ...
+    def order(
+        self,
+        verb: str,
+        direction: str,
+        numbers: list[float],
+        connection: int | None,
+        after: float | None,
+        detail: str,
+    ) -> int | None: ...
+    def cancel(self, plan: int | None) -> None: ...
+    def accepted(self) -> int: ...
+    def connections(self) -> list[tuple[int, tuple[str, int], bool, bool, _Counts, _Counts]]: ...
+    def record(self) -> tuple[list[tuple[float, float, str, int | None, str | None, int, str]], int]: ...
+    def now(self) -> float: ...
+    def close(self) -> None: ...
 
 @final
 class Server:
@@ -363,7 +540,14 @@ class Server:
     def connections(self) -> list[LongConnection]: ...
     def broadcast(self, data: Any, closes_the_slow: bool) -> tuple[int, int, int]: ...
     def counts(self) -> dict[str, int]: ...
+    def reload_tls(self, settings: ServerSettings) -> None: ...
     def close(self, drain: float, code: int, reason: str, retry_after: float, come_back_to: str) -> None: ...
+    def accept_async(self) -> Coroutine[Any, Any, AsyncConnection]: ...
+    def messages_async(self) -> AsyncMessages: ...
+    def events_async(self) -> AsyncEvents: ...
+    def next_client(self) -> Coroutine[Any, Any, Visitor]: ...
+    def begin_close(self, drain: float, code: int, reason: str, retry_after: float, come_back_to: str) -> None: ...
+    def wait_closed(self) -> Coroutine[Any, Any, None]: ...
     def abandon(self) -> None: ...
 
 def open_link(
@@ -377,11 +561,45 @@ def open_link(
     on_event: Callable[[Event], object] | None,
     coming_back: tuple[Any, ...] | None,
     raises_when_full: bool,
-) -> LongConnection: ...
-def dial(places: list[tuple[str, int]], timeout: float | timedelta | EllipsisType | None) -> int: ...
+    tls: ClientSettings | None,
+    handshaken: Handshaken | None,
+    hub: Hub | None = None,
+) -> Any: ...
+def dial_async(
+    hub: Hub,
+    places: list[tuple[str, int]],
+    timeout: float | timedelta | EllipsisType | None,
+    tls: ClientSettings | None,
+) -> Coroutine[Any, Any, tuple[int, Handshaken | None]]: ...
+def dial(
+    places: list[tuple[str, int]],
+    timeout: float | timedelta | EllipsisType | None,
+    tls: ClientSettings | None,
+) -> tuple[int, Handshaken | None]: ...
 def open_plain_link(
-    fd: int, *, settings: tuple[Any, ...], on_event: Callable[[Event], object] | None, raises_when_full: bool
-) -> LongConnection: ...
+    fd: int,
+    *,
+    handshaken: Handshaken | None,
+    settings: tuple[Any, ...],
+    on_event: Callable[[Event], object] | None,
+    raises_when_full: bool,
+    hub: Hub | None = None,
+) -> Any: ...
+
+@final
+class ClientSettings:
+    """A client's `TLS`, read and checked."""
+
+@final
+class ServerSettings:
+    """A server's `TLS`, read and checked."""
+
+@final
+class Handshaken:
+    """What the TLS handshake of a connection came to, for the link that is made of it."""
+
+def client_tls(settings: tuple[Any, ...]) -> ClientSettings: ...
+def server_tls(settings: tuple[Any, ...]) -> ServerSettings: ...
 def listen(
     fd: int,
     *,
@@ -392,12 +610,15 @@ def listen(
     max_connections: int,
     max_connections_per_address: int,
     max_handshakes: int,
-    authenticate: Callable[[str, bytes, tuple[str, int]], object] | None,
+    authenticate: Callable[..., object] | None,
     on_event: Callable[[LongConnection, Event], object] | None,
     retention: float,
     max_waiting: int,
     max_waiting_bytes: int,
     raises_when_full: bool,
+    tls: ServerSettings | None,
+    hub: Hub | None = None,
+    decides_in_loop: bool = False,
 ) -> Server: ...
 def add_fast_methods(class_: type[SocketMixin], /) -> None:
     """Give the class, of the mixin and of `socket.socket`, bare C functions for small `recv` and `send`."""
@@ -422,6 +643,8 @@ def apply_keepalive(
 ) -> None: ...
 def keepalive_of(fd: int) -> tuple[bool, float, float, int, float]: ...
 def socket_kind(fd: int) -> tuple[int, int, int]: ...
+def ended_links() -> dict[str, int]: ...
+def copy_descriptor(pid: int, fd: int) -> int: ...
 def tcp_info(fd: int) -> TcpInfo: ...
 def has_rto_max(fd: int) -> bool: ...
 def rto_max_for(limit: float) -> float: ...

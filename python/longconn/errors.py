@@ -49,7 +49,7 @@ class Cause(StrEnum):
     HANDSHAKE = "handshake"
     """The peer refused, or didn't finish the handshake."""
     TLS = "tls"
-    """TLS failed."""
+    """TLS failed: a certificate wasn't good enough for the other side, or one side doesn't speak TLS."""
     PROTOCOL = "protocol"
     """The peer broke the rules of the protocol, or speaks another."""
 
@@ -157,8 +157,8 @@ class ConnectFailed(LongConnError, ConnectionError):
     """No connection could be made, or what answered isn't a longconn server.
 
     Attributes:
-        cause: `Cause.REFUSED`: not even TCP; ``errno`` is the system's. `Cause.HANDSHAKE` or another: what happened
-            afterwards.
+        cause: `Cause.REFUSED`: not even TCP; ``errno`` is the system's. `Cause.TLS`: one side doesn't trust the other,
+            or it wasn't TLS; trying again doesn't help. `Cause.HANDSHAKE` or another: what happened afterwards.
         peer: The address that was tried.
     """
 
@@ -348,9 +348,9 @@ def _link_ended(
 
 
 def dial_failed(
-    target: str, attempts: list[tuple[str, str | None, int | None, int | None, str]]
+    target: str, attempts: list[tuple[str, str | None, int | None, int | None, str, str | None]]
 ) -> OSError | LongConnError:
-    """Why no connection was made; of each attempt its place, address, errno, error of the look-up, and text."""
+    """Why no connection was made; of each attempt its place, address, errno, error of the look-up, text, and cause."""
     if len(attempts) == 1 and (code := attempts[0][3]) is not None:
         import socket
 
@@ -358,15 +358,18 @@ def dial_failed(
     peer = target.rpartition(":")
     who = (peer[0].strip("[]"), int(peer[2])) if "," not in target and peer[2].isdigit() else None
     reasons = "; ".join(f"{_place(attempt)}: {attempt[4]}" for attempt in attempts)
-    if all(number is None and code is None for _, _, number, code, _ in attempts):
+    if all(number is None and code is None and cause is None for _, _, number, code, _, cause in attempts):
         return TimeoutError(f"{target} did not answer in time" + (f": {reasons}" if len(attempts) > 1 else ""))
     text = reasons if len(attempts) > 1 else attempts[0][4]
-    last = next((OSError(number, text) for _, _, number, _, text in reversed(attempts) if number is not None), None)
-    failed = ConnectFailed(last.errno if last else None, f"no connection to {target}: {text}", peer=who)
+    last = next((OSError(number, text) for _, _, number, _, text, _ in reversed(attempts) if number is not None), None)
+    # one that was trusted no more tells more than those that weren't there
+    causes = {attempt[5] for attempt in attempts}
+    cause = next((cause for cause in (Cause.TLS, Cause.HANDSHAKE) if cause in causes), Cause.REFUSED)
+    failed = ConnectFailed(last.errno if last else None, f"no connection to {target}: {text}", cause=cause, peer=who)
     failed.__cause__ = last
     return failed
 
 
-def _place(attempt: tuple[str, str | None, int | None, int | None, str]) -> str:
+def _place(attempt: tuple[str, str | None, int | None, int | None, str, str | None]) -> str:
     place, address = attempt[:2]
     return place if address is None or address == place else f"{place} at {address}"

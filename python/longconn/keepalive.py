@@ -6,6 +6,7 @@ import _socket
 import math
 import os
 import socket
+import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -37,7 +38,8 @@ _OPTIONS = {
     "idle": (socket.IPPROTO_TCP, "TCP_KEEPIDLE" if hasattr(socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE"),
     "interval": (socket.IPPROTO_TCP, "TCP_KEEPINTVL"),
     "count": (socket.IPPROTO_TCP, "TCP_KEEPCNT"),
-    "user_timeout": (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT"),
+    # macOS has the second, in whole seconds
+    "user_timeout": (socket.IPPROTO_TCP, "TCP_RXT_CONNDROPTIME" if sys.platform == "darwin" else "TCP_USER_TIMEOUT"),
 }
 #: What a program may set by itself: (level, option) -> our name for it.
 PROGRAM_OPTIONS: dict[tuple[int, int], str] = {
@@ -102,7 +104,8 @@ class Keepalive:
         interval: Seconds between probes (TCP_KEEPINTVL), same range.
         count: Probes without answer before the kernel gives up (TCP_KEEPCNT), 1 to 127 on Linux.
         user_timeout: TCP_USER_TIMEOUT (RFC 5482) in seconds; None, the default, leaves it alone. It replaces
-            `count`, and kills living peers that read slowly: the guard does better.
+            `count`, and kills living peers that read slowly: the guard does better. On macOS it is
+            TCP_RXT_CONNDROPTIME, up to the next whole second, which does neither.
         guard: True: the guard's limit is ``idle + interval * count`` seconds. A number: the limit in seconds,
             0.5 to 604800. False: no guard; data in flight and slow readers then hide a dead path for minutes.
         probes: False keeps the kernel from probing (SO_KEEPALIVE off): an idle path is then never seen.
@@ -319,12 +322,12 @@ class Keepalive:
         limit = self.guard_limit
         if limit is None:
             return done
-        if isinstance(sock_or_fd, KeepaliveSocket):
+        if isinstance(sock_or_fd, KeepaliveSocket) and _longconn.HAS_GUARD:
             done.emulated["guard"] = limit
             return done
         try:
             guard(fd, limit=limit, keepalive=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, NotImplementedError) as error:
             done.refused["guard"] = str(error)
         else:
             done.emulated["guard"] = limit
@@ -387,6 +390,11 @@ class Keepalive:
             if getattr(self, name) is not default
         ]
         return f"Keepalive({self.idle}, {self.interval}, {self.count}{''.join(changed)})"
+
+    def _repr_html_(self) -> str:
+        from . import pictures
+
+        return pictures.keepalive(self)
 
 
 def check_limit(limit: object) -> float:

@@ -52,7 +52,7 @@ class KeepaliveSocket(_longconn.SocketMixin, _Base):
     ``SO_KEEPALIVE=1`` keeps our timings, ``TCP_KEEPIDLE`` and the like replace them.
 
     Args:
-        family, type, proto, fileno: As for `socket.socket`.
+        family: As for `socket.socket`; so are *type*, *proto* and *fileno*.
         keepalive: A `Keepalive`; None is the process's default (see `set_default_keepalive`), False is off.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from . import _longconn
 from ._longconn import LongConnection
@@ -16,6 +16,8 @@ from .heartbeat import Heartbeat
 from .keepalive import Keepalive, in_seconds
 from .keepalive_socket import KeepaliveSocket
 from .short import split_address
+from .tls import client_settings
+from .tls import server_settings as tls_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,13 +25,17 @@ if TYPE_CHECKING:
     from types import EllipsisType, TracebackType
     from typing import Literal
 
-    from ._longconn import TcpInfo
+    from ._longconn import ClientSettings, Handshaken, TcpInfo
     from .framing import Framing, PlainHeartbeat
+    from .tls import TLS
 
 __all__ = ["Broadcast", "Event", "LinkStats", "LongServer", "ServerStats", "connect"]
 
+#: Seconds. An age below this says no more than that nothing is wrong: what is asked every 100 ms is that old.
+FRESH = 1.0
 _LARGEST = 1 << 30
 _MANY = 1 << 31
+_Connection = TypeVar("_Connection")
 
 
 class LinkStats(NamedTuple):
@@ -119,6 +125,8 @@ class ServerStats(NamedTuple):
     """By ``authenticate``."""
     failed_handshakes: int
     """Broke the rules, took too long, or went away."""
+    failed_tls: int
+    """Of these, for TLS: one side didn't trust the other, or it wasn't TLS; the log says why."""
     crowded_out: int
     """Dropped without a word, for ``max_handshakes`` were under way."""
     out_of_resources: int
@@ -218,6 +226,7 @@ def connect(
     follow: bool = False,
     when_full: Literal["wait", "raise"] = "wait",
     on_event: Callable[[Event], object] | None = None,
+    tls: TLS | bool | None = None,
 ) -> LongConnection:
     """Connect to a `LongServer`, and have the connection supervised from both sides; or to any TCP program.
 
@@ -238,8 +247,8 @@ def connect(
         timeout: Seconds, or a timedelta, for all addresses and the handshake together; None waits for ever. The look-up
             of a name can't be cut short. The connection's own timeout is None at first.
         client_id: What the server sees this client as; at most 255 bytes of UTF-8.
-        token: What the server's ``authenticate`` is given; at most 3072 bytes. It travels as it is: anybody on the way
-            can read it.
+        token: What the server's ``authenticate`` is given; at most 3072 bytes. Without *tls* anybody on the
+            way can read it.
         largest_message_bytes: The largest message that this side takes, up to 1 GiB; or line. A raw stream has none.
         keepalive: The kernel's probes beside the heartbeat, which doesn't need them; None: none. Of a plain peer the
             probes and the guard; None: `default_keepalive()`; False: none.
@@ -254,14 +263,86 @@ def connect(
         follow: A server that goes away may say where to come back; True: that is believed.
         when_full: What `send` does when 2 MiB wait to be taken: ``"wait"``, or ``"raise"`` `BufferFull`.
         on_event: Called with each `Event`, on longconn's own thread; `LongConnection.events` is told the same.
+        tls: True, or a `TLS`: the connection is encrypted and the server's certificate verified, each time, before
+            anything is said. None: it is not.
 
     Raises:
-        ConnectFailed: No connection could be made, or what answered isn't a longconn server; ``cause`` says which.
+        ConnectFailed: No connection could be made, or what answered isn't a longconn server; ``cause`` says which,
+            ``tls`` that the server isn't trusted, or doesn't trust this client.
         HandshakeRejected: The server answered, and doesn't want this client.
         TimeoutError: The time was up.
         OSError: The name is unknown (``socket.gaierror``), or the system refused; ``errno`` is kept.
         ValueError, TypeError: An argument is no good.
     """
+    plan = plan_of(
+        address,
+        framing=framing,
+        heartbeat=heartbeat,
+        timeout=timeout,
+        client_id=client_id,
+        token=token,
+        largest_message_bytes=largest_message_bytes,
+        keepalive=keepalive,
+        reconnect=reconnect,
+        give_up_after=give_up_after,
+        on_session_lost=on_session_lost,
+        follow=follow,
+        when_full=when_full,
+        on_event=on_event,
+        tls=tls,
+    )
+    connection: LongConnection = plan.open(_longconn.dial(plan.places, plan.seconds_left(), plan.security))
+    return connection
+
+
+class Plan(NamedTuple):
+    """How a connection is to be made."""
+
+    places: list[tuple[str, int]]
+    deadline: float | None
+    """As of `time.monotonic`."""
+    probes: tuple[float, float, int, float | None] | None
+    plain: tuple[Any, ...] | None
+    security: ClientSettings | None
+    settings: dict[str, Any]
+
+    def seconds_left(self) -> float | None:
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    def open(self, dialled: tuple[int, Handshaken | None], **hub: Any) -> Any:
+        """What begins on a socket that is connected: a connection, or with a *hub* perhaps what is to be awaited."""
+        fd, handshaken = dialled
+        if self.probes is not None:
+            idle, interval, count, user_timeout = self.probes
+            _longconn.apply_keepalive(
+                fd, enabled=True, idle=idle, interval=interval, count=count, user_timeout=user_timeout
+            )
+        if self.plain is not None:
+            return _longconn.open_plain_link(
+                fd, handshaken=handshaken, settings=self.plain, **self.settings, **hub
+            )
+        return _longconn.open_link(fd, handshaken=handshaken, timeout=self.seconds_left(), **self.settings, **hub)
+
+
+def plan_of(
+    address: Any,
+    *,
+    framing: Framing | None,
+    heartbeat: Heartbeat | PlainHeartbeat | None,
+    timeout: float | timedelta | None,
+    client_id: str,
+    token: bytes,
+    largest_message_bytes: int,
+    keepalive: Keepalive | Literal[False] | None,
+    reconnect: Backoff | bool,
+    give_up_after: float | timedelta | None,
+    on_session_lost: Literal["raise", "resend"],
+    follow: bool,
+    when_full: Literal["wait", "raise"],
+    on_event: Callable[[Event], object] | None,
+    tls: TLS | bool | None,
+) -> Plan:
+    """What `connect` was asked for, if it makes sense; its time begins now."""
     _whole(largest_message_bytes, "largest_message_bytes", 1, _LARGEST)
     plain = plain_settings(framing, heartbeat, keepalive, largest_message_bytes)
     rhythm = _rhythm(heartbeat) if plain is None else ()
@@ -302,30 +383,22 @@ def connect(
     if plain is None and reconnect is not False:
         backoff = Backoff() if reconnect is True else reconnect
         coming_back = (places, backoff.first, backoff.cap, backoff.factor, follow, resends, give_up_after, probes)
+    security = client_settings(tls)
     sys.audit("longconn.connect", places)
-    fd = _longconn.dial(places, None if deadline is None else max(0.0, deadline - time.monotonic()))
-    if probes is not None:
-        idle, interval, count, user_timeout = probes
-        _longconn.apply_keepalive(
-            fd, enabled=True, idle=idle, interval=interval, count=count, user_timeout=user_timeout
-        )
-    if plain is not None:
-        return _longconn.open_plain_link(fd, settings=plain, on_event=on_event, raises_when_full=raises_when_full)
-    left = None if deadline is None else max(0.0, deadline - time.monotonic())
-    return _longconn.open_link(
-        fd,
-        heartbeat=rhythm,
-        largest_message_bytes=largest_message_bytes,
-        client_id=client_id,
-        token=token,
-        timeout=left,
-        on_event=on_event,
-        coming_back=coming_back,
-        raises_when_full=raises_when_full,
-    )
+    settings: dict[str, Any] = {"on_event": on_event, "raises_when_full": raises_when_full}
+    if plain is None:
+        settings |= {
+            "heartbeat": rhythm,
+            "largest_message_bytes": largest_message_bytes,
+            "client_id": client_id,
+            "token": token,
+            "coming_back": coming_back,
+            "tls": security,
+        }
+    return Plan(places, deadline, probes, plain, security, settings)
 
 
-def _listen(host: str, port: int, backlog: int, reuse_port: bool) -> int:
+def listen(host: str, port: int, backlog: int, reuse_port: bool) -> int:
     """The descriptor of a listening socket."""
     family, _, _, _, bound = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)[0]
     sock = KeepaliveSocket(family, socket.SOCK_STREAM, keepalive=False)
@@ -344,7 +417,150 @@ def _listen(host: str, port: int, backlog: int, reuse_port: bool) -> int:
         sock.close()
 
 
-class LongServer:
+def place_to_listen(address: Any) -> tuple[str, int]:
+    if isinstance(address, tuple | list) and len(address) >= 2 and address[0] == "":
+        address = ("0.0.0.0", address[1])  # as bind(2) takes it
+    return split_address(address)
+
+
+def server_settings(
+    *,
+    framing: Framing | None,
+    heartbeat: Heartbeat | PlainHeartbeat | None,
+    max_connections: int,
+    max_connections_per_address: int | None,
+    authenticate: Callable[..., object] | None,
+    handshake_timeout: float | timedelta,
+    max_handshakes: int,
+    largest_message_bytes: int,
+    keepalive: Keepalive | Literal[False] | None,
+    session_retention: float | timedelta,
+    max_waiting_sessions: int,
+    max_waiting_bytes: int,
+    when_full: Literal["wait", "raise"],
+    tls: TLS | None,
+    backlog: int,
+    on_event: Callable[..., object] | None,
+) -> dict[str, Any]:
+    """What a server was asked for, if it makes sense, as `_longconn.listen` takes it."""
+    _check_callable(authenticate, "authenticate")
+    _check_callable(on_event, "on_event")
+    _whole(largest_message_bytes, "largest_message_bytes", 1, _LARGEST)
+    plain = plain_settings(framing, heartbeat, keepalive, largest_message_bytes)
+    if plain is None and keepalive is not None:
+        raise ValueError("keepalive: for plain clients (framing=...); those of longconn beat instead")
+    if plain is not None and authenticate is not None:
+        raise ValueError("authenticate: a plain client (framing=...) doesn't say who it is; ask it by its protocol")
+    _whole(backlog, "backlog", 0, 65535)
+    return {
+        "heartbeat": _rhythm(heartbeat if plain is None else None),
+        "plain": plain,
+        "largest_message_bytes": largest_message_bytes,
+        "handshake_timeout": _positive_seconds(handshake_timeout, "handshake_timeout"),
+        "max_connections": _whole(max_connections, "max_connections", 1, _MANY),
+        "max_connections_per_address": _MANY
+        if max_connections_per_address is None
+        else _whole(max_connections_per_address, "max_connections_per_address", 1, _MANY),
+        "max_handshakes": _whole(max_handshakes, "max_handshakes", 1, _MANY),
+        "authenticate": authenticate,
+        "on_event": on_event,
+        "retention": _retention(session_retention),
+        "max_waiting": _whole(max_waiting_sessions, "max_waiting_sessions", 0, _MANY),
+        "max_waiting_bytes": _whole(max_waiting_bytes, "max_waiting_bytes", 0, 1 << 48),
+        "raises_when_full": _is_choice(when_full, "when_full", ("wait", "raise")),
+        "tls": tls_settings(tls),
+    }
+
+
+def closing(
+    drain: float | timedelta, code: int, reason: str, retry_after: float | timedelta, come_back_to: str
+) -> tuple[float, int, str, float, str]:
+    """How a server is to be closed, if it makes sense."""
+    seconds = in_seconds(drain, "drain")
+    if not 0 <= seconds <= 86400:  # nor NaN
+        raise ValueError(f"drain={seconds:g}: 0 to 86400 seconds")
+    later = in_seconds(retry_after, "retry_after")
+    if not 0 <= later <= 300:
+        raise ValueError(f"retry_after={later:g}: 0 to 300 seconds")
+    if come_back_to:
+        split_address(come_back_to)
+    return seconds, code, reason, later, come_back_to
+
+
+class BaseServer(Generic[_Connection]):
+    """What a LongServer is, whoever waits for it: threads, or the tasks of an event loop."""
+
+    __slots__ = ("__weakref__", "_closed", "_server")
+    _name = "longconn.LongServer"
+    _closed: bool
+    _server: _longconn.Server
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """(host, port), with the port that it got."""
+        return self._server.address
+
+    @property
+    def connections(self) -> list[_Connection]:
+        """Who is here, and who is expected back: each with its ``client_id``, ``state`` and ``opened_at``."""
+        connections: list[Any] = self._server.connections()
+        return connections
+
+    def broadcast(self, data: Any, *, behind: Literal["skip", "close"] = "skip") -> Broadcast:
+        """Send one message to every connection that has room for it, and wait for none.
+
+        Args:
+            data: Any bytes-like object. A client that is away gets it when it comes back.
+            behind: What becomes of connections of which 2 MiB wait to be taken: ``"skip"``: they don't get this
+                message; ``"close"``: they are closed (too slow), so that who is here has got everything.
+        """
+        return Broadcast(*self._server.broadcast(data, _is_choice(behind, "behind", ("skip", "close"))))
+
+    def reload_tls(self, tls: TLS) -> None:
+        """Have clients that come from now on shake hands by *tls*: a renewed certificate, perhaps of the same files.
+
+        Connections that are open go on. If something is wrong with *tls*, that is raised, and what was before stays in
+        force. Whether clients are asked for certificates (``client_ca``) can't be changed.
+        """
+        settings = tls_settings(tls)
+        if settings is None:
+            raise TypeError("reload_tls(): a TLS; a server that began with TLS can't go on without")
+        self._server.reload_tls(settings)
+
+    def stats(self) -> ServerStats:
+        """What was counted."""
+        return ServerStats(**self._server.counts())
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            try:
+                import warnings
+
+                self._server.counts()
+            except Exception:
+                # It is another process's to close (ForkedError); or it is so late in the interpreter's exit that nobody
+                # is warned any more: without a GIL even this module's own names may be gone by then.
+                return
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=1, source=self)
+            self._server.abandon()
+
+    def __repr__(self) -> str:
+        host, port = self.address
+        if self._closed:
+            return f"<{self._name} {host}:{port}, closed>"
+        try:
+            count = self._server.counts()["open"]
+        except LongConnError:
+            return f"<{self._name} {host}:{port}, of the process that forked this one>"
+        return f"<{self._name} {host}:{port}, {count} connections>"
+
+    def _repr_html_(self) -> str:
+        from . import pictures
+
+        return pictures.server(self)
+
+
+class LongServer(BaseServer[LongConnection]):
     """Takes connections of `longconn.connect`, each supervised by heartbeats in both directions; or of any TCP program.
 
     Connections come by `accept()` or iteration, to be served by a thread each; or their messages come by `messages()`,
@@ -366,8 +582,9 @@ class LongServer:
         authenticate: Called as ``authenticate(client_id, token, address)`` for each client, on longconn's own thread,
             one at a time: keep it quick. True lets it in; so does any other object but False and None, and becomes the
             connection's ``principal``. ``PermissionError`` refuses it with the error's text as reason. None: everyone
-            is let in. Plain clients can't be asked.
-        handshake_timeout: Seconds in which a client must have finished its handshake.
+            is let in. Plain clients can't be asked. With a *tls* that has a ``client_ca`` it is called as
+            ``authenticate(client_id, token, address, identity)``, with the `Identity` of the client's certificate.
+        handshake_timeout: Seconds in which a client must have finished its handshake, that of TLS included.
         max_handshakes: Unfinished handshakes at the most; further connections are dropped.
         largest_message_bytes: The largest message that this side takes, up to 1 GiB.
         keepalive: Plain clients' probes and guard; None: `default_keepalive()`; False: none. Others need none.
@@ -381,13 +598,14 @@ class LongServer:
         reuse_port: Let several processes listen at this address (SO_REUSEPORT).
         on_event: Called with each connection and `Event`, on longconn's own thread; `events` is told the same.
             Released when the server is closed.
+        tls: A `TLS` with the server's certificate and key: all clients have to come with TLS. None: none does.
 
     Raises:
         OSError: The address can't be had; ``errno`` is kept.
         ValueError, TypeError: An argument is no good.
     """
 
-    __slots__ = ("__weakref__", "_closed", "_server", "_timeout")
+    __slots__ = ("_timeout",)
 
     def __init__(
         self,
@@ -397,7 +615,7 @@ class LongServer:
         heartbeat: Heartbeat | PlainHeartbeat | None = None,
         max_connections: int = 10_000,
         max_connections_per_address: int | None = None,
-        authenticate: Callable[[str, bytes, tuple[str, int]], object] | None = None,
+        authenticate: Callable[..., object] | None = None,
         handshake_timeout: float | timedelta = 10.0,
         max_handshakes: int = 1000,
         largest_message_bytes: int = 16 * 1024 * 1024,
@@ -409,45 +627,30 @@ class LongServer:
         backlog: int = 1024,
         reuse_port: bool = False,
         on_event: Callable[[LongConnection, Event], object] | None = None,
+        tls: TLS | None = None,
     ) -> None:
         self._closed = True
         self._timeout: float | None = None
-        _check_callable(authenticate, "authenticate")
-        _check_callable(on_event, "on_event")
-        _whole(largest_message_bytes, "largest_message_bytes", 1, _LARGEST)
-        plain = plain_settings(framing, heartbeat, keepalive, largest_message_bytes)
-        if plain is None and keepalive is not None:
-            raise ValueError("keepalive: for plain clients (framing=...); those of longconn beat instead")
-        if plain is not None and authenticate is not None:
-            raise ValueError("authenticate: a plain client (framing=...) doesn't say who it is; ask it by its protocol")
-        settings: dict[str, Any] = {
-            "heartbeat": _rhythm(heartbeat if plain is None else None),
-            "plain": plain,
-            "largest_message_bytes": largest_message_bytes,
-            "handshake_timeout": _positive_seconds(handshake_timeout, "handshake_timeout"),
-            "max_connections": _whole(max_connections, "max_connections", 1, _MANY),
-            "max_connections_per_address": _MANY
-            if max_connections_per_address is None
-            else _whole(max_connections_per_address, "max_connections_per_address", 1, _MANY),
-            "max_handshakes": _whole(max_handshakes, "max_handshakes", 1, _MANY),
-            "authenticate": authenticate,
-            "on_event": on_event,
-            "retention": _retention(session_retention),
-            "max_waiting": _whole(max_waiting_sessions, "max_waiting_sessions", 0, _MANY),
-            "max_waiting_bytes": _whole(max_waiting_bytes, "max_waiting_bytes", 0, 1 << 48),
-            "raises_when_full": _is_choice(when_full, "when_full", ("wait", "raise")),
-        }
-        _whole(backlog, "backlog", 0, 65535)
-        if isinstance(address, tuple | list) and len(address) >= 2 and address[0] == "":
-            address = ("0.0.0.0", address[1])  # as bind(2) takes it
-        host, port = split_address(address)
-        self._server = _longconn.listen(_listen(host, port, backlog, reuse_port), **settings)
+        settings = server_settings(
+            framing=framing,
+            heartbeat=heartbeat,
+            max_connections=max_connections,
+            max_connections_per_address=max_connections_per_address,
+            authenticate=authenticate,
+            handshake_timeout=handshake_timeout,
+            max_handshakes=max_handshakes,
+            largest_message_bytes=largest_message_bytes,
+            keepalive=keepalive,
+            session_retention=session_retention,
+            max_waiting_sessions=max_waiting_sessions,
+            max_waiting_bytes=max_waiting_bytes,
+            when_full=when_full,
+            tls=tls,
+            backlog=backlog,
+            on_event=on_event,
+        )
+        self._server = _longconn.listen(listen(*place_to_listen(address), backlog, reuse_port), **settings)
         self._closed = False
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """(host, port), with the port that it got."""
-        return self._server.address
 
     def settimeout(self, timeout: float | timedelta | None, /) -> None:
         """What `accept`, iteration and `messages` wait for that don't say; None, as at first: for ever."""
@@ -503,25 +706,6 @@ class LongServer:
         """
         return self._server.events()
 
-    @property
-    def connections(self) -> list[LongConnection]:
-        """Who is here, and who is expected back: each with its ``client_id``, ``state`` and ``opened_at``."""
-        return self._server.connections()
-
-    def broadcast(self, data: Any, *, behind: Literal["skip", "close"] = "skip") -> Broadcast:
-        """Send one message to every connection that has room for it, and wait for none.
-
-        Args:
-            data: Any bytes-like object. A client that is away gets it when it comes back.
-            behind: What becomes of connections of which 2 MiB wait to be taken: ``"skip"``: they don't get this
-                message; ``"close"``: they are closed (too slow), so that who is here has got everything.
-        """
-        return Broadcast(*self._server.broadcast(data, _is_choice(behind, "behind", ("skip", "close"))))
-
-    def stats(self) -> ServerStats:
-        """What was counted."""
-        return ServerStats(**self._server.counts())
-
     def close(
         self,
         *,
@@ -544,15 +728,7 @@ class LongServer:
         With code 1 clients come back by themselves, in a new session, with what wasn't taken: nothing is lost, and
         nothing arrives twice.
         """
-        seconds = in_seconds(drain, "drain")
-        if not 0 <= seconds <= 86400:  # nor NaN
-            raise ValueError(f"drain={seconds:g}: 0 to 86400 seconds")
-        later = in_seconds(retry_after, "retry_after")
-        if not 0 <= later <= 300:
-            raise ValueError(f"retry_after={later:g}: 0 to 300 seconds")
-        if come_back_to:
-            split_address(come_back_to)
-        self._server.close(seconds, code, reason, later, come_back_to)
+        self._server.close(*closing(drain, code, reason, retry_after, come_back_to))
         self._closed = True
 
     def __enter__(self) -> LongServer:
@@ -562,29 +738,6 @@ class LongServer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close(drain=10.0 if error is None else 1.0)
-
-    def __del__(self) -> None:
-        if not getattr(self, "_closed", True):
-            try:
-                import warnings
-
-                self._server.counts()
-            except Exception:
-                # It is another process's to close (ForkedError); or it is so late in the interpreter's exit that nobody
-                # is warned any more: without a GIL even this module's own names may be gone by then.
-                return
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=1, source=self)
-            self._server.abandon()
-
-    def __repr__(self) -> str:
-        host, port = self.address
-        if self._closed:
-            return f"<longconn.LongServer {host}:{port}, closed>"
-        try:
-            count = self._server.counts()["open"]
-        except LongConnError:
-            return f"<longconn.LongServer {host}:{port}, of the process that forked this one>"
-        return f"<longconn.LongServer {host}:{port}, {count} connections>"
 
 
 for _value in (Broadcast, Event, LinkStats, LongServer, ServerStats, connect):

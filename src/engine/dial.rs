@@ -11,17 +11,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
-use mio::Interest;
-
+use crate::engine::handshake::{Progress, Secured};
+use crate::engine::hub::Seat;
+use crate::engine::link::LinkError;
 use crate::engine::reactor::{self, Engine, PANICKED};
-use crate::engine::sync::{self, Mutex, MutexGuard, Wakeup};
-use crate::engine::waiting::WaitError;
+use crate::engine::sync::{self, Mutex, MutexGuard};
+use crate::engine::waiting::{Interest, Patience, Waiters};
 use crate::engine::{clock, fork, resolver};
 use crate::net::dial::{self, DialError, FailedAttempt, Place, Target};
 use crate::net::resolve::{self, Addresses, LookUpError};
+use crate::net::tls::{ClientTls, Tls};
 use crate::proto::race::{ATTEMPT_TIMEOUT, Race};
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct DialConfig {
     /// For look-ups and attempts together; none: [`ATTEMPT_TIMEOUT`]. More than a day is a day.
     pub timeout: Option<Duration>,
@@ -30,13 +32,16 @@ pub struct DialConfig {
     /// Who won last, not more than ten minutes ago (RFC 8305, section 8): goes first if it is still an address of the target, and
     /// stands in for a name that can't be looked up now.
     pub preferred: Option<SocketAddr>,
+    /// Who is first to finish TCP and TLS wins.
+    pub tls: Option<ClientTls>,
 }
 
 #[derive(Debug)]
 pub struct Connected {
-    /// Close-on-exec, and doesn't block; nothing was sent.
+    /// Close-on-exec, and doesn't block; nothing was sent but a TLS handshake.
     pub socket: OwnedFd,
     pub peer: SocketAddr,
+    pub secured: Option<Secured>,
 }
 
 pub type Outcome = Result<Connected, DialError>;
@@ -70,6 +75,8 @@ struct Connecting {
     /// What a forked child closes.
     number: Arc<AtomicI32>,
     socket: OwnedFd,
+    /// Once TCP stands, if there is to be TLS.
+    secured: Option<Secured>,
 }
 
 /// Begins, and calls `done` once, on the engine's thread and without a lock, unless it is cancelled.
@@ -205,8 +212,13 @@ impl Dial {
         let number = Arc::new(AtomicI32::new(socket.as_raw_fd()));
         // First, so that whose socket is reported is known.
         self.engine.adopt_dial(key, self.clone(), Some(number.clone()))?;
-        let connecting = Connecting { key, number, socket };
-        match self.engine.watch(connecting.socket.as_fd(), key, Interest::WRITABLE) {
+        let connecting = Connecting { key, number, socket, secured: None };
+        let interest = if self.config.tls.is_some() {
+            mio::Interest::READABLE | mio::Interest::WRITABLE
+        } else {
+            mio::Interest::WRITABLE
+        };
+        match self.engine.watch(connecting.socket.as_fd(), key, interest) {
             Ok(()) => Ok(connecting),
             Err(error) => {
                 self.let_go(connecting);
@@ -217,10 +229,11 @@ impl Dial {
 
     /// An attempt may have come to something.
     fn look_at(&self, course: &mut Course, id: usize, now: Instant) {
-        let Some(connecting) = &course.sockets[id] else { return };
-        match dial::is_connected(connecting.socket.as_fd()) {
-            Ok(true) => course.race.handle_connected(id),
-            Ok(false) => {}
+        let Some(connecting) = &mut course.sockets[id] else { return };
+        match self.advance(connecting, || course.race.handle_answered(id)) {
+            Ok(Progress::Done) => course.race.handle_connected(id),
+            Ok(Progress::Later) => self.engine.attend(connecting.key),
+            Ok(Progress::Waits) => {}
             Err(error) => {
                 course.sockets[id].take().map(|connecting| self.let_go(connecting));
                 if let Some(attempt) = course.race.handle_failure(now, id) {
@@ -228,6 +241,20 @@ impl Dial {
                 }
             }
         }
+    }
+
+    /// TCP, and then TLS.
+    fn advance(&self, connecting: &mut Connecting, answered: impl FnOnce() -> Option<usize>) -> io::Result<Progress> {
+        let Connecting { socket, secured, .. } = connecting;
+        if secured.is_none() && !dial::is_connected(socket.as_fd())? {
+            return Ok(Progress::Waits);
+        }
+        let Some(settings) = &self.config.tls else { return Ok(Progress::Done) };
+        if secured.is_none() {
+            let host = answered().map_or("", |place| self.target.places[place].host.as_str());
+            *secured = Some(Secured::client(socket, || Tls::client(settings, host))?);
+        }
+        secured.as_mut().map_or(Ok(Progress::Done), |secured| secured.advance(socket))
     }
 
     /// An address that was tried twice is named once.
@@ -239,11 +266,11 @@ impl Dial {
     }
 
     /// Nobody watches it any more, nor closes it in a forked child.
-    fn let_go(&self, connecting: Connecting) -> OwnedFd {
+    fn let_go(&self, connecting: Connecting) -> (OwnedFd, Option<Secured>) {
         self.engine.unwatch(connecting.socket.as_fd());
         self.engine.release(connecting.key);
         connecting.number.store(-1, Ordering::Relaxed);
-        connecting.socket
+        (connecting.socket, connecting.secured)
     }
 
     /// What came of it; all that didn't win is closed.
@@ -258,9 +285,9 @@ impl Dial {
         let winner = course.race.winner();
         let mut won = None;
         for (id, connecting) in mem::take(&mut course.sockets).into_iter().enumerate() {
-            let socket = connecting.map(|connecting| self.let_go(connecting));
+            let let_go = connecting.map(|connecting| self.let_go(connecting));
             if let Some(attempt) = winner.filter(|winner| winner.id == id) {
-                won = socket.map(|socket| Connected { socket, peer: attempt.address });
+                won = let_go.map(|(socket, secured)| Connected { socket, peer: attempt.address, secured });
             }
         }
         won.ok_or_else(|| {
@@ -278,40 +305,61 @@ impl Dial {
     }
 }
 
-/// A dial that a thread waits for.
+/// A dial that somebody waits for.
 pub struct Dialling {
     dial: Arc<Dial>,
-    answer: Arc<Answer>,
+    answer: Arc<Mutex<Answer>>,
 }
 
+#[derive(Default)]
 struct Answer {
-    outcome: Mutex<Option<Outcome>>,
-    wakeup: Wakeup,
+    outcome: Option<Outcome>,
+    waiters: Waiters,
 }
 
 impl Dialling {
     pub fn begin(target: Arc<Target>, config: DialConfig) -> io::Result<Self> {
-        let answer = Arc::new(Answer { outcome: Mutex::default(), wakeup: Wakeup::new()? });
+        let answer = Arc::<Mutex<Answer>>::default();
         let posted = answer.clone();
         let done = Box::new(move |outcome| {
-            *sync::lock(&posted.outcome) = Some(outcome);
-            posted.wakeup.set();
+            let mut answer = sync::lock(&posted);
+            answer.outcome = Some(outcome);
+            answer.waiters.wake_everyone();
         });
         Ok(Self { dial: dial(target, config, done)?, answer })
     }
 
     /// It is over at the latest when its own time is.
-    pub fn wait(&self) -> Result<Outcome, WaitError> {
+    pub fn wait<'s>(&self, patience: impl Into<Patience<'s>>) -> Result<Outcome, LinkError> {
+        let mut patience = patience.into();
+        let mut answer = sync::lock(&self.answer);
         loop {
-            if let Some(outcome) = sync::lock(&self.answer.outcome).take() {
+            if let Some(outcome) = answer.outcome.take() {
                 return Ok(outcome);
             }
-            match sync::wait_either(None, 0, &self.answer.wakeup, None) {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(WaitError::Interrupted),
-                Err(error) => return Err(error.into()),
+            match &mut patience {
+                Patience::Until(deadline) => {
+                    let place = answer.waiters.enter(Interest::STATE)?;
+                    drop(answer);
+                    let slept = place.sleep(None, 0, clock::now(), *deadline);
+                    answer = sync::lock(&self.answer);
+                    answer.waiters.leave(place);
+                    slept?;
+                }
+                Patience::Told(seat) => {
+                    answer.waiters.leave_seat(seat);
+                    answer.waiters.enter_seat(Interest::STATE, seat);
+                    return Err(LinkError::Pending);
+                }
             }
         }
+    }
+}
+
+impl Dialling {
+    /// Who is seated waits no longer.
+    pub fn leave_seat(&self, seat: &mut Seat) {
+        sync::lock(&self.answer).waiters.leave_seat(seat);
     }
 }
 

@@ -4,7 +4,7 @@
 //! bounded number of links and never a thread. The lock is taken while a link's is held, never the other way round, and for a
 //! few instructions at a time, so that who holds the interpreter may take it too.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::mem;
 use std::net::{IpAddr, SocketAddr};
@@ -16,14 +16,17 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 use socket2::Socket;
 
+use crate::engine::handshake::{Newcomer, Secured};
+use crate::engine::hub::Seat;
 use crate::engine::link::{Arrived, Attempt, Link, LinkError, Occurrence, What};
 use crate::engine::plain::PlainPeers;
 use crate::engine::reactor::{self, Engine};
 use crate::engine::sessions::Sessions;
 use crate::engine::sync::{self, Mutex, MutexGuard};
-use crate::engine::waiting::{Interest, WaitError, Waiters};
+use crate::engine::waiting::{Interest, Patience, WaitError, Waiters};
 use crate::engine::{clock, fork};
 use crate::net::sys;
+use crate::net::tls::{ServerTls, TlsError};
 use crate::proto::close::{Close, CloseCode};
 use crate::proto::connection::{Config, Connection};
 use crate::proto::handshake::{Credentials, Hello, Resumption};
@@ -44,6 +47,8 @@ pub const MAX_OCCURRENCES: usize = 10_000;
 pub struct ListenerConfig {
     /// All links share it.
     pub link: Arc<Config>,
+    /// What new clients shake hands by, at first.
+    pub tls: Option<ServerTls>,
     /// The clients don't speak our protocol.
     pub plain: Option<Arc<PlainPeers>>,
     /// Open connections, those being admitted included.
@@ -65,6 +70,7 @@ impl Default for ListenerConfig {
     fn default() -> Self {
         Self {
             link: Arc::default(),
+            tls: None,
             plain: None,
             max_connections: 10_000,
             max_per_address: usize::MAX,
@@ -96,6 +102,8 @@ pub struct Counts {
     pub expired: u64,
     /// Ended in the handshake otherwise: it broke the rules, took too long, went away.
     pub failed: u64,
+    /// Of these, for TLS: one of both sides didn't trust the other, or it wasn't TLS.
+    pub failed_tls: u64,
     /// Times that no connection could be accepted, for want of descriptors or memory.
     pub starved: u64,
     pub occurrences_dropped: u64,
@@ -136,6 +144,7 @@ pub struct Listener {
     number: AtomicI32,
     /// Messages are taken from all links in one loop.
     lists_messages: AtomicBool,
+    tls: Mutex<Option<ServerTls>>,
     hall: Arc<Mutex<Hall>>,
 }
 
@@ -165,6 +174,8 @@ struct Hall {
     socket: Option<Arc<Socket>>,
     /// A link knows its own number in it.
     guests: Slab<Guest>,
+    /// Who hasn't finished its TLS handshake, by their keys.
+    newcomers: HashSet<usize>,
     admitted_of: HashMap<IpAddr, usize>,
     handshakes: usize,
     admitted: usize,
@@ -190,6 +201,7 @@ impl Hall {
             sessions,
             socket: None,
             guests: Slab::new(),
+            newcomers: HashSet::new(),
             admitted_of: HashMap::new(),
             handshakes: 0,
             admitted: 0,
@@ -352,6 +364,7 @@ impl Listener {
             engine,
             generation: fork::generation(),
             this: this.clone(),
+            tls: Mutex::new(config.tls.clone()),
             config,
             address,
             number: AtomicI32::new(socket.as_raw_fd()),
@@ -388,7 +401,7 @@ impl Listener {
         for _ in 0..ACCEPT_BATCH {
             let Some(socket) = self.lock().socket.clone() else { return };
             match socket.accept() {
-                Ok((socket, _)) => {
+                Ok((socket, address)) => {
                     let mut hall = self.lock();
                     hall.counts.accepted += 1;
                     let is_crowded = hall.handshakes >= self.config.max_handshakes;
@@ -400,12 +413,12 @@ impl Listener {
                     drop(hall);
                     if is_crowded {
                         let _ = sys::abort(socket.as_fd());
-                    } else if let Err(error) = self.receive(socket.into(), now) {
-                        let mut hall = self.lock();
-                        hall.handshakes -= 1;
-                        hall.counts.failed += 1;
-                        drop(hall);
-                        log::debug!(target: "longconn.engine", "{}: a connection was gone at once: {error}", self.address);
+                    } else {
+                        let tls = self.tls();
+                        self.began(match (tls, address.as_socket()) {
+                            (Some(tls), Some(address)) => self.receive_newcomer(socket.into(), address, &tls, now),
+                            _ => self.receive(socket.into(), None, now),
+                        });
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -423,11 +436,62 @@ impl Listener {
         self.engine.attend(self.key);
     }
 
-    fn receive(&self, socket: OwnedFd, now: Instant) -> io::Result<()> {
+    fn began(&self, received: io::Result<()>) {
+        if let Err(error) = received {
+            let mut hall = self.lock();
+            hall.handshakes -= 1;
+            hall.counts.failed += 1;
+            drop(hall);
+            log::debug!(target: "longconn.engine", "{}: a connection was gone at once: {error}", self.address);
+        }
+    }
+
+    /// TLS comes first, and links know nothing of it.
+    fn receive_newcomer(&self, socket: OwnedFd, peer: SocketAddr, tls: &ServerTls, now: Instant) -> io::Result<()> {
+        socket2::SockRef::from(&socket).set_nonblocking(true)?;
+        let timeout = self.config.link.handshake_timeout;
+        let key = Newcomer::receive(&self.engine, self.this.clone(), socket, peer, tls, now, timeout)?;
+        self.lock().newcomers.insert(key);
+        Ok(())
+    }
+
+    /// A newcomer has finished its TLS handshake, which began at `began`.
+    pub(super) fn on_secured(&self, key: usize, socket: OwnedFd, secured: Secured, began: Instant) {
+        self.lock().newcomers.remove(&key);
+        self.began(self.receive(socket, Some(secured), began));
+    }
+
+    /// A newcomer hasn't, for a reason, or for we are closed.
+    pub(super) fn on_unsecured(&self, key: usize, peer: SocketAddr, error: Option<&io::Error>) {
+        let mut hall = self.lock();
+        hall.newcomers.remove(&key);
+        hall.handshakes -= 1;
+        hall.counts.failed += 1;
+        let trouble = error.and_then(TlsError::within);
+        hall.counts.failed_tls += u64::from(trouble.is_some());
+        drop(hall);
+        match (trouble, error) {
+            (Some(trouble), _) => log::info!(target: "longconn.link", "{peer}: TLS failed: {trouble}"),
+            (None, Some(error)) => {
+                log::debug!(target: "longconn.link", "{peer}: it didn't finish its TLS handshake: {error}");
+            }
+            (None, None) => {}
+        }
+    }
+
+    fn tls(&self) -> Option<ServerTls> {
+        sync::lock(&self.tls).clone()
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().socket.is_none()
+    }
+
+    fn receive(&self, socket: OwnedFd, secured: Option<Secured>, began: Instant) -> io::Result<()> {
         let nonce = new_nonce()?;
         let link = match &self.config.plain {
-            None => Link::server(socket, self.config.link.clone(), self.this.clone())?,
-            Some(peers) => Link::plain_of(socket, peers, now, Some(self.this.clone()))?,
+            None => Link::server(socket, secured, self.config.link.clone(), self.this.clone(), began)?,
+            Some(peers) => Link::plain_of(socket, secured, peers, began, Some(self.this.clone()))?,
         };
         let mut hall = self.lock();
         if hall.socket.is_none() {
@@ -438,7 +502,7 @@ impl Listener {
         let guest = Guest { link: link.clone(), stage: Stage::Handshake, nonce, epoch: 0 };
         link.set_guest_number(hall.guests.insert(guest));
         drop(hall);
-        link.begin(now).inspect_err(|_| {
+        link.begin(clock::now()).inspect_err(|_| {
             self.lock().strike_out(&link);
         })
     }
@@ -690,13 +754,27 @@ impl Drop for Listener {
 // ---- what the program does ------------------------------------------------------------------------------------
 
 impl Listener {
-    fn wait<T>(
+    fn wait<'s, T>(
         &self,
         interest: Interest,
-        deadline: Option<Instant>,
+        patience: impl Into<Patience<'s>>,
         mut ready: impl FnMut(&mut Hall) -> Option<T>,
     ) -> Result<T, LinkError> {
         let mut hall = self.enter()?;
+        let deadline = match patience.into() {
+            Patience::Until(deadline) => deadline,
+            Patience::Told(seat) => {
+                hall.waiters.leave_seat(seat);
+                return match ready(&mut hall) {
+                    Some(result) => Ok(result),
+                    None if hall.is_over_for(interest) => Err(LinkError::Closed),
+                    None => {
+                        hall.waiters.enter_seat(interest, seat);
+                        Err(LinkError::Pending)
+                    }
+                };
+            }
+        };
         loop {
             if let Some(result) = ready(&mut hall) {
                 return Ok(result);
@@ -720,9 +798,18 @@ impl Listener {
         }
     }
 
+    /// Who is seated waits no longer. What it was told of, somebody else is.
+    pub fn leave_seat(&self, interest: Interest, seat: &mut Seat) -> Result<(), LinkError> {
+        let mut hall = self.enter()?;
+        if hall.waiters.leave_seat(seat) {
+            hall.waiters.wake_one(interest);
+        }
+        Ok(())
+    }
+
     /// The next connection that is open. Not together with [`Listener::wait_messages`].
-    pub fn accept(&self, deadline: Option<Instant>) -> Result<Arc<Link>, LinkError> {
-        self.wait(Interest::ACCEPTABLE, deadline, |hall| {
+    pub fn accept<'s>(&self, patience: impl Into<Patience<'s>>) -> Result<Arc<Link>, LinkError> {
+        self.wait(Interest::ACCEPTABLE, patience, |hall| {
             let link = hall.to_accept.pop_front()?;
             if !hall.to_accept.is_empty() {
                 hall.waiters.wake_one(Interest::ACCEPTABLE);
@@ -760,9 +847,9 @@ impl Listener {
     }
 
     /// The next client to decide about, where [`ListenerConfig::asks`].
-    pub fn next_client(&self, deadline: Option<Instant>) -> Result<Client, LinkError> {
+    pub fn next_client<'s>(&self, patience: impl Into<Patience<'s>>) -> Result<Client, LinkError> {
         let listener = self.this.clone();
-        self.wait(Interest::HELLO, deadline, |hall| {
+        self.wait(Interest::HELLO, patience, |hall| {
             let (link, hello) = hall.to_decide.pop_front()?;
             if !hall.to_decide.is_empty() {
                 hall.waiters.wake_one(Interest::HELLO);
@@ -771,8 +858,8 @@ impl Listener {
         })
     }
 
-    pub fn next_occurrence(&self, deadline: Option<Instant>) -> Result<(Arc<Link>, Occurrence), LinkError> {
-        self.wait(Interest::EVENT, deadline, |hall| {
+    pub fn next_occurrence<'s>(&self, patience: impl Into<Patience<'s>>) -> Result<(Arc<Link>, Occurrence), LinkError> {
+        self.wait(Interest::EVENT, patience, |hall| {
             let next = hall.occurrences.pop_front()?;
             if !hall.occurrences.is_empty() {
                 hall.waiters.wake_one(Interest::EVENT);
@@ -795,8 +882,8 @@ impl Listener {
     }
 
     /// Until [`Listener::try_messages`] has something, unless another thread is quicker.
-    pub fn wait_messages(&self, deadline: Option<Instant>) -> Result<(), LinkError> {
-        self.wait(Interest::READABLE, deadline, |hall| (!hall.with_messages.is_empty()).then_some(()))
+    pub fn wait_messages<'s>(&self, patience: impl Into<Patience<'s>>) -> Result<(), LinkError> {
+        self.wait(Interest::READABLE, patience, |hall| (!hall.with_messages.is_empty()).then_some(()))
     }
 
     /// Gives out messages of all connections, `most` at the most, each link having its turn; they are the peers' concern
@@ -869,6 +956,19 @@ impl Listener {
         Ok(Counts { handshakes: hall.handshakes, open, waiting, waiting_bytes, ..hall.counts })
     }
 
+    /// All clients come with TLS.
+    #[must_use]
+    pub fn is_secured(&self) -> bool {
+        sync::lock(&self.tls).is_some()
+    }
+
+    /// From here on new clients shake hands by these settings; who is here stays.
+    pub fn set_tls(&self, settings: ServerTls) -> Result<(), LinkError> {
+        self.check_process()?;
+        *sync::lock(&self.tls) = Some(settings);
+        Ok(())
+    }
+
     /// Takes nobody any more, and tells everyone why; [`Listener::wait_closed`] tells when they are gone, which is within
     /// `grace`.
     pub fn close(&self, close: &Close, grace: Duration) -> Result<(), LinkError> {
@@ -879,6 +979,7 @@ impl Listener {
             self.engine.release(self.key);
         }
         hall.to_decide.clear();
+        hall.newcomers.iter().for_each(|key| self.engine.attend(*key));
         hall.waiters.wake_everyone();
         let links: Vec<_> =
             hall.guests.iter().map(|(_, guest)| (guest.link.clone(), guest.stage == Stage::Away)).collect();
@@ -890,8 +991,8 @@ impl Listener {
     }
 
     /// Until nobody is here any more.
-    pub fn wait_closed(&self, deadline: Option<Instant>) -> Result<(), LinkError> {
-        self.wait(Interest::STATE, deadline, |hall| (hall.socket.is_none() && hall.guests.is_empty()).then_some(()))
+    pub fn wait_closed<'s>(&self, patience: impl Into<Patience<'s>>) -> Result<(), LinkError> {
+        self.wait(Interest::STATE, patience, |hall| (hall.socket.is_none() && hall.guests.is_empty()).then_some(()))
     }
 }
 

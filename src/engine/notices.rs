@@ -78,11 +78,15 @@ pub fn collect_log(sink: fn(LogLine)) {
 struct QueueLogger;
 
 impl Log for QueueLogger {
-    fn enabled(&self, _: &Metadata<'_>) -> bool {
-        true
+    /// What rustls says of each handshake would drown the rest, and what its verifier calls an error is told as the connection's.
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        !metadata.target().starts_with("rustls")
     }
 
     fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
         post(Notice::Log(LogLine {
             level: record.level(),
             target: record.target().to_owned(),

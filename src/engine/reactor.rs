@@ -2,7 +2,7 @@
 //!
 //! It starts with the first link or listener, blocks all signals and never attaches to Python. Nor does it wait for a link's
 //! lock: who has that does the engine's errand when giving it back. Locks are taken in this order: a link's, a listener's,
-//! a dial's, the budget's, the engine's orders; the guard's is the last.
+//! a proxy's, a dial's, the budget's, the engine's orders; the guard's is the last.
 
 use std::cell::Cell;
 use std::io;
@@ -18,9 +18,11 @@ use mio::{Events, Interest, Poll, Registry, Token};
 
 use crate::engine::clock;
 use crate::engine::dial::Dial;
+use crate::engine::handshake::{self, Newcomer};
 use crate::engine::link::{Arrived, Errand, LATE, Link};
 use crate::engine::listener::Listener;
 use crate::engine::orders::Orders;
+use crate::engine::proxy::Proxy;
 use crate::engine::seats::{Keys, Seats, place_of};
 use crate::engine::sync::thread::{self, JoinHandle};
 use crate::engine::sync::{self, Condvar, Mutex, MutexGuard, global};
@@ -60,9 +62,12 @@ enum Member {
     Listener(Arc<Listener>),
     /// Once for itself, and once for each of its sockets with the number of that, negative when it is closed or handed over.
     Dial(Box<(Arc<Dial>, Option<Arc<AtomicI32>>)>),
+    Newcomer(Arc<Newcomer>),
+    /// Likewise.
+    Proxy(Box<(Arc<Proxy>, Option<Arc<AtomicI32>>)>),
 }
 
-/// Links, listeners and attempts to connect that the engine looks after, as of its last turn.
+/// Links, listeners, attempts to connect, and what belongs to proxies, that the engine looks after, as of its last turn.
 static MEMBERS: AtomicUsize = AtomicUsize::new(0);
 
 #[must_use]
@@ -114,6 +119,14 @@ impl Engine {
 
     pub fn adopt_dial(&self, key: usize, dial: Arc<Dial>, socket: Option<Arc<AtomicI32>>) -> io::Result<()> {
         self.adopt(key, Member::Dial(Box::new((dial, socket))))
+    }
+
+    pub(super) fn adopt_newcomer(&self, key: usize, newcomer: Arc<Newcomer>) -> io::Result<()> {
+        self.adopt(key, Member::Newcomer(newcomer))
+    }
+
+    pub fn adopt_proxy(&self, key: usize, proxy: Arc<Proxy>, socket: Option<Arc<AtomicI32>>) -> io::Result<()> {
+        self.adopt(key, Member::Proxy(Box::new((proxy, socket))))
     }
 
     pub fn release(&self, key: usize) {
@@ -225,6 +238,9 @@ impl Reactor {
                 Member::Link(link) => link.on_engine_lost(),
                 Member::Listener(listener) => listener.on_engine_lost(),
                 Member::Dial(dial) => dial.0.on_engine_lost(clock::now()),
+                // Nobody waits for it; its socket is closed with it.
+                Member::Newcomer(_) => {}
+                Member::Proxy(proxy) => drop(proxy.0.close()),
             }));
             if let (Err(_), Member::Link(link)) = (told, &member) {
                 link.end_without_core();
@@ -238,6 +254,7 @@ impl Reactor {
     fn look_after_members(&mut self) {
         let mut events = Events::with_capacity(EVENTS);
         loop {
+            handshake::allow_more();
             self.carry_out_orders(clock::now());
             if self.engine.orders.is_to_stop() {
                 return;
@@ -267,6 +284,8 @@ impl Reactor {
                         Some(Member::Link(link)) => link.on_ready(event),
                         Some(Member::Listener(listener)) => listener.on_ready(now),
                         Some(Member::Dial(dial)) => dial.0.on_ready(key, now),
+                        Some(Member::Newcomer(newcomer)) => newcomer.on_ready(now),
+                        Some(Member::Proxy(proxy)) => proxy.0.on_ready(key, now),
                         None => {}
                     },
                 }
@@ -314,6 +333,8 @@ impl Reactor {
             Some(Member::Link(link)) => link.run(Errand::ATTENTION),
             Some(Member::Listener(listener)) => listener.on_ready(now),
             Some(Member::Dial(dial)) => dial.0.on_ready(key, now),
+            Some(Member::Newcomer(newcomer)) => newcomer.on_ready(now),
+            Some(Member::Proxy(proxy)) => proxy.0.on_ready(key, now),
             // It has gone; what was left for it isn't to stay.
             None => self.engine.take_deliveries(key).into_iter().for_each(Arrived::return_to_sender),
         }
@@ -326,6 +347,8 @@ impl Reactor {
                 Some((_, Member::Link(link))) => link.run(Errand::ALARM),
                 Some((_, Member::Listener(listener))) => listener.on_ready(now),
                 Some((key, Member::Dial(dial))) => dial.0.on_ready(*key, now),
+                Some((_, Member::Newcomer(newcomer))) => newcomer.on_ready(now),
+                Some((key, Member::Proxy(proxy))) => proxy.0.on_ready(*key, now),
                 None => {}
             }
         }
@@ -472,16 +495,22 @@ impl Held {
         self.0.paused = false;
         MEMBERS.store(0, Ordering::Relaxed);
         let Some(engine) = self.0.engine.take() else { return };
+        let close_socket = |number: Option<&Arc<AtomicI32>>| {
+            let number = number.map_or(-1, |number| number.load(Ordering::Relaxed));
+            if number >= 0 {
+                sys::close_inherited(number);
+            }
+        };
         let forget = |member: Member| {
             match &member {
                 Member::Link(link) => link.close_in_child(),
                 Member::Listener(listener) => listener.close_in_child(),
-                Member::Dial(dial) => {
-                    let number = dial.1.as_ref().map_or(-1, |number| number.load(Ordering::Relaxed));
-                    if number >= 0 {
-                        sys::close_inherited(number);
-                    }
-                }
+                Member::Newcomer(newcomer) => newcomer.close_in_child(),
+                Member::Dial(dial) => close_socket(dial.1.as_ref()),
+                Member::Proxy(proxy) => match &proxy.1 {
+                    None => proxy.0.close_in_child(),
+                    socket => close_socket(socket.as_ref()),
+                },
             }
             mem::forget(member);
         };
@@ -537,9 +566,9 @@ mod tests {
     }
 
     fn connect(address: SocketAddr) -> Arc<Link> {
-        let socket = dial(address).wait().unwrap().unwrap().socket;
+        let socket = dial(address).wait(None).unwrap().unwrap().socket;
         let introduction = Introduction { will_resume: true, ..Introduction::default() };
-        let link = Link::client(socket, Arc::new(Config::default()), introduction).unwrap();
+        let link = Link::client(socket, None, Arc::new(Config::default()), introduction).unwrap();
         link.wait_open(Some(clock::now() + PATIENCE)).unwrap();
         link
     }
@@ -577,7 +606,7 @@ mod tests {
         assert!(in_recv.join().unwrap().is_ok());
         assert!(in_state.join().unwrap().is_ok());
         assert!(matches!(in_accept.join().unwrap(), Err(LinkError::EngineLost)));
-        let failed = dialling.wait().unwrap().unwrap_err();
+        let failed = dialling.wait(None).unwrap().unwrap_err();
         assert!(failed.to_string().contains("panicked"), "{failed}");
         for link in [&client, &server] {
             let ending = link.wait_ended(deadline).unwrap();

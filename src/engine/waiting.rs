@@ -1,13 +1,16 @@
-//! Threads that wait for something on a link or a listener, each woken on exactly what it waits for.
+//! Who waits for something on a link or a listener, each woken on exactly what it waits for: threads that sleep, and those of
+//! an event loop, who are sent word of it.
 
 use std::cell::RefCell;
 use std::io;
+use std::mem;
 use std::ops::BitOr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::engine::fork;
+use crate::engine::hub::{Hub, Seat};
 use crate::engine::sync::{self, Wakeup, per_thread};
 
 /// What somebody waits for: a set.
@@ -36,11 +39,18 @@ impl Interest {
     }
 }
 
+impl Interest {
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
 impl BitOr for Interest {
     type Output = Self;
 
     fn bitor(self, other: Self) -> Self {
-        Self(self.0 | other.0)
+        self.and(other)
     }
 }
 
@@ -54,6 +64,36 @@ pub enum WaitError {
     Interrupted,
     #[error(transparent)]
     System(#[from] io::Error),
+}
+
+/// How somebody waits.
+pub enum Patience<'s> {
+    /// The calling thread sleeps, until then at the most.
+    Until(Option<Instant>),
+    /// It doesn't: word is sent to the seat when it is worth another try, and nothing waits for a lock either.
+    Told(&'s mut Seat),
+}
+
+impl Patience<'_> {
+    /// For one wait of several.
+    pub fn again(&mut self) -> Patience<'_> {
+        match self {
+            Self::Until(deadline) => Patience::Until(*deadline),
+            Self::Told(seat) => Patience::Told(seat),
+        }
+    }
+}
+
+impl From<Option<Instant>> for Patience<'_> {
+    fn from(deadline: Option<Instant>) -> Self {
+        Self::Until(deadline)
+    }
+}
+
+impl<'s> From<&'s mut Seat> for Patience<'s> {
+    fn from(seat: &'s mut Seat) -> Self {
+        Self::Told(seat)
+    }
 }
 
 per_thread! {
@@ -73,15 +113,19 @@ fn own_wakeup() -> io::Result<Arc<Wakeup>> {
     })
 }
 
-#[derive(Debug)]
 struct Waiter {
     interest: Interest,
-    wakeup: Arc<Wakeup>,
+    who: Who,
     is_signalled: bool,
 }
 
+enum Who {
+    Thread(Arc<Wakeup>),
+    Seated(Arc<Hub>, usize),
+}
+
 /// Those who wait; under the lock of what they wait for.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Waiters(
     /// Mostly nobody does.
     #[allow(clippy::box_collection, reason = "one word on each of thousands of links")]
@@ -101,20 +145,45 @@ impl Waiters {
     /// Takes the calling thread in. What it is to poll while nobody holds the lock.
     pub fn enter(&mut self, interest: Interest) -> io::Result<Place> {
         let wakeup = own_wakeup()?;
-        self.0.get_or_insert_default().push(Waiter { interest, wakeup: wakeup.clone(), is_signalled: false });
+        self.push(Waiter { interest, who: Who::Thread(wakeup.clone()), is_signalled: false });
         Ok(Place(wakeup))
+    }
+
+    /// Takes in who is sent word.
+    pub fn enter_seat(&mut self, interest: Interest, seat: &mut Seat) {
+        self.push(Waiter { interest, who: Who::Seated(seat.hub.clone(), seat.token), is_signalled: false });
+        seat.is_taken = true;
+    }
+
+    fn push(&mut self, waiter: Waiter) {
+        let waiters = self.0.get_or_insert_default();
+        // Mostly one, on thousands of links; a vector begins with four.
+        waiters.reserve_exact(1);
+        waiters.push(waiter);
     }
 
     /// The calling thread doesn't wait any more.
     pub fn leave(&mut self, place: Place) {
-        let Some(waiters) = &mut self.0 else { return };
-        let Some(index) = waiters.iter().position(|waiter| Arc::ptr_eq(&waiter.wakeup, &place.0)) else { return };
-        if waiters.remove(index).is_signalled {
+        if self.remove(|who| matches!(who, Who::Thread(wakeup) if Arc::ptr_eq(wakeup, &place.0))) {
             place.0.clear();
         }
+    }
+
+    /// Who was sent word, or was to be, doesn't wait any more. True if it was.
+    pub fn leave_seat(&mut self, seat: &mut Seat) -> bool {
+        mem::take(&mut seat.is_taken)
+            && self.remove(|who| matches!(who, Who::Seated(hub, token) if seat.is_at(hub, *token)))
+    }
+
+    /// Whether who has gone was signalled.
+    fn remove(&mut self, is_meant: impl Fn(&Who) -> bool) -> bool {
+        let Some(waiters) = &mut self.0 else { return false };
+        let Some(index) = waiters.iter().position(|waiter| is_meant(&waiter.who)) else { return false };
+        let was_signalled = waiters.remove(index).is_signalled;
         if waiters.is_empty() {
             self.0 = None;
         }
+        was_signalled
     }
 
     /// Wakes all who wait for any of this.
@@ -135,11 +204,13 @@ impl Waiters {
         }
     }
 
-    /// Wakes any one, whatever it waits for, unless one was woken and hasn't come yet.
+    /// Wakes any one thread, whatever it waits for, unless one was woken and hasn't come yet. Who is seated can't take its
+    /// place: it polls nothing.
     pub fn wake_any(&mut self) {
-        let waiters = self.all();
-        if waiters.iter().all(|waiter| !waiter.is_signalled)
-            && let Some(first) = waiters.first_mut()
+        let mut threads = self.all().iter_mut().filter(|waiter| matches!(waiter.who, Who::Thread(_)));
+        if let Some(first) = threads.next()
+            && !first.is_signalled
+            && threads.all(|other| !other.is_signalled)
         {
             first.signal();
         }
@@ -154,7 +225,10 @@ impl Waiter {
     fn signal(&mut self) {
         if !self.is_signalled {
             self.is_signalled = true;
-            self.wakeup.set();
+            match &self.who {
+                Who::Thread(wakeup) => wakeup.set(),
+                Who::Seated(hub, token) => hub.signal(*token),
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 use crate::net::resolve::LookUpError;
+use crate::net::tls::TlsError;
 use crate::net::{carrier, sys, tuning};
 use crate::proto::backoff::Why;
 
@@ -66,6 +67,8 @@ pub enum Failure {
     Unanswered,
     /// Nobody was asked: no network, no route, no address, no more descriptors.
     Local,
+    /// Somebody answered, and can't be trusted, or doesn't trust us: trying again doesn't help.
+    Tls,
     /// No name was found; for good (`EAI_NONAME`), or for now.
     Name { is_permanent: bool },
 }
@@ -86,14 +89,29 @@ impl FailedAttempt {
     #[must_use]
     pub fn errno(&self) -> Option<i32> {
         let inner = || {
-            let is_to_itself = self.error.get_ref().is_some_and(|error| error.is::<ToItself>());
-            if is_to_itself { Some(libc::ECONNREFUSED) } else { LookUpError::within(&self.error)?.errno }
+            let inner = self.error.get_ref()?;
+            if inner.is::<ToItself>() {
+                Some(libc::ECONNREFUSED)
+            } else if self.is_cut() {
+                Some(libc::ECONNRESET)
+            } else {
+                LookUpError::within(&self.error)?.errno
+            }
         };
         self.error.raw_os_error().or_else(inner)
     }
 
+    /// It stood, and ended in the TLS handshake.
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        self.error.get_ref().is_some_and(|error| error.is::<CutInHandshake>())
+    }
+
     #[must_use]
     pub fn failure(&self) -> Failure {
+        if TlsError::within(&self.error).is_some() {
+            return Failure::Tls;
+        }
         if let Some(error) = LookUpError::within(&self.error) {
             return Failure::Name { is_permanent: !error.is_temporary() };
         }
@@ -149,7 +167,13 @@ impl DialError {
     #[must_use]
     pub fn new(target: String, attempts: Vec<FailedAttempt>, took: Duration) -> Self {
         let has = |failure| attempts.iter().any(|attempt| attempt.failure() == failure);
-        let ranking = [Failure::Unanswered, Failure::Refused, Failure::Local, Failure::Name { is_permanent: false }];
+        let ranking = [
+            Failure::Unanswered,
+            Failure::Refused,
+            Failure::Local,
+            Failure::Name { is_permanent: false },
+            Failure::Tls,
+        ];
         let kind = ranking.into_iter().find(|&failure| has(failure)).unwrap_or(Failure::Name { is_permanent: true });
         Self { target, attempts, kind, took }
     }
@@ -161,7 +185,7 @@ impl DialError {
             Failure::Unanswered => Why::Unanswered { took: self.took },
             Failure::Local | Failure::Name { is_permanent: false } => Why::Local { took: self.took },
             // A server for names had work with it.
-            Failure::Refused | Failure::Name { is_permanent: true } => Why::Refused,
+            Failure::Refused | Failure::Tls | Failure::Name { is_permanent: true } => Why::Refused,
         }
     }
 }
@@ -186,6 +210,11 @@ impl std::error::Error for DialError {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("nobody listens there: the socket was connected to itself")]
 pub struct ToItself;
+
+/// The peer's end of stream, or its reset, in a TLS handshake. It may be on its way out, so another attempt may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the connection was cut in the TLS handshake: the peer went away, or doesn't speak TLS there")]
+pub struct CutInHandshake;
 
 /// Begins to connect, without waiting. With `max_segment` no larger segments go either way (`TCP_MAXSEG`, 88 to 32767 on Linux).
 pub fn begin(address: SocketAddr, max_segment: Option<u16>) -> io::Result<OwnedFd> {

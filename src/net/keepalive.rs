@@ -2,11 +2,11 @@
 
 use std::io;
 use std::num::NonZeroU8;
-use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use socket2::{SockRef, TcpKeepalive};
+use socket2::SockRef;
 
+use crate::net::sys::{self, BorrowedSocket};
 use crate::proto::verdict::Probing;
 
 /// What to change; `None` leaves alone.
@@ -20,69 +20,56 @@ pub struct Keepalive {
     pub interval: Option<Duration>,
     /// `TCP_KEEPCNT`.
     pub count: Option<u32>,
-    /// `TCP_USER_TIMEOUT` (RFC 5482), milliseconds; zero is the system's own.
+    /// `TCP_USER_TIMEOUT` (RFC 5482), milliseconds; zero is the system's own. On macOS it is
+    /// `TCP_RXT_CONNDROPTIME` and on Windows `TCP_MAXRT`, both in whole seconds.
     pub user_timeout: Option<Duration>,
 }
 
 impl Keepalive {
     /// What the socket has now.
-    pub fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
-        let socket = SockRef::from(&fd);
+    pub fn of(fd: BorrowedSocket<'_>) -> io::Result<Self> {
+        let (idle, interval, count) = sys::probe_timings(fd)?;
         Ok(Self {
-            enabled: Some(socket.keepalive()?),
-            idle: Some(socket.tcp_keepalive_time()?),
-            interval: Some(socket.tcp_keepalive_interval()?),
-            count: Some(socket.tcp_keepalive_retries()?),
-            #[cfg(target_os = "linux")]
-            user_timeout: Some(socket.tcp_user_timeout()?.unwrap_or_default()),
-            #[cfg(not(target_os = "linux"))]
-            user_timeout: None,
+            enabled: Some(SockRef::from(&fd).keepalive()?),
+            idle: Some(idle),
+            interval: Some(interval),
+            count: Some(count),
+            user_timeout: sys::user_timeout(fd)?,
         })
     }
 
     /// The kernel's probes, if it sends any.
     #[must_use]
-    pub fn probing_of(fd: BorrowedFd<'_>) -> Option<Probing> {
-        let socket = SockRef::from(&fd);
-        if !socket.keepalive().ok()? {
+    pub fn probing_of(fd: BorrowedSocket<'_>) -> Option<Probing> {
+        if !SockRef::from(&fd).keepalive().ok()? {
             return None;
         }
+        let (idle, interval, count) = sys::probe_timings(fd).ok()?;
         Some(Probing {
-            idle_seconds: u16::try_from(socket.tcp_keepalive_time().ok()?.as_secs()).ok()?,
-            interval_seconds: u16::try_from(socket.tcp_keepalive_interval().ok()?.as_secs()).ok()?,
-            count: NonZeroU8::new(u8::try_from(socket.tcp_keepalive_retries().ok()?).ok()?)?,
+            idle_seconds: u16::try_from(idle.as_secs()).ok()?,
+            interval_seconds: u16::try_from(interval.as_secs()).ok()?,
+            count: NonZeroU8::new(u8::try_from(count).ok()?)?,
         })
     }
 
     /// Sets what isn't `None`, at once, on a live connection too.
-    pub fn apply(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+    pub fn apply(&self, fd: BorrowedSocket<'_>) -> io::Result<()> {
         let socket = SockRef::from(&fd);
-        let mut timings = TcpKeepalive::new();
-        if let Some(idle) = self.idle {
-            timings = timings.with_time(idle);
-        }
-        if let Some(interval) = self.interval {
-            timings = timings.with_interval(interval);
-        }
-        if let Some(count) = self.count {
-            timings = timings.with_retries(count);
-        }
-        // socket2's call for the timings switches keepalive on as well
+        // The call for the timings switches keepalive on as well.
         if self.enabled == Some(true) {
-            socket.set_tcp_keepalive(&timings)?;
+            sys::set_probe_timings(fd, self.idle, self.interval, self.count)?;
         } else if self.idle.is_some() || self.interval.is_some() || self.count.is_some() {
             let enabled = match self.enabled {
                 Some(enabled) => enabled,
                 None => socket.keepalive()?,
             };
-            socket.set_tcp_keepalive(&timings)?;
+            sys::set_probe_timings(fd, self.idle, self.interval, self.count)?;
             socket.set_keepalive(enabled)?;
         } else if let Some(enabled) = self.enabled {
             socket.set_keepalive(enabled)?;
         }
-        #[cfg(target_os = "linux")]
         if let Some(timeout) = self.user_timeout {
-            socket.set_tcp_user_timeout(Some(timeout))?;
+            sys::set_user_timeout(fd, timeout)?;
         }
         Ok(())
     }

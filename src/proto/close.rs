@@ -26,6 +26,8 @@ impl CloseCode {
     pub const HANDSHAKE_TIMEOUT: Self = Self(9);
     pub const STALE: Self = Self(10);
     pub const TOO_SLOW: Self = Self(11);
+    /// The program that served the session raised an error.
+    pub const FAILED: Self = Self(12);
 
     /// The name that docs/SPEC.md gives it.
     #[must_use]
@@ -43,6 +45,7 @@ impl CloseCode {
             Self::HANDSHAKE_TIMEOUT => "handshake timeout",
             Self::STALE => "stale",
             Self::TOO_SLOW => "too slow",
+            Self::FAILED => "failed",
             _ => return None,
         })
     }

@@ -243,6 +243,13 @@ impl Core {
         }
     }
 
+    /// A client's session has no link, and none can be made: one of both sides doesn't trust the other's certificate.
+    pub fn distrust(&mut self, now: Instant) {
+        if let Self::Framed(connection) = self {
+            connection.distrust(now);
+        }
+    }
+
     /// As [`Connection::abandon`].
     pub fn abandon(&mut self, now: Instant, detail: String) {
         match self {

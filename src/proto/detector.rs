@@ -65,10 +65,21 @@ pub enum Judgement {
     },
 }
 
+/// An interval that has grown keeps a path open; what is allowed beyond it stays as it was.
+#[derive(Debug)]
+struct Growth {
+    /// The interval when the link opened.
+    base: Duration,
+    /// Since when the peer owes an answer.
+    asked_since: Option<Moment>,
+}
+
 #[derive(Debug)]
 pub struct Detector {
     /// The peer's effective interval.
     interval: Span,
+    /// Where the interval may grow.
+    growth: Option<Box<Growth>>,
     explicit_limit: Option<Span>,
     phi: Option<Box<Phi>>,
     last_heard: Moment,
@@ -89,6 +100,7 @@ impl Detector {
         };
         Self {
             interval: interval.into(),
+            growth: None,
             explicit_limit: limit.map(Span::from),
             phi,
             last_heard: now.into(),
@@ -103,9 +115,41 @@ impl Detector {
         self.interval.duration()
     }
 
+    /// The interval may change, and the peer answers at once when it is asked to.
+    pub fn allow_growth(&mut self) {
+        self.growth = Some(Box::new(Growth { base: self.interval(), asked_since: None }));
+    }
+
+    /// From now on the peer sends every `interval`.
+    pub fn set_interval(&mut self, interval: Duration) {
+        self.interval = interval.into();
+    }
+
+    fn base(&self) -> Duration {
+        self.growth.as_ref().map_or_else(|| self.interval(), |growth| growth.base)
+    }
+
+    fn asked_since(&self) -> Option<Moment> {
+        self.growth.as_ref()?.asked_since
+    }
+
+    /// Of silence, where nothing is owed but the peer's next beat.
     #[must_use]
     pub fn limit(&self, smoothed_round_trip: Duration) -> Duration {
-        self.explicit_limit.map_or_else(|| default_limit(self.interval(), smoothed_round_trip), Span::duration)
+        let grown = self.interval().saturating_sub(self.base());
+        self.answer_limit(smoothed_round_trip) + if self.explicit_limit.is_some() { Duration::ZERO } else { grown }
+    }
+
+    /// Of what the peer owes at once: an answer, or a sign that something of ours has arrived.
+    #[must_use]
+    pub fn answer_limit(&self, smoothed_round_trip: Duration) -> Duration {
+        self.explicit_limit.map_or_else(|| default_limit(self.base(), smoothed_round_trip), Span::duration)
+    }
+
+    /// How long an echo is under way at most, from a peer that answers at its next beat.
+    #[must_use]
+    pub fn overdue(&self) -> Duration {
+        self.interval() + self.base() / 4
     }
 
     #[must_use]
@@ -137,6 +181,9 @@ impl Detector {
     /// Any byte is life. True if the peer was suspect until now.
     pub fn on_bytes(&mut self, now: Instant) -> bool {
         self.last_heard = self.last_heard.max(now.into());
+        if let Some(growth) = &mut self.growth {
+            growth.asked_since = None;
+        }
         self.grace_until = None;
         self.suspect_since.take().is_some()
     }
@@ -151,6 +198,19 @@ impl Detector {
     /// Bytes of ours were handed to the kernel.
     pub fn on_sent(&mut self, now: Instant) {
         self.unproven_since.get_or_insert_with(|| now.into());
+    }
+
+    /// The peer was asked to beat at once.
+    pub fn on_asked(&mut self, now: Instant) {
+        if let Some(growth) = &mut self.growth {
+            growth.asked_since.get_or_insert_with(|| now.into());
+        }
+    }
+
+    /// Something of ours is outstanding, and the peer, whose next beat may be far off, wasn't asked about it.
+    #[must_use]
+    pub fn should_ask(&self) -> bool {
+        self.unproven_since.is_some() && self.growth.as_ref().is_some_and(|growth| growth.asked_since.is_none())
     }
 
     /// Something of ours is known to have arrived, but not everything.
@@ -168,12 +228,15 @@ impl Detector {
     /// stutters would never convict anybody.
     pub fn on_pause(&mut self, now: Instant, smoothed_round_trip: Duration) {
         if self.grace_until.is_none() {
-            let grace = self.limit(smoothed_round_trip).min(GRACE + 4 * smoothed_round_trip);
+            let grace = self.answer_limit(smoothed_round_trip).min(GRACE + 4 * smoothed_round_trip);
             self.grace_until = Some((now + grace).into());
         }
         // While we were paused nobody could tell us what had arrived.
         if self.unproven_since.is_some() {
             self.unproven_since = Some(now.into());
+        }
+        if let Some(asked) = self.growth.as_mut().and_then(|growth| growth.asked_since.as_mut()) {
+            *asked = now.into();
         }
         if let Some(phi) = &mut self.phi {
             phi.on_failure();
@@ -183,9 +246,9 @@ impl Detector {
     /// A verdict is due: it is given after the kernel was looked at.
     #[must_use]
     pub fn judge(&mut self, now: Instant, smoothed_round_trip: Duration) -> Judgement {
-        let limit = self.patience(smoothed_round_trip);
         let at = Moment::from(now);
         if at >= self.lost_at(smoothed_round_trip) {
+            let limit = self.silence(self.silent_at(smoothed_round_trip).instant());
             return Judgement::Lost { silence: self.silence(now), limit };
         }
         if self.suspect_since.is_none() && at >= self.suspect_at() {
@@ -199,7 +262,8 @@ impl Detector {
         }
         match self.deaf_at(smoothed_round_trip) {
             Some(deaf_at) if at >= deaf_at => {
-                let unproven = self.unproven(now).unwrap_or_default();
+                let (unproven, limit) =
+                    (self.unproven(now).unwrap_or_default(), self.patience_for_proof(smoothed_round_trip));
                 Judgement::Deaf { unproven, limit }
             }
             _ => Judgement::Alive,
@@ -209,35 +273,45 @@ impl Detector {
     /// When [`Detector::judge`] is to be asked next.
     #[must_use]
     pub fn poll_timeout(&self, smoothed_round_trip: Duration) -> Moment {
-        let patience = self.patience(smoothed_round_trip);
+        let lost_at = self.lost_at(smoothed_round_trip);
         if self.suspect_since.is_some() {
-            return self.after_grace(self.last_heard + patience);
+            return lost_at;
         }
-        // The older of the two clocks comes first.
-        let since = self.unproven_since.map_or(self.last_heard, |since| since.min(self.last_heard));
-        self.after_grace(since + patience).min(self.suspect_at())
+        let deaf_at = self.deaf_at(smoothed_round_trip).unwrap_or(lost_at);
+        lost_at.min(deaf_at).min(self.suspect_at())
     }
 
     fn suspect_at(&self) -> Moment {
-        self.last_heard + self.interval() * 3 / 2
+        let base = self.base();
+        let silent = self.last_heard + (self.interval() + base / 2);
+        self.asked_since().map_or(silent, |asked| silent.min(asked + base * 3 / 2))
     }
 
-    /// How much silence is borne.
-    fn patience(&self, smoothed_round_trip: Duration) -> Duration {
-        match &self.phi {
+    /// When the silence is longer than is borne. Where the interval hasn't grown, who is asked is allowed no less than who isn't.
+    fn silent_at(&self, smoothed_round_trip: Duration) -> Moment {
+        let patience = match &self.phi {
             Some(phi) => phi.patience(),
             None => self.limit(smoothed_round_trip),
+        };
+        let silent = self.last_heard + patience;
+        self.asked_since().map_or(silent, |asked| silent.min(asked + self.patience_for_proof(smoothed_round_trip)))
+    }
+
+    fn patience_for_proof(&self, smoothed_round_trip: Duration) -> Duration {
+        match &self.phi {
+            Some(phi) => phi.patience(),
+            None => self.answer_limit(smoothed_round_trip),
         }
     }
 
     fn lost_at(&self, smoothed_round_trip: Duration) -> Moment {
-        self.after_grace(self.last_heard + self.patience(smoothed_round_trip))
+        self.after_grace(self.silent_at(smoothed_round_trip))
     }
 
     /// Deaf is a peer that is heard; a suspect is judged by its silence, which takes no longer.
     fn deaf_at(&self, smoothed_round_trip: Duration) -> Option<Moment> {
         let since = self.unproven_since.filter(|_| self.suspect_since.is_none())?;
-        Some(self.after_grace(since + self.patience(smoothed_round_trip)))
+        Some(self.after_grace(since + self.patience_for_proof(smoothed_round_trip)))
     }
 
     fn after_grace(&self, due: Moment) -> Moment {

@@ -23,6 +23,8 @@ pub enum Kind {
     Ack = 6,
     Beat = 7,
     Close = 8,
+    /// Ignorable, so that it may be new.
+    Want = FIRST_IGNORABLE_KIND,
 }
 
 impl Kind {
@@ -37,6 +39,7 @@ impl Kind {
             6 => Self::Ack,
             7 => Self::Beat,
             8 => Self::Close,
+            FIRST_IGNORABLE_KIND => Self::Want,
             _ => return None,
         })
     }
@@ -68,7 +71,7 @@ impl<'a> Frame<'a> {
 /// What the peer said isn't a frame, or not one that may come here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    #[error("not a longconn peer: it said {}", Shown(said))]
+    #[error("not a longconn peer: it said {}{}", Shown(said), tls_hint(said))]
     NotLongconn { said: Vec<u8> },
     #[error("unknown frame kind {kind:#04x}")]
     UnknownKind { kind: u8 },
@@ -86,6 +89,14 @@ struct Shown<'a>(&'a [u8]);
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "b'{}'", self.0.escape_ascii())
+    }
+}
+
+/// A record of TLS begins so (RFC 8446, section 5.1).
+fn tls_hint(said: &[u8]) -> &'static str {
+    match said {
+        [20..=23, 3, ..] => ", which is TLS: both sides have to be told of it (tls=...), or neither",
+        _ => "",
     }
 }
 

@@ -16,7 +16,9 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 const HAS_SESSION: u8 = 1;
 const WILL_RESUME: u8 = 2;
+const SETS_PACE: u8 = 4;
 const RESUMED: u8 = 1;
+const FOLLOWS: u8 = 2;
 
 /// What a side wishes, as it is on the wire: whole milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +38,12 @@ impl Rhythm {
         self.floor.max(self.want.min(peer.want))
     }
 
+    /// Where the client sets the pace both sides beat at one interval, for they beat together.
+    #[must_use]
+    pub(super) fn interval_of_both(&self, peer: &Self) -> Duration {
+        self.interval_to(peer).max(peer.floor)
+    }
+
     /// An explicit limit under twice the interval at which the peer sends would convict it on one late beat.
     fn check_limit(&self, peer: &Self) -> Result<(), (Duration, Duration)> {
         let interval = peer.interval_to(self);
@@ -50,6 +58,18 @@ impl Rhythm {
             let ms = u32::try_from(duration.as_millis()).unwrap_or(u32::MAX);
             out.extend_from_slice(&ms.to_be_bytes());
         }
+    }
+
+    /// WANT: another `want` from here on, and so another interval both ways.
+    pub(super) fn encode_want(&self, out: &mut Vec<u8>) {
+        let ms = u32::try_from(self.want.as_millis()).unwrap_or(u32::MAX);
+        put_frame(out, Kind::Want, |out| out.extend_from_slice(&ms.to_be_bytes()));
+    }
+
+    #[must_use]
+    pub(super) fn decode_want(payload: &[u8]) -> Option<Duration> {
+        let want = Duration::from_millis(u32::from_be_bytes(payload.try_into().ok()?).into());
+        (Duration::from_millis(1)..=DAY).contains(&want).then_some(want)
     }
 
     fn decode(fields: &mut Fields<'_>) -> Result<Self, HandshakeError> {
@@ -146,6 +166,8 @@ pub struct Hello {
     pub largest_message: u64,
     /// The client will come back for its session if the link breaks.
     pub will_resume: bool,
+    /// The client may change its `want` while the link lasts, if the server follows.
+    pub sets_pace: bool,
     pub client_id: String,
     pub token: Vec<u8>,
     pub session: Option<Resumption>,
@@ -160,6 +182,7 @@ impl fmt::Debug for Hello {
             .field("position", &self.position)
             .field("largest_message", &self.largest_message)
             .field("will_resume", &self.will_resume)
+            .field("sets_pace", &self.sets_pace)
             .field("client_id", &self.client_id)
             .field("session", &self.session)
             .finish_non_exhaustive()
@@ -196,7 +219,8 @@ impl Hello {
             out.extend_from_slice(&self.position.window.to_be_bytes());
             out.extend_from_slice(&self.largest_message.to_be_bytes());
             let has_session = if self.session.is_some() { HAS_SESSION } else { 0 };
-            out.push(has_session | if self.will_resume { WILL_RESUME } else { 0 });
+            let will_resume = if self.will_resume { WILL_RESUME } else { 0 };
+            out.push(has_session | will_resume | if self.sets_pace { SETS_PACE } else { 0 });
             out.push(u8::try_from(self.client_id.len()).unwrap_or_default());
             out.extend_from_slice(self.client_id.as_bytes());
             out.extend_from_slice(&u16::try_from(self.token.len()).unwrap_or_default().to_be_bytes());
@@ -244,7 +268,7 @@ impl Hello {
         }
         position.check()?;
         fields.skip_extensions().ok_or_else(truncated)?;
-        let will_resume = flags & WILL_RESUME != 0;
+        let (will_resume, sets_pace) = (flags & WILL_RESUME != 0, flags & SETS_PACE != 0);
         Ok(Self {
             least_version,
             greatest_version,
@@ -252,6 +276,7 @@ impl Hello {
             position,
             largest_message,
             will_resume,
+            sets_pace,
             client_id,
             token,
             session,
@@ -268,6 +293,8 @@ pub struct Welcome {
     pub credentials: Credentials,
     /// The session that HELLO named goes on; else it is a new one.
     pub resumed: bool,
+    /// The server heeds the client's WANT.
+    pub follows: bool,
     /// How long the server keeps the session without a link.
     pub retention: Duration,
 }
@@ -276,7 +303,7 @@ impl Welcome {
     pub fn encode(&self, out: &mut Vec<u8>) {
         put_frame(out, Kind::Welcome, |out| {
             out.push(self.version);
-            out.push(if self.resumed { RESUMED } else { 0 });
+            out.push(if self.resumed { RESUMED } else { 0 } | if self.follows { FOLLOWS } else { 0 });
             self.rhythm.encode(out);
             out.extend_from_slice(&self.position.window.to_be_bytes());
             out.extend_from_slice(&self.largest_message.to_be_bytes());
@@ -295,7 +322,8 @@ impl Welcome {
         if version != VERSION {
             return Err(HandshakeError::Versions { least: version, greatest: version });
         }
-        let resumed = fields.u8().ok_or_else(truncated)? & RESUMED != 0;
+        let flags = fields.u8().ok_or_else(truncated)?;
+        let (resumed, follows) = (flags & RESUMED != 0, flags & FOLLOWS != 0);
         let rhythm = Rhythm::decode(&mut fields)?;
         let window = fields.u64().ok_or_else(truncated)?;
         let largest_message = fields.u64().ok_or_else(truncated)?;
@@ -311,7 +339,7 @@ impl Welcome {
             return Err(HandshakeError::Offsets { received, taken, window });
         }
         let credentials = Credentials { id, secret };
-        Ok(Self { version, rhythm, position, largest_message, credentials, resumed, retention })
+        Ok(Self { version, rhythm, position, largest_message, credentials, resumed, follows, retention })
     }
 }
 

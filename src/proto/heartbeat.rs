@@ -3,10 +3,12 @@
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
+use super::adaptive::{AdaptiveConfig, AdaptiveConfigError};
 use super::detector::{DetectorConfig, MAX_PHI};
 use super::frame::{Fields, Kind, put_frame};
 use super::handshake::Rhythm;
 use super::moment::{Moment, Span};
+use super::random::SplitMix;
 
 pub const MAX_STATUS_BYTES: usize = 1024;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -25,6 +27,8 @@ const UNKNOWN_AGE: u32 = u32::MAX;
 pub struct HeartbeatConfig {
     /// How often we wish to hear, and are ready to send.
     pub want: Duration,
+    /// A client finds out how much more than `want` the path bears; a server lets such a client do so. `want` is its least.
+    pub adaptive: Option<AdaptiveConfig>,
     /// The fastest we will send, whatever the peer wants.
     pub floor: Duration,
     /// The silence after which the peer counts as lost; `None` is the default rule.
@@ -40,6 +44,7 @@ impl Default for HeartbeatConfig {
     fn default() -> Self {
         Self {
             want: Duration::from_secs(5),
+            adaptive: None,
             floor: Duration::from_millis(50),
             limit: None,
             detector: DetectorConfig::Limit,
@@ -55,6 +60,14 @@ pub enum HeartbeatConfigError {
     Duration { name: &'static str, duration: Duration },
     #[error("limit {limit:?} is below the interval {want:?}")]
     LimitBelowInterval { limit: Duration, want: Duration },
+    #[error("adaptive interval: {0}")]
+    Adaptive(#[from] AdaptiveConfigError),
+    #[error("limit {limit:?} is under twice the adaptive interval's max, {max:?}")]
+    LimitBelowAdaptive { limit: Duration, max: Duration },
+    #[error("floor {floor:?} is above the adaptive interval's min, {min:?}")]
+    FloorAboveAdaptive { floor: Duration, min: Duration },
+    #[error("phi learns a rhythm, and an adaptive interval has none")]
+    AdaptivePhi,
     #[error("phi's threshold is {threshold}, it must be above 0 and at most {max}", max = MAX_PHI / 3.0)]
     Threshold { threshold: f64 },
     #[error("phi's window is {window}, it must be 2 to 100,000")]
@@ -83,12 +96,34 @@ impl HeartbeatConfig {
                 return Err(HeartbeatConfigError::Duration { name, duration });
             }
         }
+        if let Some(adaptive) = &self.adaptive {
+            adaptive.validate()?;
+            if self.floor > adaptive.min {
+                return Err(HeartbeatConfigError::FloorAboveAdaptive { floor: self.floor, min: adaptive.min });
+            }
+            match self.limit {
+                Some(limit) if limit < 2 * adaptive.max => {
+                    return Err(HeartbeatConfigError::LimitBelowAdaptive { limit, max: adaptive.max });
+                }
+                _ if self.detector != DetectorConfig::Limit => return Err(HeartbeatConfigError::AdaptivePhi),
+                _ => {}
+            }
+        }
         match self.limit {
             Some(limit) if limit < self.want => {
                 Err(HeartbeatConfigError::LimitBelowInterval { limit, want: self.want })
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether this client may set the pace. Phi learns a rhythm, and would take a longer interval for an end; and a client that
+    /// has to beat as rarely as our floor says may be too rare for our limit.
+    #[must_use]
+    pub(super) fn may_follow(&self, client: &Rhythm) -> bool {
+        let ours = self.rhythm();
+        let interval = ours.interval_of_both(client);
+        self.detector == DetectorConfig::Limit && ours.limit.is_none_or(|limit| limit >= 2 * interval)
     }
 
     /// As it goes on the wire, in whole milliseconds.
@@ -195,6 +230,8 @@ pub struct Heard {
 pub struct Heartbeat {
     /// How often we send.
     interval: Span,
+    /// Both sides beat together, and then are quiet together: see [`Heartbeat::keep_pace`].
+    keeps_pace: bool,
     random: SplitMix,
     start: Moment,
     /// `sent_at` at `start`.
@@ -215,7 +252,8 @@ pub struct Heartbeat {
     sent: u32,
     heard: u32,
     late: u32,
-    worst_lateness: Span,
+    /// In microseconds; no more than 71 minutes.
+    worst_lateness_us: u32,
     /// Most programs never ask.
     pings: Option<Box<Pings>>,
 }
@@ -261,6 +299,7 @@ impl Heartbeat {
         let phase = interval.mul_f64(random.fraction());
         Self {
             interval: interval.into(),
+            keeps_pace: false,
             random,
             start: now.into(),
             origin,
@@ -276,7 +315,7 @@ impl Heartbeat {
             sent: 0,
             heard: 0,
             late: 0,
-            worst_lateness: Span::ZERO,
+            worst_lateness_us: 0,
             pings: None,
         }
     }
@@ -284,6 +323,24 @@ impl Heartbeat {
     #[must_use]
     pub fn interval(&self) -> Duration {
         self.interval.duration()
+    }
+
+    /// Every beat asks for an answer, and the next is counted from any beat that was sent. So whoever comes first, both have beaten,
+    /// and the path is quiet for an interval: a radio wakes once and not twice, and what was survived is known.
+    pub(super) fn keep_pace(&mut self) {
+        self.keeps_pace = true;
+    }
+
+    pub(super) fn set_interval(&mut self, now: Instant, interval: Duration) {
+        self.interval = interval.into();
+        self.next_beat = self.next_beat.min(Moment::from(now) + interval);
+    }
+
+    /// Jitter only shortens, so no interval is longer than was agreed. Where it is measured what an interval does, by little: who
+    /// comes first is by chance, which tries both directions.
+    fn next(&mut self, now: Instant) -> Moment {
+        let least = if self.keeps_pace { 0.95 } else { 0.75 };
+        (now + self.interval().mul_f64(least + (1.0 - least) * self.random.fraction())).into()
     }
 
     #[must_use]
@@ -305,7 +362,7 @@ impl Heartbeat {
             sent: self.sent.into(),
             heard: self.heard.into(),
             late: self.late.into(),
-            worst_lateness: self.worst_lateness.duration(),
+            worst_lateness: Duration::from_micros(self.worst_lateness_us.into()),
         }
     }
 
@@ -320,12 +377,12 @@ impl Heartbeat {
         self.next_beat
     }
 
-    /// Makes a beat pending if one is due. Jitter only shortens, so no interval is longer than was agreed.
+    /// Makes a beat pending if one is due.
     pub fn handle_timeout(&mut self, now: Instant) {
         if Moment::from(now) >= self.next_beat {
             let due = self.next_beat;
-            self.next_beat = (now + self.interval().mul_f64(0.75 + 0.25 * self.random.fraction())).into();
-            self.put(Pending { due, answer: false, extra: false });
+            self.next_beat = self.next(now);
+            self.put(Pending { due, answer: self.keeps_pace, extra: false });
         }
     }
 
@@ -385,12 +442,15 @@ impl Heartbeat {
     pub fn on_sent(&mut self, now: Instant, sent_at: u64) -> bool {
         let Some(pending) = self.pending.take() else { return false };
         self.last_sent_at = sent_at;
+        if self.keeps_pace {
+            self.next_beat = self.next(now);
+        }
         self.sent = self.sent.saturating_add(1);
         let lateness = now.saturating_duration_since(pending.due.instant());
         if lateness > LATE {
             self.late = self.late.saturating_add(1);
         }
-        self.worst_lateness = self.worst_lateness.max(lateness.into());
+        self.worst_lateness_us = self.worst_lateness_us.max(lateness.as_micros().try_into().unwrap_or(u32::MAX));
         if pending.answer
             && let Some(pings) = &mut self.pings
             && pings.last > pings.under_way.last().map_or(0, |(_, ping)| *ping)
@@ -456,7 +516,8 @@ impl Heartbeat {
         self.paused_at > 0 && self.last_echo < self.paused_at
     }
 
-    fn clock(&self, now: Instant) -> u64 {
+    /// What `sent_at` would be.
+    pub(super) fn clock(&self, now: Instant) -> u64 {
         self.origin.saturating_add(micros(now.saturating_duration_since(self.start.instant())))
     }
 }
@@ -470,23 +531,4 @@ fn micros(duration: Duration) -> u64 {
 pub struct Ages {
     pub interpreter: Option<Duration>,
     pub application: Option<Duration>,
-}
-
-/// SplitMix64 (Steele, Lea, Flood, 2014): for jitter, not for secrets.
-#[derive(Debug)]
-struct SplitMix(u64);
-
-impl SplitMix {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// Zero to one.
-    fn fraction(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
-    }
 }

@@ -1,6 +1,7 @@
 //! Decisions: no clock, no socket, no thread, no Python.
 #![forbid(unsafe_code)]
 
+pub mod adaptive;
 pub mod backoff;
 pub mod cause;
 pub mod close;
@@ -16,5 +17,6 @@ pub mod moment;
 pub mod placing;
 pub mod plain;
 pub mod race;
+pub mod random;
 pub mod session;
 pub mod verdict;

@@ -118,6 +118,13 @@ impl Race {
         Some(Attempt { id, place, address })
     }
 
+    /// The attempt's connection stands, and TLS comes yet: another to the same address would only be work for the server. Its place.
+    pub fn handle_answered(&mut self, id: usize) -> Option<usize> {
+        let entrant = self.attempts.get(id).copied().flatten()?;
+        self.entrants[entrant].has_second = true;
+        Some(self.entrants[entrant].place)
+    }
+
     /// The attempt won; what else is under way is to be closed.
     pub fn handle_connected(&mut self, id: usize) {
         if let Some(&Some(entrant)) = self.attempts.get(id) {

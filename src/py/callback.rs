@@ -24,10 +24,10 @@ impl Drop for StandStill {
 
 pub(super) fn call<'py>(
     function: &Bound<'py, PyAny>,
-    arguments: impl IntoPyObject<'py, Target = PyTuple, Output = Bound<'py, PyTuple>, Error = PyErr>,
+    arguments: impl IntoPyObject<'py, Target = PyTuple, Output = Bound<'py, PyTuple>, Error: Into<PyErr>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = function.py();
-    let arguments = arguments.into_pyobject(py)?;
+    let arguments = arguments.into_pyobject(py).map_err(Into::into)?;
     let unwinding = StandStill;
     // SAFETY: attached; a callable and a tuple. A new reference, or null with an exception set.
     let result = unsafe { PyObject_CallObject(function.as_ptr(), arguments.as_ptr()) };

@@ -6,23 +6,28 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use pyo3::exceptions::{PyException, PyResourceWarning, PyStopIteration, PyTimeoutError, PyValueError};
+use pyo3::exceptions::{PyException, PyResourceWarning, PyRuntimeError, PyStopIteration, PyTimeoutError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 use pyo3::{PyTraverseError, PyVisit};
 
+use super::aio::AsyncConnection;
 use super::buffer::Buffer;
 use super::dial::{Places, target};
 use super::errors::{ended, link_error, seconds};
 use super::events::{Events, observe, time_of};
+use super::hub::Hub;
 use super::keepalive::{keepalive, take_over};
 use super::plain::{check_framed, is_told_as_empty, receive_size};
 use super::pulse;
 use super::socket::bytes_of;
 use super::tcp_info::TcpInfo;
 use super::timeout::Timeout;
+use super::tls::{self, ClientSettings, Handshaken};
+use super::waiting::{Handshake, Waiting};
 use crate::engine::clock;
 use crate::engine::link::{Attempt, Link, LinkError, Reconnect};
+use crate::net::tls::ClientTls;
 use crate::proto::backoff::BackoffConfig;
 use crate::proto::cause::{Cause, Ending};
 use crate::proto::close::{Close, CloseCode, FIRST_APPLICATION_CODE};
@@ -62,6 +67,7 @@ pub(super) fn config(heartbeat: Rhythm, largest_message_bytes: u64, handshake_ti
     let (interval, limit, is_phi, floor, threshold, window, min_std, pause, application, interpreter) = heartbeat;
     let heartbeat = HeartbeatConfig {
         want: seconds(interval)?,
+        adaptive: None,
         floor: seconds(floor)?,
         limit: limit.map(seconds).transpose()?,
         detector: if is_phi {
@@ -81,7 +87,10 @@ pub(super) fn config(heartbeat: Rhythm, largest_message_bytes: u64, handshake_ti
 /// server's word, whether it sends again what may have been taken, when it gives up; seconds. And the kernel's probes.
 pub(super) type ComingBack = (Places, f64, f64, f64, bool, bool, Option<f64>, Option<(f64, f64, u32, Option<f64>)>);
 
-fn reconnect((places, first, cap, factor, follows, _, _, probes): ComingBack) -> PyResult<Reconnect> {
+fn reconnect(
+    (places, first, cap, factor, follows, _, _, probes): ComingBack,
+    tls: Option<ClientTls>,
+) -> PyResult<Reconnect> {
     let backoff = BackoffConfig { first: seconds(first)?, cap: seconds(cap)?, factor };
     backoff.validate().map_err(|error| PyValueError::new_err(error.to_string()))?;
     let keepalive = match probes {
@@ -90,12 +99,12 @@ fn reconnect((places, first, cap, factor, follows, _, _, probes): ComingBack) ->
         }
         None => None,
     };
-    Ok(Reconnect { target: target(places), backoff, follows, keepalive })
+    Ok(Reconnect { target: target(places), backoff, follows, keepalive, tls })
 }
 
-/// A connection of messages that is supervised by heartbeats in both directions.
-#[pyclass(frozen, weakref, module = "longconn")]
-pub(super) struct LongConnection {
+/// What a LongConnection is, whoever waits for it: threads, or the tasks of an event loop.
+#[pyclass(frozen, subclass, weakref, module = "longconn._longconn")]
+pub(super) struct Connection {
     pub(super) link: Arc<Link>,
     /// Of `settimeout`: seconds as bits; NaN is for ever.
     timeout: AtomicU64,
@@ -108,12 +117,38 @@ pub(super) struct LongConnection {
     /// What `authenticate` has made of the client.
     principal: Option<Py<PyAny>>,
     /// Where there is no room, `send` doesn't wait.
-    raises_when_full: bool,
+    pub(super) raises_when_full: bool,
+    /// Of the event loop that it belongs to.
+    hub: Option<Py<Hub>>,
 }
 
-impl LongConnection {
-    pub(super) fn new(link: Arc<Link>, is_owner: bool, principal: Option<Py<PyAny>>, raises_when_full: bool) -> Self {
+/// A connection of messages that is supervised by heartbeats in both directions.
+#[pyclass(frozen, extends = Connection, module = "longconn")]
+pub(super) struct LongConnection;
+
+/// How Python has a connection, besides its link.
+#[derive(Default)]
+pub(super) struct Manner {
+    pub(super) principal: Option<Py<PyAny>>,
+    pub(super) raises_when_full: bool,
+    pub(super) hub: Option<Py<Hub>>,
+}
+
+impl Connection {
+    /// A LongConnection, or that of an event loop. The end of its owner's object is its end.
+    pub(super) fn make(py: Python<'_>, link: Arc<Link>, is_owner: bool, manner: Manner) -> PyResult<Py<Self>> {
+        let is_of_loop = manner.hub.is_some();
+        let base = PyClassInitializer::from(Self::new(link, is_owner, manner));
+        Ok(if is_of_loop {
+            Bound::new(py, base.add_subclass(AsyncConnection))?.into_super().unbind()
+        } else {
+            Bound::new(py, base.add_subclass(LongConnection))?.into_super().unbind()
+        })
+    }
+
+    fn new(link: Arc<Link>, is_owner: bool, Manner { principal, raises_when_full, hub }: Manner) -> Self {
         Self {
+            hub,
             raises_when_full,
             link,
             timeout: AtomicU64::new(f64::NAN.to_bits()),
@@ -145,7 +180,7 @@ impl LongConnection {
         }
     }
 
-    fn settled(&self) -> Option<Duration> {
+    pub(super) fn settled(&self) -> Option<Duration> {
         Duration::try_from_secs_f64(f64::from_bits(self.timeout.load(Ordering::Relaxed))).ok()
     }
 
@@ -153,7 +188,28 @@ impl LongConnection {
         timeout.deadline(self.settled())
     }
 
-    fn error(&self, py: Python<'_>, error: LinkError) -> PyErr {
+    /// Of the loop that it belongs to; only an [`AsyncConnection`] has one, and each has.
+    pub(super) fn hub(&self) -> PyResult<&Py<Hub>> {
+        self.hub.as_ref().ok_or_else(|| PyRuntimeError::new_err("this connection belongs to no event loop"))
+    }
+
+    fn class_name(&self) -> &'static str {
+        if self.hub.is_some() { "longconn.aio.LongConnection" } else { "longconn.LongConnection" }
+    }
+
+    /// The same as an error or as the quiet end of an iteration.
+    pub(super) fn ends_iteration(&self, error: &LinkError) -> bool {
+        match error {
+            LinkError::StreamEnded => true,
+            LinkError::Ended(ending) if is_normal(ending) => {
+                self.is_told.store(true, Ordering::Relaxed);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    pub(super) fn error(&self, py: Python<'_>, error: LinkError) -> PyErr {
         if matches!(error, LinkError::Ended(_)) {
             self.is_told.store(true, Ordering::Relaxed);
         }
@@ -171,7 +227,11 @@ impl LongConnection {
     }
 
     /// What takes the link's lock for a moment.
-    fn ask<T: Send>(&self, py: Python<'_>, ask: impl Fn(&Link) -> Result<T, LinkError> + Sync) -> PyResult<T> {
+    pub(super) fn ask<T: Send>(
+        &self,
+        py: Python<'_>,
+        ask: impl Fn(&Link) -> Result<T, LinkError> + Sync,
+    ) -> PyResult<T> {
         py.detach(|| ask(&self.link)).map_err(|error| self.error(py, error))
     }
 
@@ -215,7 +275,7 @@ impl LongConnection {
                 Err(error) => return Ok(Err(error)),
             }
             let deadline = deadline.begin(self);
-            if let Err(error) = wait_for(py, &self.link, deadline, Link::wait_readable)? {
+            if let Err(error) = wait_for(py, &self.link, deadline, |link, deadline| link.wait_readable(deadline))? {
                 return Ok(Err(error));
             }
         }
@@ -278,7 +338,7 @@ impl LongConnection {
         Ok(received.map(|attempt| attempt.map(|()| message)))
     }
 
-    fn say_goodbye(&self, py: Python<'_>, close: Close, grace: Option<Duration>) -> PyResult<()> {
+    pub(super) fn say_goodbye(&self, py: Python<'_>, close: Close, grace: Option<Duration>) -> PyResult<()> {
         self.is_closed.store(true, Ordering::Relaxed);
         let grace = grace.unwrap_or(AGES).min(AGES);
         match py.detach(|| self.link.close(close, grace)) {
@@ -289,10 +349,55 @@ impl LongConnection {
     }
 
     fn wait_closed(&self, py: Python<'_>) -> PyResult<Option<Arc<Ending>>> {
-        match wait_for(py, &self.link, None, Link::wait_ended)? {
+        match wait_for(py, &self.link, None, |link, deadline| link.wait_ended(deadline))? {
             Ok(ending) => Ok(Some(ending)),
             Err(LinkError::Forked) => Ok(None),
             Err(error) => Err(self.error(py, error)),
+        }
+    }
+
+    /// Says goodbye as `close` is asked to.
+    pub(super) fn begin_close(&self, py: Python<'_>, code: i64, reason: &str, timeout: Timeout) -> PyResult<()> {
+        let close = close_frame(code, reason)?;
+        if code != 0 || !reason.is_empty() {
+            check_framed(&self.link, "close() with a code or a reason")?;
+        }
+        self.say_goodbye(py, close, timeout.or(Some(self.settled().unwrap_or(PATIENCE))))
+    }
+
+    /// The same for a program that goes on with an exception.
+    pub(super) fn leave(&self, py: Python<'_>) -> PyResult<()> {
+        let grace = self.settled().unwrap_or(PATIENCE).min(HASTE);
+        self.say_goodbye(py, Close::new(CloseCode::GOING_AWAY, ""), Some(grace))
+    }
+
+    /// Says goodbye for a handler that won't come back to it.
+    pub(super) fn abandon(&self, py: Python<'_>, has_failed: bool) -> PyResult<()> {
+        if has_failed {
+            self.say_goodbye(py, Close::new(CloseCode::FAILED, "its handler has failed"), Some(HASTE))
+        } else {
+            self.leave(py)
+        }
+    }
+
+    /// What `close` has to say to how it has ended.
+    pub(super) fn judge(&self, py: Python<'_>, ending: Option<Arc<Ending>>) -> PyResult<()> {
+        match ending {
+            Some(ending) if !self.is_told.swap(true, Ordering::Relaxed) && ending.untaken_bytes > 0 => {
+                if ending.cause != Cause::Closed || ending.by_peer {
+                    // That such a peer takes nothing more is no news behind the end of its stream.
+                    if self.ask(py, Link::knows_end)? {
+                        return Ok(());
+                    }
+                    return Err(self.error(py, LinkError::Ended(ending)));
+                }
+                let whose = if self.link.framing().is_none() { "program had not taken" } else { "kernel had not got" };
+                Err(PyTimeoutError::new_err(format!(
+                    "closed, but the peer's {whose} {} bytes in time",
+                    ending.untaken_bytes
+                )))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -323,7 +428,7 @@ enum Deadline {
 }
 
 impl Deadline {
-    fn begin(&mut self, connection: &LongConnection) -> Option<Instant> {
+    fn begin(&mut self, connection: &Connection) -> Option<Instant> {
         if let Self::Later(timeout) = self {
             *self = Self::At(connection.deadline(*timeout));
         }
@@ -350,29 +455,62 @@ pub(super) fn close_frame(code: i64, reason: &str) -> PyResult<Close> {
     Ok(Close::new(CloseCode(code), reason))
 }
 
+/// What `wait_for` may be asked for: a connection is given out when it is open, so connecting is past.
+pub(super) fn state_to_wait_for(state: &str) -> PyResult<State> {
+    let to_come = STATES.iter().filter(|(each, _)| *each != State::Connecting);
+    match to_come.clone().find(|(_, name)| *name == state) {
+        Some((wanted, _)) => Ok(*wanted),
+        None => {
+            let names = to_come.map(|(_, name)| *name).collect::<Vec<_>>().join(", ");
+            Err(PyValueError::new_err(format!("state={state:?}: one of {names}")))
+        }
+    }
+}
+
+pub(super) fn count_to_receive(max_messages: isize) -> PyResult<usize> {
+    match usize::try_from(max_messages) {
+        Ok(most @ 1..) => Ok(most),
+        _ => Err(PyValueError::new_err(format!("max_messages={max_messages}: 1 or more"))),
+    }
+}
+
+fn base<'a>(connection: &'a Bound<'_, LongConnection>) -> &'a Connection {
+    connection.as_super().get()
+}
+
 #[pymethods]
 impl LongConnection {
     // ---- messages
 
     /// Send one message.
     #[pyo3(signature = (data, *, timeout = Timeout::LeftOut))]
-    pub(super) fn send(&self, py: Python<'_>, data: &Bound<'_, PyAny>, timeout: Timeout) -> PyResult<()> {
-        self.push(py, data, &mut Deadline::Later(timeout))
+    pub(super) fn send(
+        slf: &Bound<'_, Self>,
+        py: Python<'_>,
+        data: &Bound<'_, PyAny>,
+        timeout: Timeout,
+    ) -> PyResult<()> {
+        base(slf).push(py, data, &mut Deadline::Later(timeout))
     }
 
     /// The same as `send`, by the socket's name.
     #[pyo3(signature = (data, *, timeout = Timeout::LeftOut))]
-    fn sendall(&self, py: Python<'_>, data: &Bound<'_, PyAny>, timeout: Timeout) -> PyResult<()> {
-        self.push(py, data, &mut Deadline::Later(timeout))
+    fn sendall(slf: &Bound<'_, Self>, py: Python<'_>, data: &Bound<'_, PyAny>, timeout: Timeout) -> PyResult<()> {
+        base(slf).push(py, data, &mut Deadline::Later(timeout))
     }
 
     /// Send each message of an iterable; how many it were.
     #[pyo3(signature = (messages, *, timeout = Timeout::LeftOut))]
-    fn send_many(&self, py: Python<'_>, messages: &Bound<'_, PyAny>, timeout: Timeout) -> PyResult<usize> {
+    fn send_many(
+        slf: &Bound<'_, Self>,
+        py: Python<'_>,
+        messages: &Bound<'_, PyAny>,
+        timeout: Timeout,
+    ) -> PyResult<usize> {
         let mut deadline = Deadline::Later(timeout);
         let mut count = 0;
         for message in messages.try_iter()? {
-            self.push(py, &message?, &mut deadline)?;
+            base(slf).push(py, &message?, &mut deadline)?;
             count += 1;
             if count % SIGNAL_CHECKS == 0 {
                 py.check_signals()?;
@@ -384,32 +522,35 @@ impl LongConnection {
     /// Receive one message.
     #[pyo3(signature = (*size, timeout = Timeout::LeftOut), text_signature = "($self, /, *size, timeout=...)")]
     fn recv<'py>(
-        &self,
+        slf: &Bound<'py, Self>,
         py: Python<'py>,
         size: &Bound<'py, pyo3::types::PyTuple>,
         timeout: Timeout,
     ) -> PyResult<Bound<'py, PyBytes>> {
-        match receive_size(&self.link, size)? {
-            None => self.recv_one(py, timeout),
+        match receive_size(&base(slf).link, size)? {
+            None => base(slf).recv_one(py, timeout),
             Some(size) => {
                 let take = |link: &Link| link.try_recv_some(size, |bytes| PyBytes::new(py, bytes));
-                self.told(py, self.take(py, timeout, take)?)
+                base(slf).told(py, base(slf).take(py, timeout, take)?)
             }
         }
     }
 
     /// Receive the messages that are there, at least one.
     #[pyo3(signature = (max_messages, *, timeout = Timeout::LeftOut))]
-    fn recv_many<'py>(&self, py: Python<'py>, max_messages: isize, timeout: Timeout) -> PyResult<Bound<'py, PyList>> {
-        let Some(most) = usize::try_from(max_messages).ok().filter(|most| *most > 0) else {
-            return Err(PyValueError::new_err(format!("max_messages={max_messages}: 1 or more")));
-        };
+    fn recv_many<'py>(
+        slf: &Bound<'py, Self>,
+        py: Python<'py>,
+        max_messages: isize,
+        timeout: Timeout,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let most = count_to_receive(max_messages)?;
         let mut messages = Vec::new();
-        match self
+        match base(slf)
             .take(py, timeout, |link| link.try_recv_many(most, |message| messages.push(PyBytes::new(py, message))))?
         {
-            Err(error) if is_told_as_empty(&self.link, &error) => {}
-            received => drop(received.map_err(|error| self.error(py, error))?),
+            Err(error) if is_told_as_empty(&base(slf).link, &error) => {}
+            received => drop(received.map_err(|error| base(slf).error(py, error))?),
         }
         PyList::new(py, messages)
     }
@@ -418,38 +559,84 @@ impl LongConnection {
         slf
     }
 
-    fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        self.receive(py, Timeout::LeftOut)?.map_err(|error| match &error {
-            LinkError::StreamEnded => PyStopIteration::new_err(()),
-            LinkError::Ended(ending) if is_normal(ending) => {
-                self.is_told.store(true, Ordering::Relaxed);
-                PyStopIteration::new_err(())
-            }
-            _ => self.error(py, error),
+    fn __next__<'py>(slf: &Bound<'py, Self>, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let this = base(slf);
+        this.receive(py, Timeout::LeftOut)?.map_err(|error| {
+            if this.ends_iteration(&error) { PyStopIteration::new_err(()) } else { this.error(py, error) }
         })
     }
 
     /// Wait until the peer's program took everything that was sent.
     #[pyo3(signature = (*, timeout = Timeout::LeftOut))]
-    fn flush(&self, py: Python<'_>, timeout: Timeout) -> PyResult<()> {
-        let deadline = self.deadline(timeout);
+    fn flush(slf: &Bound<'_, Self>, py: Python<'_>, timeout: Timeout) -> PyResult<()> {
+        let deadline = base(slf).deadline(timeout);
         // Once for a whole call, however many signals interrupt it.
-        let end = self.ask(py, Link::begin_flush)?;
-        self.wait(py, deadline, |link, deadline| link.wait_taken(end, deadline))
+        let end = base(slf).ask(py, Link::begin_flush)?;
+        base(slf).wait(py, deadline, |link, deadline| link.wait_taken(end, deadline))
     }
 
     /// The round trip of a beat that the peer answers at once.
     #[pyo3(signature = (*, timeout = Timeout::LeftOut))]
-    fn ping(&self, py: Python<'_>, timeout: Timeout) -> PyResult<f64> {
-        check_framed(&self.link, "ping()")?;
-        let deadline = self.deadline(timeout);
+    fn ping(slf: &Bound<'_, Self>, py: Python<'_>, timeout: Timeout) -> PyResult<f64> {
+        check_framed(&base(slf).link, "ping()")?;
+        let deadline = base(slf).deadline(timeout);
         // Once for a whole call, as in `flush`.
-        let ping = self.ask(py, Link::begin_ping)?;
-        Ok(self.wait(py, deadline, |link, deadline| link.wait_pong(ping, deadline))?.as_secs_f64())
+        let ping = base(slf).ask(py, Link::begin_ping)?;
+        Ok(base(slf).wait(py, deadline, |link, deadline| link.wait_pong(&mut { ping }, deadline))?.as_secs_f64())
     }
 
-    // ---- settings, and what is known
+    /// Wait for a state.
+    #[pyo3(signature = (state, *, timeout = Timeout::LeftOut))]
+    fn wait_for(slf: &Bound<'_, Self>, py: Python<'_>, state: &str, timeout: Timeout) -> PyResult<()> {
+        let wanted = state_to_wait_for(state)?;
+        base(slf).wait(py, base(slf).deadline(timeout), |link, deadline| link.wait_state(wanted, deadline))
+    }
 
+    /// Each change of state, as it comes.
+    fn events(slf: &Bound<'_, Self>) -> Events {
+        Events::of_link(slf.as_super().clone().unbind())
+    }
+
+    /// A descriptor that is readable while `recv` would not wait.
+    fn fileno(slf: &Bound<'_, Self>, py: Python<'_>) -> PyResult<RawFd> {
+        base(slf).ask(py, Link::notification)
+    }
+
+    /// Say goodbye, and wait until the peer took everything.
+    #[pyo3(signature = (code = 0, reason = "", *, timeout = Timeout::LeftOut))]
+    fn close(slf: &Bound<'_, Self>, py: Python<'_>, code: i64, reason: &str, timeout: Timeout) -> PyResult<()> {
+        let this = base(slf);
+        this.begin_close(py, code, reason, timeout)?;
+        let ending = this.wait_closed(py)?;
+        this.judge(py, ending)
+    }
+
+    fn __enter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    fn __exit__(
+        slf: &Bound<'_, Self>,
+        py: Python<'_>,
+        kind: &Bound<'_, PyAny>,
+        _error: &Bound<'_, PyAny>,
+        _traceback: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        if kind.is_none() {
+            return Self::close(slf, py, 0, "", Timeout::LeftOut);
+        }
+        let this = base(slf);
+        this.leave(py)?;
+        // The exception says more than what closing comes to.
+        match this.wait_closed(py) {
+            Err(error) if !error.is_instance_of::<PyException>(py) => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[pymethods]
+impl Connection {
     /// What calls wait for that don't say.
     #[pyo3(signature = (timeout, /))]
     fn settimeout(&self, timeout: Timeout) {
@@ -496,6 +683,12 @@ impl LongConnection {
         self.principal.as_ref().map(|principal| principal.clone_ref(py))
     }
 
+    /// What both sides agreed on; None without TLS, and while there is no connection.
+    #[getter]
+    fn tls<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        self.ask(py, Link::agreed)?.map(|agreed| tls::info(py, &agreed)).transpose()
+    }
+
     /// When its handshake was finished, as of `time.time()`.
     #[getter]
     fn opened_at(&self, py: Python<'_>) -> PyResult<Option<f64>> {
@@ -513,23 +706,6 @@ impl LongConnection {
     fn lost<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let Some(ending) = self.ask(py, Link::ending)? else { return Ok(None) };
         py.import("longconn.errors")?.getattr("Cause")?.call1((ending.cause.name(),)).map(Some)
-    }
-
-    /// Wait for a state.
-    #[pyo3(signature = (state, *, timeout = Timeout::LeftOut))]
-    fn wait_for(&self, py: Python<'_>, state: &str, timeout: Timeout) -> PyResult<()> {
-        // A connection is given out when it is open, so connecting is past.
-        let to_come = STATES.iter().filter(|(each, _)| *each != State::Connecting);
-        let Some((wanted, _)) = to_come.clone().find(|(_, name)| *name == state) else {
-            let names = to_come.map(|(_, name)| *name).collect::<Vec<_>>().join(", ");
-            return Err(PyValueError::new_err(format!("state={state:?}: one of {names}")));
-        };
-        self.wait(py, self.deadline(timeout), |link, deadline| link.wait_state(*wanted, deadline))
-    }
-
-    /// Each change of state, as it comes.
-    fn events(slf: &Bound<'_, Self>) -> Events {
-        Events::of_link(slf.clone().unbind())
     }
 
     /// What our beats say to the peer.
@@ -624,39 +800,7 @@ impl LongConnection {
         py.import("longconn.links")?.getattr("LinkStats")?.call((), Some(&fields))
     }
 
-    /// A descriptor that is readable while `recv` would not wait.
-    fn fileno(&self, py: Python<'_>) -> PyResult<RawFd> {
-        self.ask(py, Link::notification)
-    }
-
     // ---- the end
-
-    /// Say goodbye, and wait until the peer took everything.
-    #[pyo3(signature = (code = 0, reason = "", *, timeout = Timeout::LeftOut))]
-    fn close(&self, py: Python<'_>, code: i64, reason: &str, timeout: Timeout) -> PyResult<()> {
-        let close = close_frame(code, reason)?;
-        if code != 0 || !reason.is_empty() {
-            check_framed(&self.link, "close() with a code or a reason")?;
-        }
-        self.say_goodbye(py, close, timeout.or(Some(self.settled().unwrap_or(PATIENCE))))?;
-        match self.wait_closed(py)? {
-            Some(ending) if !self.is_told.swap(true, Ordering::Relaxed) && ending.untaken_bytes > 0 => {
-                if ending.cause != Cause::Closed || ending.by_peer {
-                    // That such a peer takes nothing more is no news behind the end of its stream.
-                    if self.ask(py, Link::knows_end)? {
-                        return Ok(());
-                    }
-                    return Err(self.error(py, LinkError::Ended(ending)));
-                }
-                let whose = if self.link.framing().is_none() { "program had not taken" } else { "kernel had not got" };
-                Err(PyTimeoutError::new_err(format!(
-                    "closed, but the peer's {whose} {} bytes in time",
-                    ending.untaken_bytes
-                )))
-            }
-            _ => Ok(()),
-        }
-    }
 
     /// As a socket's: the end of sending, which here is a goodbye that doesn't wait.
     #[pyo3(signature = (how, /))]
@@ -674,32 +818,10 @@ impl LongConnection {
         }
     }
 
-    fn __enter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
-        slf
-    }
-
-    fn __exit__(
-        &self,
-        py: Python<'_>,
-        kind: &Bound<'_, PyAny>,
-        _error: &Bound<'_, PyAny>,
-        _traceback: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        if kind.is_none() {
-            return self.close(py, 0, "", Timeout::LeftOut);
-        }
-        // The exception says more than what closing comes to.
-        let grace = self.settled().unwrap_or(PATIENCE).min(HASTE);
-        self.say_goodbye(py, Close::new(CloseCode::GOING_AWAY, ""), Some(grace))?;
-        match self.wait_closed(py) {
-            Err(error) if !error.is_instance_of::<PyException>(py) => Err(error),
-            _ => Ok(()),
-        }
-    }
-
     /// A principal may well know its connection.
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.principal)
+        visit.call(&self.principal)?;
+        visit.call(&self.hub)
     }
 
     fn __eq__(&self, other: &Self) -> bool {
@@ -720,7 +842,12 @@ impl LongConnection {
             Some(ending) if ending.cause != Cause::Closed => format!(": {}", ending.cause.name()),
             _ => String::new(),
         };
-        format!("<longconn.LongConnection {ours} -> {theirs}, {state}{why}>")
+        format!("<{} {ours} -> {theirs}, {state}{why}>", self.class_name())
+    }
+
+    /// For notebooks.
+    fn _repr_html_(slf: Bound<'_, Self>) -> PyResult<Bound<'_, PyAny>> {
+        slf.py().import("longconn.pictures")?.getattr("connection")?.call1((slf,))
     }
 }
 
@@ -733,7 +860,7 @@ pub(super) fn pair(address: std::net::SocketAddr) -> (String, u16) {
 }
 
 /// As a socket that nobody has closed: it is said, and done.
-impl Drop for LongConnection {
+impl Drop for Connection {
     fn drop(&mut self) {
         if !self.is_owner.load(Ordering::Relaxed) {
             return;
@@ -749,7 +876,7 @@ impl Drop for LongConnection {
             }
             let pending = PyErr::take(py);
             let (ours, theirs) = (self.link.local_address(), self.link.peer_address());
-            let text = std::ffi::CString::new(format!("unclosed <longconn.LongConnection {ours} -> {theirs}>"));
+            let text = std::ffi::CString::new(format!("unclosed <{} {ours} -> {theirs}>", self.class_name()));
             let warned = text.map_or(Ok(()), |text| PyErr::warn(py, &py.get_type::<PyResourceWarning>(), &text, 1));
             if let Err(error) = warned {
                 error.write_unraisable(py, None);
@@ -763,7 +890,8 @@ impl Drop for LongConnection {
     }
 }
 
-/// Makes a link of a connected TCP socket, which it takes over, and waits for the handshake.
+/// Makes a link of a connected TCP socket, which it takes over, and waits for the handshake: at once, or where there is a hub
+/// by what it returns, to be awaited.
 #[pyfunction]
 #[allow(clippy::too_many_arguments, reason = "one for each of connect's")]
 #[pyo3(signature = (
@@ -776,7 +904,10 @@ impl Drop for LongConnection {
     timeout,
     on_event,
     coming_back,
-    raises_when_full
+    raises_when_full,
+    tls,
+    handshaken,
+    hub = None
 ))]
 pub(super) fn open_link(
     py: Python<'_>,
@@ -789,7 +920,10 @@ pub(super) fn open_link(
     on_event: Option<Py<PyAny>>,
     coming_back: Option<ComingBack>,
     raises_when_full: bool,
-) -> PyResult<LongConnection> {
+    tls: Option<Py<ClientSettings>>,
+    handshaken: Option<Py<Handshaken>>,
+    hub: Option<Py<Hub>>,
+) -> PyResult<Py<PyAny>> {
     let socket = take_over(fd)?;
     let deadline = timeout.deadline(None);
     // The caller's deadline comes first, or the time is nobody's to choose but the peer's.
@@ -800,10 +934,12 @@ pub(super) fn open_link(
         config.give_up_after = give_up_after.map(seconds).transpose()?;
     }
     let introduction = Introduction { client_id, token, will_resume: coming_back.is_some() };
-    let coming_back = coming_back.map(reconnect).transpose()?;
+    let tls = tls.map(|settings| settings.get().0.clone());
+    let coming_back = coming_back.map(|how| reconnect(how, tls)).transpose()?;
+    let secured = handshaken.and_then(|handshaken| handshaken.get().take());
     let link = py
         .detach(|| {
-            let link = Link::client(socket, Arc::new(config), introduction)?;
+            let link = Link::client(socket, secured, Arc::new(config), introduction)?;
             if let Some(coming_back) = coming_back {
                 link.set_reconnect(coming_back)?;
             }
@@ -811,27 +947,52 @@ pub(super) fn open_link(
         })
         .map_err(|error: LinkError| super::errors::listener_error(py, error))?;
     pulse::begin();
-    observe(py, &link, on_event).map_err(|error| link_error(py, error, &link, false))?;
-    let give_up = || {
-        let _ = py.detach(|| link.close(Close::new(CloseCode::NORMAL, ""), Duration::ZERO));
-    };
-    match wait_for(py, &link, deadline, Link::wait_open) {
-        Ok(Ok(_)) => Ok(LongConnection::new(link, true, None, raises_when_full)),
-        Ok(Err(LinkError::Ended(ending))) => Err(ended(py, &ending, &link, false).unwrap_or_else(|error| error)),
-        Ok(Err(LinkError::TimedOut)) => {
-            give_up();
-            let peer = link.peer_address();
-            Err(PyTimeoutError::new_err(format!(
-                "{peer} accepted the connection and did not finish the handshake in time"
-            )))
+    let mut opening = Opening { link, raises_when_full, is_over: false };
+    observe(py, &opening.link, on_event).map_err(|error| link_error(py, error, &opening.link, false))?;
+    if let Some(hub) = hub {
+        return Waiting::of(py, &hub, Box::new(Handshake { opening, hub: hub.clone_ref(py) }), timeout.or(None));
+    }
+    let opened = wait_for(py, &opening.link, deadline, |link, deadline| link.wait_open(deadline))?;
+    Ok(opening.settle(py, opened, None)?.into_any())
+}
+
+/// A connection whose handshake is under way; it goes with who waits for it.
+pub(super) struct Opening {
+    pub(super) link: Arc<Link>,
+    raises_when_full: bool,
+    is_over: bool,
+}
+
+impl Opening {
+    /// What came of waiting for it.
+    pub(super) fn settle(
+        &mut self,
+        py: Python<'_>,
+        opened: Result<(), LinkError>,
+        hub: Option<Py<Hub>>,
+    ) -> PyResult<Py<Connection>> {
+        self.is_over = matches!(opened, Ok(()) | Err(LinkError::Ended(_)));
+        match opened {
+            Ok(()) => {
+                let manner = Manner { raises_when_full: self.raises_when_full, hub, ..Manner::default() };
+                Connection::make(py, self.link.clone(), true, manner)
+            }
+            Err(LinkError::Ended(ending)) => Err(ended(py, &ending, &self.link, false).unwrap_or_else(|error| error)),
+            Err(LinkError::TimedOut) => Err(PyTimeoutError::new_err(format!(
+                "{} accepted the connection and did not finish the handshake in time",
+                self.link.peer_address()
+            ))),
+            Err(error) => Err(link_error(py, error, &self.link, false)),
         }
-        Ok(Err(error)) => {
-            give_up();
-            Err(link_error(py, error, &link, false))
-        }
-        Err(error) => {
-            give_up();
-            Err(error)
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        if !self.is_over {
+            Python::try_attach(|py| {
+                let _ = py.detach(|| self.link.close(Close::new(CloseCode::NORMAL, ""), Duration::ZERO));
+            });
         }
     }
 }

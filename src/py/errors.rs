@@ -82,7 +82,7 @@ pub(super) fn buffer_full(py: Python<'_>, link: &Link) -> PyErr {
     made.map_or_else(|error| error, PyErr::from_value)
 }
 
-fn error_class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+pub(super) fn error_class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
     py.import("longconn.errors")?.getattr(name)
 }
 

@@ -8,17 +8,17 @@ use pyo3::exceptions::PyStopIteration;
 use pyo3::prelude::*;
 
 use super::callback::call;
-use super::connection::{LongConnection, state_name};
+use super::connection::{Connection, state_name};
 use super::errors::{ended, link_error, listener_error, parted};
 use super::server::{Door, Server, wait_for_listener};
 use crate::engine::link::{Link, LinkError, Occurrence, What};
 use crate::engine::listener::MAX_OCCURRENCES;
 use crate::engine::sync::lock;
-use crate::engine::{clock, notices};
+use crate::engine::{clock, notices, tally};
 use crate::proto::connection::State;
 
 enum Source {
-    Link(Py<LongConnection>),
+    Link(Py<Connection>),
     Server(Py<Server>),
 }
 
@@ -29,7 +29,7 @@ pub(super) struct Events {
 }
 
 impl Events {
-    pub(super) fn of_link(connection: Py<LongConnection>) -> Self {
+    pub(super) fn of_link(connection: Py<Connection>) -> Self {
         Self { source: Source::Link(connection) }
     }
 
@@ -48,7 +48,7 @@ impl Events {
         match &self.source {
             Source::Link(connection) => {
                 let link = &connection.get().link;
-                match super::connection::wait_for(py, link, None, Link::next_occurrence)? {
+                match super::connection::wait_for(py, link, None, |link, deadline| link.next_occurrence(deadline))? {
                     Ok(occurrence) => event(py, link, &occurrence),
                     Err(LinkError::Ended(_)) => Err(PyStopIteration::new_err(())),
                     Err(error) => Err(link_error(py, error, link, true)),
@@ -129,7 +129,7 @@ pub(super) fn time_of(py: Python<'_>, at: Instant) -> PyResult<f64> {
     Ok(py.import("time")?.call_method0("time")?.extract::<f64>()? - ago)
 }
 
-fn event<'py>(py: Python<'py>, link: &Arc<Link>, occurrence: &Occurrence) -> PyResult<Bound<'py, PyAny>> {
+pub(super) fn event<'py>(py: Python<'py>, link: &Arc<Link>, occurrence: &Occurrence) -> PyResult<Bound<'py, PyAny>> {
     let time = time_of(py, occurrence.at.instant())?;
     let mut replayed = None;
     let (state, error) = match &occurrence.what {
@@ -154,4 +154,10 @@ fn event<'py>(py: Python<'py>, link: &Arc<Link>, occurrence: &Occurrence) -> PyR
         None => (None, None),
     };
     links.getattr("Event")?.call1((time, state_name(state), cause, error, replayed, is_fresh))
+}
+
+/// How many links of this process have ended, by cause.
+#[pyfunction]
+pub(super) fn ended_links() -> std::collections::HashMap<&'static str, u64> {
+    tally::ended().map(|(cause, count)| (cause.name(), count)).collect()
 }

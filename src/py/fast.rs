@@ -208,6 +208,9 @@ unsafe fn try_send(slf: Object, arguments: &[Object]) -> Outcome<io::Result<usiz
         }
         let Some(base) = ready_base(Python::assume_attached()) else { return Outcome::Unusual };
         let Some((fd, timeout)) = look(base, slf) else { return Outcome::Unusual };
+        if timeout < 0.0 && !sys::HEEDS_DONTWAIT {
+            return Outcome::Unusual;
+        }
         let bytes = std::slice::from_raw_parts(ffi::PyBytes_AsString(data).cast::<u8>(), size);
         match sys::transmit(fd, bytes, libc::MSG_DONTWAIT) {
             // a blocking send sends all

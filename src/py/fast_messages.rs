@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple};
 
-use super::connection::{CARRIED_BYTES, LongConnection};
+use super::connection::{CARRIED_BYTES, Connection, LongConnection};
 use super::fast::{Definition, Object, detached, panicked, slice};
 use super::timeout::Timeout;
 use crate::engine::link::{Attempt, LinkError};
@@ -40,7 +40,7 @@ unsafe extern "C" fn send(slf: Object, arguments: *const Object, count: ffi::Py_
             [data] => {
                 let py = this.py();
                 let data = Bound::from_borrowed_ptr(py, data);
-                Some(this.get().send(py, &data, timeout).map(|()| py.None().into_bound(py)))
+                Some(LongConnection::send(this, py, &data, timeout).map(|()| py.None().into_bound(py)))
             }
             _ => None,
         })
@@ -77,15 +77,15 @@ unsafe extern "C" fn recv(slf: Object, arguments: *const Object, count: ffi::Py_
             if was_interrupted && let Err(error) = py.check_signals() {
                 return Some(Err(error));
             }
-            arguments.is_empty().then(|| this.get().recv_one(py, timeout).map(Bound::into_any))
+            arguments.is_empty().then(|| this.as_super().get().recv_one(py, timeout).map(Bound::into_any))
         })
     }
 }
 
 /// What `slf` is.
-unsafe fn connection(slf: &Object) -> &LongConnection {
+unsafe fn connection(slf: &Object) -> &Connection {
     // SAFETY: called as a method, hence attached; the caller's reference lasts as long as the call.
-    unsafe { Borrowed::from_ptr(Python::assume_attached(), *slf).cast_unchecked::<LongConnection>().get() }
+    unsafe { Borrowed::from_ptr(Python::assume_attached(), *slf).cast_unchecked::<Connection>().get() }
 }
 
 /// A panic must not cross into C: `None`, and the general way meets the same.

@@ -1,5 +1,6 @@
 //! The Python module: converts, detaches, converts. Decisions are made further in.
 
+mod aio;
 mod buffer;
 mod callback;
 mod connection;
@@ -8,9 +9,11 @@ mod errors;
 mod events;
 mod fast;
 mod fast_messages;
+mod fault;
 mod fork;
 mod free_threading;
 mod guard;
+mod hub;
 mod keepalive;
 mod notices;
 mod plain;
@@ -19,6 +22,8 @@ mod server;
 mod socket;
 mod tcp_info;
 mod timeout;
+mod tls;
+mod waiting;
 
 use pyo3::exceptions::PyImportError;
 use pyo3::ffi;
@@ -32,17 +37,23 @@ mod _longconn {
     use crate::net::sys;
 
     #[pymodule_export]
-    use super::connection::{LongConnection, open_link};
+    use super::aio::{AsyncEvents, AsyncMessages, Visitor};
     #[pymodule_export]
-    use super::dial::dial;
+    use super::connection::{Connection, LongConnection, open_link};
     #[pymodule_export]
-    use super::events::Events;
+    use super::dial::{dial, dial_async};
+    #[pymodule_export]
+    use super::events::{Events, ended_links};
     #[pymodule_export]
     use super::fast::add_fast_methods;
+    #[pymodule_export]
+    use super::fault::Proxy;
     #[pymodule_export]
     use super::fork::{after_in_child, after_in_parent, before_fork, register_at_fork, shut_down};
     #[pymodule_export]
     use super::guard::{Watch, has_rto_max, pretend_no_rto_max, rto_max_for, watch};
+    #[pymodule_export]
+    use super::hub::{Hub, Ticket};
     #[pymodule_export]
     use super::keepalive::{apply_keepalive, keepalive_of, socket_kind};
     #[pymodule_export]
@@ -54,7 +65,11 @@ mod _longconn {
     #[pymodule_export]
     use super::socket::SocketMixin;
     #[pymodule_export]
-    use super::tcp_info::{TcpInfo, tcp_info};
+    use super::tcp_info::{TcpInfo, copy_descriptor, tcp_info};
+    #[pymodule_export]
+    use super::tls::{ClientSettings, Handshaken, ServerSettings, client_tls, server_tls};
+    #[pymodule_export]
+    use super::waiting::Waiting;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -62,6 +77,8 @@ mod _longconn {
         super::free_threading::prepare(module.py())?;
         super::notices::collect();
         super::fast_messages::add_message_methods(module.py())?;
+        // Its name is longconn.aio's.
+        module.add("AsyncConnection", module.py().get_type::<super::aio::AsyncConnection>())?;
         module.add("PLATFORM", sys::PLATFORM)?;
         module.add("KEEPALIVE_SECONDS", sys::KEEPALIVE_SECONDS)?;
         module.add("KEEPALIVE_COUNT", sys::KEEPALIVE_COUNT)?;

@@ -7,12 +7,14 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
-use super::connection::{LongConnection, state_name};
+use super::connection::{Connection, Manner, state_name};
 use super::errors::{os_error, seconds};
 use super::events::observe;
+use super::hub::Hub;
 use super::keepalive::take_over;
 use super::pulse;
 use super::tcp_info::TcpInfo;
+use super::tls::Handshaken;
 use crate::engine::link::{Link, LinkError};
 use crate::engine::plain::PlainPeers;
 use crate::net::keepalive::Keepalive;
@@ -74,19 +76,23 @@ fn framing_of((kind, is_crlf, size, is_little, counts_itself): &FramingSettings)
 
 /// Makes a link of a connected TCP socket, which it takes over.
 #[pyfunction]
-#[pyo3(signature = (fd, *, settings, on_event, raises_when_full))]
+#[pyo3(signature = (fd, *, handshaken, settings, on_event, raises_when_full, hub = None))]
 pub(super) fn open_plain_link(
     py: Python<'_>,
     fd: RawFd,
+    handshaken: Option<Py<Handshaken>>,
     settings: Settings,
     on_event: Option<Py<PyAny>>,
     raises_when_full: bool,
-) -> PyResult<LongConnection> {
+    hub: Option<Py<Hub>>,
+) -> PyResult<Py<Connection>> {
     let socket = take_over(fd)?;
     let peers = plain_peers(settings)?;
-    let link = py.detach(|| Link::plain(socket, &peers)).map_err(|error| os_error(&error))?;
+    let secured = handshaken.and_then(|handshaken| handshaken.get().take());
+    let link = py.detach(|| Link::plain(socket, secured, &peers)).map_err(|error| os_error(&error))?;
     pulse::begin();
-    let connection = LongConnection::new(link.clone(), true, None, raises_when_full);
+    let manner = Manner { raises_when_full, hub, ..Manner::default() };
+    let connection = Connection::make(py, link.clone(), true, manner)?;
     observe(py, &link, on_event).map_err(|error| super::errors::link_error(py, error, &link, true))?;
     Ok(connection)
 }

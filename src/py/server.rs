@@ -7,19 +7,23 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use pyo3::exceptions::{PyPermissionError, PyRuntimeError, PyStopIteration};
+use pyo3::exceptions::{PyPermissionError, PyRuntimeError, PyStopIteration, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyBytes, PyDict};
+use pyo3::types::{PyBool, PyBytes, PyDict, PyTuple};
+use pyo3::{PyTraverseError, PyVisit};
 
+use super::aio::{AsyncEvents, AsyncMessages};
 use super::buffer::Buffer;
 use super::callback::call;
-use super::connection::{LongConnection, Rhythm, close_frame, config, pair};
+use super::connection::{Connection, Manner, Rhythm, close_frame, config, pair};
 use super::errors::{listener_error, os_error, seconds};
 use super::events::{Callback, Events, tell_of};
+use super::hub::Hub;
 use super::keepalive::take_over;
 use super::plain::{Settings, plain_peers};
 use super::pulse;
 use super::timeout::Timeout;
+use super::tls::{ServerSettings, identity};
 use crate::engine::link::{Attempt, Link, LinkError};
 use crate::engine::listener::{Client, Listener, ListenerConfig};
 use crate::engine::notices;
@@ -77,8 +81,12 @@ pub(super) struct Door {
     principals: Mutex<Kept<PyAny>>,
     mode: AtomicU8,
     raises_when_full: bool,
+    /// Clients show certificates, and `authenticate` is told whose.
+    identifies: bool,
     /// Connections that were shown, unless they are accepted: the same object each time.
-    shown: Mutex<Kept<LongConnection>>,
+    shown: Mutex<Kept<Connection>>,
+    /// Of the event loop that the server belongs to, and its connections.
+    pub(super) hub: Option<Py<Hub>>,
 }
 
 impl Door {
@@ -86,13 +94,22 @@ impl Door {
         lock(&self.principals).find(py, link)
     }
 
+    /// A new object for a link.
+    pub(super) fn make(&self, py: Python<'_>, link: Arc<Link>, is_owner: bool) -> PyResult<Py<Connection>> {
+        let manner = Manner {
+            principal: self.principal(py, &link),
+            raises_when_full: self.raises_when_full,
+            hub: self.hub.as_ref().map(|hub| hub.clone_ref(py)),
+        };
+        Connection::make(py, link, is_owner, manner)
+    }
+
     /// The object for a link that the server owns.
-    pub(super) fn show(&self, py: Python<'_>, link: Arc<Link>) -> PyResult<Py<LongConnection>> {
+    pub(super) fn show(&self, py: Python<'_>, link: Arc<Link>) -> PyResult<Py<Connection>> {
         if let Some(connection) = lock(&self.shown).find(py, &link) {
             return Ok(connection);
         }
-        let principal = self.principal(py, &link);
-        let connection = Py::new(py, LongConnection::new(link.clone(), false, principal, self.raises_when_full))?;
+        let connection = self.make(py, link.clone(), false)?;
         if self.mode.load(Ordering::Relaxed) == LISTS_MESSAGES {
             let gone = lock(&self.shown).keep(&link, connection.clone_ref(py));
             drop(gone);
@@ -148,8 +165,23 @@ impl Server {
         }
     }
 
+    /// Of the event loop that it belongs to.
+    pub(super) fn hub(&self) -> PyResult<&Py<Hub>> {
+        self.door.hub.as_ref().ok_or_else(|| PyRuntimeError::new_err("this server belongs to no event loop"))
+    }
+
+    /// It is closed. What may lead back to the server goes, for nobody is left to be told of.
+    pub(super) fn let_go(&self) {
+        let authenticate = lock(&self.door.authenticate).take();
+        drop(authenticate);
+        let on_event = lock(&self.door.on_event).take();
+        drop(on_event);
+        let shown = mem::take(&mut *lock(&self.door.shown));
+        drop(shown);
+    }
+
     /// The next message of the batch, which is filled anew if there is none. Nothing of Python's runs under the lock.
-    fn next_in_batch(&self, py: Python<'_>) -> Result<Option<Message>, LinkError> {
+    pub(super) fn next_in_batch(&self, py: Python<'_>) -> Result<Option<Message>, LinkError> {
         let mut batch = lock(&self.batch);
         if batch.waiting.is_empty() {
             let waiting = &mut batch.waiting;
@@ -170,7 +202,7 @@ impl Server {
     }
 
     /// Before it waits, everything that was handed out is told.
-    fn confirm_rest(&self, py: Python<'_>) {
+    pub(super) fn confirm_rest(&self, py: Python<'_>) {
         let unconfirmed = mem::take(&mut lock(&self.batch).unconfirmed);
         if !unconfirmed.is_empty() {
             py.detach(|| {
@@ -190,12 +222,13 @@ impl Server {
         pair(self.listener.address())
     }
 
-    fn accept(&self, py: Python<'_>, timeout: Timeout) -> PyResult<LongConnection> {
+    fn accept(&self, py: Python<'_>, timeout: Timeout) -> PyResult<Py<Connection>> {
         self.begin(ACCEPTS)?;
-        let link = wait_for_listener(py, &self.listener, timeout.deadline(None), Listener::accept)?
-            .map_err(|error| listener_error(py, error))?;
-        let principal = self.door.principal(py, &link);
-        Ok(LongConnection::new(link, true, principal, self.door.raises_when_full))
+        let link = wait_for_listener(py, &self.listener, timeout.deadline(None), |listener, deadline| {
+            listener.accept(deadline)
+        })?
+        .map_err(|error| listener_error(py, error))?;
+        self.door.make(py, link, true)
     }
 
     fn messages(slf: Bound<'_, Self>, timeout: Timeout) -> PyResult<Messages> {
@@ -209,7 +242,7 @@ impl Server {
         Events::of_server(slf.unbind())
     }
 
-    fn connections(&self, py: Python<'_>) -> PyResult<Vec<Py<LongConnection>>> {
+    fn connections(&self, py: Python<'_>) -> PyResult<Vec<Py<Connection>>> {
         let links = py.detach(|| self.listener.connections()).map_err(|error| listener_error(py, error))?;
         links.into_iter().map(|link| self.door.show(py, link)).collect()
     }
@@ -237,6 +270,7 @@ impl Server {
         fields.set_item("refused_too_many", counts.too_many)?;
         fields.set_item("refused_unauthorized", counts.refused)?;
         fields.set_item("failed_handshakes", counts.failed)?;
+        fields.set_item("failed_tls", counts.failed_tls)?;
         fields.set_item("crowded_out", counts.crowded_out)?;
         fields.set_item("out_of_resources", counts.starved)?;
         fields.set_item("events_dropped", counts.occurrences_dropped)?;
@@ -248,7 +282,61 @@ impl Server {
         Ok(fields)
     }
 
+    fn reload_tls(&self, py: Python<'_>, settings: Py<ServerSettings>) -> PyResult<()> {
+        let settings = &settings.get().0;
+        if !self.listener.is_secured() {
+            return Err(PyValueError::new_err("reload_tls(): the server began without TLS"));
+        }
+        if settings.knows_clients != self.door.identifies {
+            return Err(PyValueError::new_err(
+                "client_ca: whether clients are asked for certificates stays as it was when the server began",
+            ));
+        }
+        self.listener.set_tls(settings.clone()).map_err(|error| listener_error(py, error))
+    }
+
     fn close(
+        &self,
+        py: Python<'_>,
+        drain: f64,
+        code: i64,
+        reason: &str,
+        retry_after: f64,
+        come_back_to: &str,
+    ) -> PyResult<()> {
+        self.begin_close(py, drain, code, reason, retry_after, come_back_to)?;
+        match wait_for_listener(py, &self.listener, None, |listener, deadline| listener.wait_closed(deadline))? {
+            // In a forked child its descriptor is closed already.
+            Ok(()) | Err(LinkError::Forked) => {}
+            Err(error) => return Err(listener_error(py, error)),
+        }
+        self.let_go();
+        Ok(())
+    }
+
+    // ---- in an event loop
+
+    fn accept_async(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
+        slf.get().begin(ACCEPTS)?;
+        super::aio::accept(slf)
+    }
+
+    fn messages_async(slf: Bound<'_, Self>) -> PyResult<AsyncMessages> {
+        let server = slf.get();
+        server.begin(LISTS_MESSAGES)?;
+        slf.py().detach(|| server.listener.list_messages()).map_err(|error| listener_error(slf.py(), error))?;
+        Ok(super::aio::messages(slf))
+    }
+
+    fn events_async(slf: Bound<'_, Self>) -> AsyncEvents {
+        super::aio::events(slf)
+    }
+
+    fn next_client(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
+        super::aio::next_client(slf)
+    }
+
+    fn begin_close(
         &self,
         py: Python<'_>,
         drain: f64,
@@ -260,28 +348,24 @@ impl Server {
         let close = close_frame(code, reason)?.coming_back(seconds(retry_after)?, come_back_to);
         let drain = seconds(drain)?;
         match py.detach(|| self.listener.close(&close, drain)) {
-            Ok(()) => {
-                wait_for_listener(py, &self.listener, None, Listener::wait_closed)?
-                    .map_err(|error| listener_error(py, error))?;
-            }
             // In a forked child its descriptor is closed already.
-            Err(LinkError::Forked) => {}
-            Err(error) => return Err(listener_error(py, error)),
+            Ok(()) | Err(LinkError::Forked) => Ok(()),
+            Err(error) => Err(listener_error(py, error)),
         }
-        // They may lead back to the server, and nobody is left to be told of.
-        let authenticate = lock(&self.door.authenticate).take();
-        drop(authenticate);
-        let on_event = lock(&self.door.on_event).take();
-        drop(on_event);
-        let shown = mem::take(&mut *lock(&self.door.shown));
-        drop(shown);
-        Ok(())
+    }
+
+    fn wait_closed(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
+        super::aio::wait_closed(slf)
     }
 
     /// Without waiting, for an object that goes.
     fn abandon(&self, py: Python<'_>) {
         let close = Close::new(CloseCode::GOING_AWAY, "the server is closing");
         let _ = py.detach(|| self.listener.close(&close, Duration::ZERO));
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.door.hub)
     }
 }
 
@@ -298,7 +382,7 @@ impl Messages {
         slf
     }
 
-    fn __next__(&self, py: Python<'_>) -> PyResult<(Py<LongConnection>, Py<PyBytes>)> {
+    fn __next__(&self, py: Python<'_>) -> PyResult<(Py<Connection>, Py<PyBytes>)> {
         let server = self.server.get();
         let mut deadline = None;
         loop {
@@ -307,7 +391,9 @@ impl Messages {
             }
             server.confirm_rest(py);
             let deadline = *deadline.get_or_insert_with(|| self.timeout.deadline(None));
-            match wait_for_listener(py, &server.listener, deadline, Listener::wait_messages)? {
+            match wait_for_listener(py, &server.listener, deadline, |listener, deadline| {
+                listener.wait_messages(deadline)
+            })? {
                 Ok(()) => {}
                 Err(LinkError::Closed) => return Err(PyStopIteration::new_err(())),
                 Err(error) => return Err(listener_error(py, error)),
@@ -333,7 +419,10 @@ impl Messages {
     retention,
     max_waiting,
     max_waiting_bytes,
-    raises_when_full
+    raises_when_full,
+    tls,
+    hub = None,
+    decides_in_loop = false
 ))]
 #[allow(clippy::too_many_arguments, reason = "one for each of LongServer's")]
 pub(super) fn listen(
@@ -352,28 +441,35 @@ pub(super) fn listen(
     max_waiting: usize,
     max_waiting_bytes: usize,
     raises_when_full: bool,
+    tls: Option<Py<ServerSettings>>,
+    hub: Option<Py<Hub>>,
+    decides_in_loop: bool,
 ) -> PyResult<Server> {
     let socket = take_over(fd)?;
-    let asks = authenticate.is_some();
+    let is_called = authenticate.is_some();
+    let tls = tls.map(|settings| settings.get().0.clone());
+    let identifies = tls.as_ref().is_some_and(|settings| settings.knows_clients);
     let config = ListenerConfig {
+        tls,
         link: Arc::new(config(heartbeat, largest_message_bytes, seconds(handshake_timeout)?)?),
         plain: plain.map(plain_peers).transpose()?.map(Arc::new),
         max_connections,
         max_per_address: max_connections_per_address,
         max_handshakes,
-        asks,
+        asks: is_called || decides_in_loop,
         retention: seconds(retention)?,
         max_waiting,
         max_waiting_bytes,
     };
     let is_told = on_event.is_some();
     let on_event = Mutex::new(on_event.map(Arc::new));
-    let door = Arc::new(Door { authenticate: Mutex::new(authenticate), on_event, raises_when_full, ..Door::default() });
+    let authenticate = Mutex::new(authenticate);
+    let door = Arc::new(Door { authenticate, on_event, raises_when_full, identifies, hub, ..Door::default() });
     let keeper = door.clone();
     let listener = py
         .detach(|| {
             let listener = Listener::new(socket, config)?;
-            if asks {
+            if is_called {
                 let this = Arc::downgrade(&listener);
                 listener.tell_of_clients(Arc::new(move || {
                     let (this, keeper) = (this.clone(), keeper.clone());
@@ -399,25 +495,49 @@ fn receive_client(listener: &Weak<Listener>, door: &Door) {
     // None: the interpreter is going, and the client with it.
     let decision = Python::try_attach(|py| ask(py, &client, door));
     // It may have gone away while the program thought about it.
+    if let Some(decision) = decision {
+        carry_out(client, decision);
+    }
+}
+
+/// It may have gone away while the program thought about it. Detached from Python.
+pub(super) fn carry_out(client: Client, decision: Decision) {
     let _ = match decision {
-        Some(Ok(true)) => client.accept(),
-        Some(Ok(false)) => client.refuse_stale(),
-        Some(Err(reason)) => client.refuse(Close::new(CloseCode::UNAUTHORIZED, &reason)),
-        None => return,
+        Ok(true) => client.accept(),
+        Ok(false) => client.refuse_stale(),
+        Err(reason) => client.refuse(Close::new(CloseCode::UNAUTHORIZED, &reason)),
     };
 }
 
-/// False: it may come in, and not to the session that it names, which is somebody else's.
-fn ask(py: Python<'_>, client: &Client, door: &Door) -> Result<bool, String> {
+/// False: it may come in, and not to the session that it names, which is somebody else's. Or why it isn't to.
+type Decision = Result<bool, String>;
+
+/// What `authenticate` is called with.
+pub(super) fn introduction<'py>(py: Python<'py>, client: &Client, door: &Door) -> PyResult<Bound<'py, PyTuple>> {
+    let token = PyBytes::new(py, &client.hello.token);
+    let (client_id, address) = (client.hello.client_id.as_str(), pair(client.link().peer_address()));
+    if !door.identifies {
+        return (client_id, token, address).into_pyobject(py);
+    }
+    // It may have gone meanwhile, and then nobody needs an answer.
+    let certificate = client.link().agreed().ok().flatten().and_then(|agreed| agreed.certificate);
+    let certificate = certificate.ok_or_else(|| PyPermissionError::new_err("it has shown no certificate"))?;
+    (client_id, token, address, identity(py, &certificate)?).into_pyobject(py)
+}
+
+fn ask(py: Python<'_>, client: &Client, door: &Door) -> Decision {
     let function = lock(&door.authenticate).as_ref().map(|function| function.clone_ref(py));
     let Some(function) = function else { return Err("the server is closing".into()) };
-    let token = PyBytes::new(py, &client.hello.token);
-    let address = pair(client.link().peer_address());
+    judge(py, client, door, introduction(py, client, door).and_then(|told| call(function.bind(py), told)))
+}
+
+/// What the program's answer means.
+pub(super) fn judge(py: Python<'_>, client: &Client, door: &Door, answer: PyResult<Bound<'_, PyAny>>) -> Decision {
     let undecided = |error: PyErr| {
-        error.write_unraisable(py, Some(function.bind(py)));
+        error.write_unraisable(py, lock(&door.authenticate).as_ref().map(|function| function.bind(py)));
         String::from("the server could not decide")
     };
-    let principal = match call(function.bind(py), (client.hello.client_id.as_str(), token, address)) {
+    let principal = match answer {
         Ok(principal) if principal.is_none() => return Err("not authorized".into()),
         Ok(principal) => match principal.cast::<PyBool>() {
             Ok(answer) if answer.is_true() => None,

@@ -350,7 +350,7 @@ impl<'a, 'py> Call<'a, 'py> {
             return self.until_done(Way::Out, deadline, held, || sys::transmit(fd, data, flags));
         }
         let mut sent = 0;
-        if held {
+        if held && sys::HEEDS_DONTWAIT {
             match sys::transmit(fd, data, libc::MSG_DONTWAIT) {
                 Ok(all) if all == data.len() => return Ok(all),
                 Ok(some) => sent = some,

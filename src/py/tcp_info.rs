@@ -1,6 +1,6 @@
 //! TCP_INFO for people: units in the names.
 
-use std::os::fd::RawFd;
+use std::os::fd::{IntoRawFd, RawFd};
 
 use pyo3::prelude::*;
 
@@ -89,4 +89,10 @@ impl TcpInfo {
 pub(super) fn tcp_info(fd: RawFd) -> PyResult<TcpInfo> {
     borrow(fd)?;
     sys::tcp_info(fd).map(|(info, _)| TcpInfo::new(&info)).map_err(|e| os_error(&e))
+}
+
+/// A descriptor of another process, as one of ours, to be closed soon: while it is open, the other's `close` sends no FIN.
+#[pyfunction]
+pub(super) fn copy_descriptor(pid: i32, fd: RawFd) -> PyResult<RawFd> {
+    sys::copy_descriptor(pid, fd).map(IntoRawFd::into_raw_fd).map_err(|e| os_error(&e))
 }

@@ -24,7 +24,7 @@ from typing import Any
 import cases
 import link_cases
 import session_cases
-from lab import Lab, enter_unprivileged
+from longconn.testing.network import Lab, enter_unprivileged
 from stage import Stage
 
 CASES: dict[str, Any] = cases.CASES | link_cases.CASES | session_cases.CASES

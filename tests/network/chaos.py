@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import session_programs as programs
-from lab import HOSTS, LabError
+from longconn.testing.network import HOSTS, LabError
 from session_programs import Counters, Talk
 from stage import SLACK, Stage
 

@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))  # its modules are imported by name, as the processes they start do
 
 from campaign import Campaign  # noqa: E402
-from lab import reason_unavailable  # noqa: E402
+from longconn.testing.network import reason_unavailable  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -16,7 +16,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any, ClassVar
 
-from lab import Lab
+from longconn.testing.network import Lab
 from programs import PORT, describe, die_with_parent
 from session_programs import REST
 from stage import SLACK, Stage, Witness

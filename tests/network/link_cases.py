@@ -13,8 +13,8 @@ from multiprocessing.connection import wait
 from typing import Any
 
 import link_programs as programs
-from lab import HOSTS
 from link_programs import End, Talk
+from longconn.testing.network import HOSTS
 from stage import PATIENCE, SLACK, Sampler, Stage, Witness, drop, forget, freeze_for, hear_out, kill, pull
 
 PROTECTION = "link"

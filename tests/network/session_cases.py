@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import chaos
 import session_programs as programs
 from crowd import Crowd
-from lab import HOSTS, LabError
+from longconn.testing.network import HOSTS, LabError
 from session_programs import Counters, Talk
 from stage import SLACK, Stage
 

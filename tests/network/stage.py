@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, ClassVar
 
-from lab import HOSTS, Lab, LabError
+from longconn.testing.network import HOSTS, Lab, LabError
 
 SLACK = float(os.environ.get("LONGCONN_TEST_SLACK", "1"))
 # How long we wait to be told before we write down "never". Far above every bound, and arbitrary.

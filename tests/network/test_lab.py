@@ -9,9 +9,9 @@ import subprocess
 import sys
 import threading
 
-import lab as lab_module
 import pytest
-from lab import TRIALS, Lab, LabError, Pair, clean, enter_unprivileged, reason_unavailable
+from longconn.testing import network as lab_module
+from longconn.testing.network import TRIALS, Lab, LabError, Pair, clean, enter_unprivileged, reason_unavailable
 
 PYTHON = [sys.executable, "-I", "-S"]
 
@@ -29,7 +29,7 @@ def checks():
 
 @pytest.fixture
 def privileged() -> None:
-    if not lab_module._is_privileged():
+    if not lab_module.is_privileged():
         pytest.skip("makes a lab in the test process itself, which takes root")
 
 
@@ -58,7 +58,7 @@ def test_a_closed_lab_leaves_no_process_no_descriptor_and_no_namespace(privilege
 
 def test_a_killed_owner_leaves_processes_that_clean_ends(privileged):
     owner_program = (
-        "import os, sys; sys.path.insert(0, sys.argv[1]); from lab import Lab\n"
+        "import os, sys; sys.path.insert(0, sys.argv[1]); from network import Lab\n"
         "lab = Lab().__enter__(); left = lab.popen('server', ['sleep', '1000'], stdout=-3, stderr=-3)\n"  # -3: DEVNULL
         "print(left.pid, flush=True)\n"
         "os.kill(os.getpid(), 9)"
@@ -170,7 +170,7 @@ def test_the_reason_names_what_is_missing(monkeypatch):
 
 
 def test_a_process_with_threads_is_told_why_it_is_too_late(monkeypatch):
-    monkeypatch.setattr(lab_module, "_is_privileged", lambda: False)
+    monkeypatch.setattr(lab_module, "is_privileged", lambda: False)
     stay = threading.Event()
     thread = threading.Thread(target=stay.wait)
     thread.start()

@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 import pytest
-from lab import Lab, _is_privileged
+from longconn.testing.network import Lab, is_privileged
 from session_cases import CABLES, CHAOS, CROWDS, KILLED, PROTECTION, SURVIVES
 from stage import SLACK
 
@@ -73,7 +73,7 @@ except longconn.ConnectFailed as error:
 
 @pytest.fixture
 def lab():
-    if not _is_privileged():
+    if not is_privileged():
         pytest.skip("makes a lab in the test process itself, which takes root")
     with Lab() as lab:
         yield lab

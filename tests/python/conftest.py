@@ -19,8 +19,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # peers
 import longconn
 from peers import PATIENCE, native_threads, open_descriptors, wait_until
 
-if not sys.platform.startswith("linux"):
-    collect_ignore_glob = ["test_*.py"]
+if not sys.platform.startswith("linux"):  # most look into /proc, or break connections as only Linux lets them
+    ours = Path(__file__).parent.glob("test_*.py")
+    collect_ignore = [path.name for path in ours if path.name != "test_everywhere.py"]
 
 
 def state() -> tuple[object, ...]:

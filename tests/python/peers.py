@@ -5,11 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import select
-import shutil
 import socket
 import struct
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import longconn
+from interpreters import SUPPORTED, find
 from longconn import KeepaliveSocket
 
 SLACK = float(os.environ.get("LONGCONN_TEST_SLACK", "1.0"))
@@ -35,10 +36,10 @@ SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 TCP_RTO_MAX_MS = 44  # linux/tcp.h, 6.15
 OPTIONS = {
     "SO_KEEPALIVE": (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
-    "TCP_KEEPIDLE": (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+    "TCP_KEEPIDLE": (socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPIDLE", 0x10)),  # macOS: TCP_KEEPALIVE
     "TCP_KEEPINTVL": (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL),
     "TCP_KEEPCNT": (socket.IPPROTO_TCP, socket.TCP_KEEPCNT),
-    "TCP_USER_TIMEOUT": (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+    "TCP_USER_TIMEOUT": (socket.IPPROTO_TCP, getattr(socket, "TCP_USER_TIMEOUT", 0)),  # Linux only
 }
 
 
@@ -232,8 +233,8 @@ def watch_of(sock: KeepaliveSocket) -> Any:
 
 
 def open_descriptors() -> set[int]:
-    found = {int(name) for name in os.listdir("/proc/self/fd")}
-    return {fd for fd in found if os.path.exists(f"/proc/self/fd/{fd}")}  # without listdir's own
+    found = {int(name) for name in os.listdir("/dev/fd")}
+    return {fd for fd in found if os.path.exists(f"/dev/fd/{fd}")}  # without listdir's own
 
 
 def memory_bytes() -> int:
@@ -242,8 +243,10 @@ def memory_bytes() -> int:
 
 
 def native_threads() -> list[str]:
-    """Names of all threads of this process, as the kernel has them (15 characters)."""
+    """Names of all threads of this process, as Linux has them (15 characters); elsewhere none is known."""
     names = []
+    if not os.path.exists("/proc/self/task"):
+        return names
     for task in os.listdir("/proc/self/task"):
         try:
             names.append(Path(f"/proc/self/task/{task}/comm").read_text().strip())
@@ -321,20 +324,9 @@ def python_says(code: str, *arguments: str, **kwargs: Any) -> str:
 
 
 def interpreters() -> dict[str, str | None]:
-    """Each supported version of CPython, and where it is: this one, by PATH, or beside this one; or None."""
-    found: dict[str, str | None] = {}
-    for minor in range(11, 15):
-        version = f"3.{minor}"
-        if sys.version_info[:2] == (3, minor):
-            found[version] = sys.executable
-            continue
-        beside = Path(sys.base_prefix).parent.glob(f"*{version}*/bin/python{version}")
-        candidates = [shutil.which(f"python{version}"), *map(str, sorted(beside))]
-        found[version] = next((path for path in candidates if path and _runs(path, version)), None)
-    return found
-
-
-def _runs(path: str, version: str) -> bool:
-    """A version manager's stand-in may be on PATH though it isn't set up."""
-    says = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
-    return says.startswith(f"Python {version}.")
+    """Each supported version of CPython that takes this very module, and where it is: this one, or another; or None."""
+    this = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return {this: sys.executable}  # the module is built for this one alone
+    found = {name: find(name) for name in SUPPORTED if name != this and not name.endswith("t")}
+    return dict(sorted({this: sys.executable, **{name: each and each.path for name, each in found.items()}}.items()))

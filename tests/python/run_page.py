@@ -49,6 +49,17 @@ def blocks(page: Path) -> Iterator[tuple[int, str]]:
             yield text.count("\n", 0, found.start()) + 1, found[1]
 
 
+def contradiction(source: str, said: str) -> str | None:
+    """How what was printed differs from what the source says that it prints."""
+    expected, lines = PRINTS.findall(source), said.splitlines()
+    if expected and len(expected) != len(lines):
+        return f"says that it prints {len(expected)} lines, and it printed {lines}"
+    for pattern, line in zip(expected, lines, strict=False):
+        if not re.fullmatch(re.escape(pattern).replace(re.escape("..."), ".*"), line):
+            return f"says that it prints {pattern!r}, and it printed {line!r}"
+    return None
+
+
 def listens(source: str, port: int) -> bool:
     return re.search(rf"(?:LongServer|create_server)\(\s*\(.*, {port}\)", source) is not None
 
@@ -146,12 +157,8 @@ class Page:
         code = compile("\n" * line_number + source, str(self._path), "exec")
         with contextlib.redirect_stdout(said):
             exec(code, names)
-        expected, lines = PRINTS.findall(source), said.getvalue().splitlines()
-        if expected:
-            for pattern, line in zip(expected, lines, strict=True):
-                if not re.fullmatch(re.escape(pattern).replace(re.escape("..."), ".*"), line):
-                    where = f"{self._path}:{line_number}"
-                    raise AssertionError(f"{where} says that it prints {pattern!r}, and it printed {line!r}")
+        if complaint := contradiction(source, said.getvalue()):
+            raise AssertionError(f"{self._path}:{line_number} {complaint}")
 
     def _end_programs(self) -> None:
         for name, process in self._programs:

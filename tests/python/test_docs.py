@@ -25,6 +25,7 @@ SECTIONS: dict[str, list[type]] = {
     "The guard": [longconn.Guard],
     "Long connections": [longconn.LongConnection, longconn.Heartbeat, longconn.LinkStats, longconn.Event],
     "Servers": [longconn.LongServer, longconn.ServerStats, longconn.Broadcast],
+    "TLS": [longconn.TLSInfo, longconn.Identity, longconn.TLS],
     "Errors": EXCEPTIONS,
 }
 
@@ -47,7 +48,7 @@ def test_the_python_of_a_page_runs(page: Path) -> None:
     [
         ("```python\n1 / 0\n```\n", "ZeroDivisionError"),
         ("```python\nprint(1)  # prints: 2\n```\n", "says that it prints '2'"),
-        ("```python\nprint(1)  # prints: 1\nprint(2)\n```\n", "ValueError"),
+        ("```python\nprint(1)  # prints: 1\nprint(2)\n```\n", "says that it prints 1 lines"),
         ("```python\n# gateway.py\nraise SystemExit(3)\n```\n", "gateway.py"),
         ("```python\n# test_it.py\ndef test_it():\n    assert False\n```\n", "test_it.py"),
     ],
@@ -163,3 +164,10 @@ def test_every_page_is_listed() -> None:
     links = re.findall(r"\]\(([^)#\s]+)", index.read_text(encoding="utf-8"))
     listed = {(index.parent / link).resolve() for link in links}
     assert set(ROOT.glob("docs/**/*.md")) - {index} <= listed
+
+
+def test_every_page_is_in_the_site() -> None:
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    assert {ROOT / "docs" / page for page in re.findall(r": (\S+\.md)$", menu, re.MULTILINE)} == set(
+        ROOT.glob("docs/**/*.md")
+    )

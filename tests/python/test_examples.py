@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import queue
 import re
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import longconn
 import pytest
+from longconn.testing.network import reason_unavailable
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -344,16 +344,6 @@ def run_demo(*arguments: str) -> tuple[int, list[str]]:
     return done.returncode, done.stdout.splitlines()
 
 
-def reason_for_no_lab() -> str | None:
-    spec = importlib.util.spec_from_file_location("lab_for_examples", ROOT / "tests" / "network" / "lab.py")
-    assert spec
-    assert spec.loader
-    lab = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(lab)
-    reason: str | None = lab.reason_unavailable()
-    return reason
-
-
 def table(lines: list[str]) -> dict[tuple[str, str], str]:
     """The demo's last table: what became of whom."""
     cells = [
@@ -363,7 +353,7 @@ def table(lines: list[str]) -> dict[tuple[str, str], str]:
 
 
 def test_demo_tells_who_was_told_of_a_cut() -> None:
-    if reason := reason_for_no_lab():
+    if reason := reason_unavailable():
         pytest.skip(f"no network lab: {reason}")
     seconds = f"{8 * SLACK:g}"
     status, lines = run_demo("--part", "tutorial", "--seconds", seconds)
@@ -384,7 +374,7 @@ def known(lines: list[str]) -> dict[str, str]:
 
 
 def test_demo_tells_who_knew_what_of_a_gateway_and_its_devices() -> None:
-    if reason := reason_for_no_lab():
+    if reason := reason_unavailable():
         pytest.skip(f"no network lab: {reason}")
     status, lines = run_demo("--part", "fleet")
     assert status == 0

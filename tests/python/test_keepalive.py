@@ -14,7 +14,7 @@ import longconn
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from longconn import Applied, DetectionTime, Keepalive, KeepaliveSocket
+from longconn import Applied, DetectionTime, Keepalive, KeepaliveSocket, _longconn
 from longconn.keepalive import has_rto_max
 from peers import OPTIONS, STDLIB, connected, environment, listening, options, python, python_says, timings
 
@@ -514,6 +514,18 @@ def test_applied_to_a_keepalive_socket_it_becomes_its_own():
         assert ours.keepalive == Keepalive(60, 10, 6)
         assert timings(ours) == (1, 60, 10, 6)
         assert done.emulated == {"guard": 120.0}
+
+
+@pytest.mark.parametrize("cls", [STDLIB, KeepaliveSocket])
+def test_where_there_is_no_guard_it_is_refused_by_name(cls, monkeypatch):
+    """It was told of as done on a KeepaliveSocket, and raised on any other."""
+    with connected(cls) as (ours, _):
+        monkeypatch.setattr(_longconn, "HAS_GUARD", False)
+        monkeypatch.setattr(_longconn, "PLATFORM", "Plan 9")
+        done = Keepalive(60, 10, 6).apply(ours)
+        assert "Plan 9" in done.refused["guard"]
+        assert done.emulated == {}
+        assert timings(ours) == (1, 60, 10, 6)
 
 
 def test_applied_without_probes_it_switches_the_kernels_off():

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import zipfile
 from pathlib import Path
 
 import longconn
@@ -119,9 +122,51 @@ def test_it_has_a_command_of_its_own():
 
 def test_it_needs_nothing_but_python():
     need_distribution()
-    assert importlib.metadata.requires("longconn") in (None, [])
+    requires = importlib.metadata.requires("longconn") or []
+    assert [each for each in requires if "extra ==" not in each.partition(";")[2]] == []
     with (PROJECT / "pyproject.toml").open("rb") as file:
         assert "dependencies" not in tomllib.load(file)["project"]
+
+
+# ---- the wheel
+
+WHEEL = os.environ.get("LONGCONN_TEST_WHEEL")
+HERE = Path(__file__).parent
+from_wheel = pytest.mark.skipif(WHEEL is None, reason="from the tree here; make test runs the tests from the wheel")
+
+
+@from_wheel
+def test_what_is_tested_is_what_the_wheel_holds():
+    assert Path(sysconfig.get_path("platlib")) / "longconn" == PACKAGE
+    assert PROJECT / "python" not in [Path(entry).resolve() for entry in sys.path]
+    with zipfile.ZipFile(WHEEL) as wheel:
+        files = [name for name in wheel.namelist() if name.startswith("longconn/")]
+        assert any(name.startswith("longconn/_longconn.") and not name.endswith(".pyi") for name in files)
+        for name in files:
+            assert (PACKAGE.parent / name).read_bytes() == wheel.read(name), name
+
+
+@from_wheel
+def test_the_programs_that_tests_start_have_it_too(tmp_path):
+    code = "import longconn; print(longconn.__file__, longconn._longconn.__file__)"
+    for folder in PROJECT, PROJECT / "python", tmp_path:
+        # -P: what is in the current folder comes first otherwise, in a user's program too
+        done = python("-P", "-c", code, cwd=folder)
+        assert done.stdout.split() == [longconn.__file__, longconn._longconn.__file__]
+
+
+def test_an_interpreter_that_is_missing_is_named_and_is_no_success(tmp_path):
+    """The way in which the wheel is tested."""
+    done = python(HERE / "run_wheel.py", tmp_path, "python3.99", tmp_path / "python")
+    assert done.returncode == 1
+    for name in "python3.99", str(tmp_path / "python"):
+        assert re.search(rf"^{re.escape(name)} +missing", done.stdout, re.MULTILINE)
+
+
+def test_an_interpreter_without_a_wheel_is_no_success(tmp_path):
+    done = python(HERE / "run_wheel.py", tmp_path, sys.executable)
+    assert done.returncode == 1
+    assert "nothing was run" in done.stdout
 
 
 # ---- the import

@@ -1,6 +1,7 @@
 //! Dialling over loopback: real sockets, the engine's real thread, and no sleeps. A program of its own, whose tests take turns:
 //! they count descriptors and threads, and fork.
 
+#![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests unwrap as the tests do")]
 
 use std::io::{ErrorKind, Read, Write};
@@ -79,7 +80,7 @@ fn the_connection_is_handed_over_ready_for_a_link() {
     for host in ["127.0.0.1", "::1"] {
         let (listener, address) = listen(host);
         let mss = DialConfig { max_segment: Some(600), ..config() };
-        let Connected { socket, peer } = outcome(vec![at(address)], mss).unwrap();
+        let Connected { socket, peer, .. } = outcome(vec![at(address)], mss).unwrap();
         assert_eq!(peer, address);
         assert_eq!(flags(&socket), (true, true));
         assert!(SockRef::from(&socket).tcp_mss().unwrap() <= 600);

@@ -1,5 +1,6 @@
 //! Links and listeners over loopback: real sockets, real threads, and no sleeps; each wait has a generous deadline.
 
+#![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests unwrap as the tests do")]
 
 use std::io::{ErrorKind, Read, Write};
@@ -45,7 +46,7 @@ fn listen(config: ListenerConfig) -> Arc<Listener> {
 fn dial(address: SocketAddr, config: Config) -> Arc<Link> {
     let socket: OwnedFd = TcpStream::connect(address).unwrap().into();
     let introduction = Introduction { client_id: "device-7".into(), ..Introduction::default() };
-    Link::client(socket, Arc::new(config), introduction).unwrap()
+    Link::client(socket, None, Arc::new(config), introduction).unwrap()
 }
 
 fn pair_of(client: Config, server: Config) -> (Arc<Listener>, Arc<Link>, Arc<Link>) {
@@ -506,6 +507,7 @@ fn raw_peer(stream: &mut TcpStream, limit: Option<Duration>) {
         position: Position::start(262_144),
         largest_message: 1 << 20,
         will_resume: false,
+        sets_pace: false,
         client_id: "raw".into(),
         token: Vec::new(),
         session: None,
@@ -545,6 +547,7 @@ fn a_peer_that_is_killed_ends_or_resets() {
     thread::scope(|scope| {
         let waits = scope.spawn(|| receive(&link));
         longconn::net::sys::abort(std::os::fd::AsFd::as_fd(&stream)).unwrap();
+        drop(stream); // at the latest then
         let Err(LinkError::Ended(ending)) = waits.join().unwrap() else { panic!("it goes on") };
         assert_eq!(ending.cause, Cause::Reset);
     });
@@ -580,6 +583,7 @@ fn a_close_ends_all_waits_though_the_end_of_stream_is_late() {
 }
 
 #[test]
+#[cfg_attr(longconn_portable, ignore = "it takes TCP_INFO to tell frozen from silent")]
 fn a_peer_that_says_nothing_more_is_lost_within_the_limit() {
     let heartbeat = HeartbeatConfig { want: ms(200), limit: Some(ms(500)), ..HeartbeatConfig::default() };
     let listener = listen(ListenerConfig {
@@ -852,7 +856,7 @@ fn the_program_decides_who_may_come() {
     let dial = |token: &[u8]| {
         let socket: OwnedFd = TcpStream::connect(listener.address()).unwrap().into();
         let introduction = Introduction { token: token.to_vec(), ..Introduction::default() };
-        Link::client(socket, Arc::default(), introduction).unwrap()
+        Link::client(socket, None, Arc::default(), introduction).unwrap()
     };
     let (good, bad) = (dial(b"good"), dial(b"bad"));
     for _ in 0..2 {

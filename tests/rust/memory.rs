@@ -1,5 +1,6 @@
 //! What idle links cost, and sessions whose clients are away: alone in its process, for all that it uses is counted.
 
+#![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests unwrap as the tests do")]
 
 mod usage;
@@ -34,7 +35,7 @@ fn listen(config: ListenerConfig) -> Arc<Listener> {
 fn pair(listener: &Listener, config: &Arc<Config>) -> [Arc<Link>; 2] {
     let socket = TcpStream::connect(listener.address()).unwrap().into();
     let introduction = Introduction { will_resume: true, ..Introduction::default() };
-    let client = Link::client(socket, config.clone(), introduction).unwrap();
+    let client = Link::client(socket, None, config.clone(), introduction).unwrap();
     client.wait_open(soon()).unwrap();
     [client, listener.accept(soon()).unwrap()]
 }
@@ -87,6 +88,7 @@ fn quiet_client(address: SocketAddr) -> TcpStream {
         position: Position::start(BASE_WINDOW_BYTES),
         largest_message: 1024,
         will_resume: true,
+        sets_pace: false,
         client_id: "device-7".into(),
         token: Vec::new(),
         session: None,

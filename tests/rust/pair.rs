@@ -485,8 +485,12 @@ impl Pair {
     }
 
     pub fn seeded(client: Config, server: Config, seed: u64) -> Self {
-        let now = Instant::now();
         let introduction = Introduction { client_id: "device-7".into(), ..Introduction::default() };
+        Self::introduced(client, server, seed, introduction)
+    }
+
+    pub fn introduced(client: Config, server: Config, seed: u64, introduction: Introduction) -> Self {
+        let now = Instant::now();
         let sides = [
             Side::new(Connection::client(now, client.into(), seed, introduction).expect("a short id")),
             Side::new(Connection::server(now, server.into(), seed + 1)),

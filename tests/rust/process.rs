@@ -1,6 +1,7 @@
 //! What all links of a process share: memory for large messages, descriptors, the thread. A program of its own, whose tests
 //! take turns.
 
+#![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests unwrap as the tests do")]
 
 use std::io::{Read, Write};
@@ -43,7 +44,7 @@ fn dial(listener: &Listener) -> Arc<Link> {
 
 fn dial_of(listener: &Listener, config: Arc<Config>) -> Arc<Link> {
     let socket: OwnedFd = TcpStream::connect(listener.address()).unwrap().into();
-    let link = Link::client(socket, config, Introduction::default()).unwrap();
+    let link = Link::client(socket, None, config, Introduction::default()).unwrap();
     link.wait_open(soon()).unwrap();
     link
 }
@@ -77,6 +78,7 @@ fn begin_message(listener: &Listener, length: u64) -> TcpStream {
         position: Position::start(262_144),
         largest_message: 1 << 20,
         will_resume: false,
+        sets_pace: false,
         client_id: String::new(),
         token: Vec::new(),
         session: None,

@@ -1,5 +1,6 @@
 //! Sessions over loopback: connections that are cut, on purpose, by a proxy in between; real sockets, real threads.
 
+#![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests unwrap as the tests do")]
 #![allow(clippy::disallowed_methods, reason = "a connection is cut while others wait, for which there is no event")]
 
@@ -94,7 +95,7 @@ impl Proxy {
 fn reconnect_to(address: SocketAddr) -> Reconnect {
     let place = Place { host: address.ip().to_string(), port: address.port() };
     let backoff = BackoffConfig { first: ms(5), cap: ms(50), ..BackoffConfig::default() };
-    Reconnect { target: Arc::new(Target { places: vec![place] }), backoff, follows: false, keepalive: None }
+    Reconnect { target: Arc::new(Target { places: vec![place] }), backoff, follows: false, keepalive: None, tls: None }
 }
 
 fn introduction() -> Introduction {
@@ -103,7 +104,7 @@ fn introduction() -> Introduction {
 
 fn dial(address: SocketAddr, config: Config) -> Arc<Link> {
     let socket = TcpStream::connect(address).unwrap().into();
-    let link = Link::client(socket, Arc::new(config), introduction()).unwrap();
+    let link = Link::client(socket, None, Arc::new(config), introduction()).unwrap();
     link.set_reconnect(reconnect_to(address)).unwrap();
     link
 }
@@ -350,6 +351,7 @@ fn claim(address: SocketAddr, session: longconn::proto::handshake::Resumption) -
         position: Position::start(262_144),
         largest_message: 1 << 24,
         will_resume: true,
+        sets_pace: false,
         client_id: "somebody else".into(),
         token: Vec::new(),
         session: Some(session),
@@ -493,8 +495,8 @@ fn what_sessions_keep_is_bounded_before_their_end_and_after() {
 #[test]
 fn who_is_sent_elsewhere_goes_there_though_the_server_is_still_up() {
     let (first, other) = (listen(ListenerConfig::default()), listen(ListenerConfig::default()));
-    let link =
-        Link::client(TcpStream::connect(first.address()).unwrap().into(), Arc::default(), introduction()).unwrap();
+    let link = Link::client(TcpStream::connect(first.address()).unwrap().into(), None, Arc::default(), introduction())
+        .unwrap();
     link.set_reconnect(Reconnect { follows: true, ..reconnect_to(first.address()) }).unwrap();
     link.wait_open(soon()).unwrap();
     let elsewhere = other.address().to_string();

@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "network"))
-from lab import Lab
 from link_programs import descriptor_of
 from longconn import Heartbeat, KeepaliveSocket, _longconn, connect
+from longconn.testing.network import Lab
 
 FIELDS = (
     "state unacked_segments probes retransmitted_segments retransmits unsent_bytes bytes_acked bytes_received "

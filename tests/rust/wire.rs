@@ -66,6 +66,7 @@ prop_compose! {
         stated in position(),
         largest_message in any::<u64>(),
         will_resume in any::<bool>(),
+        sets_pace in any::<bool>(),
         client_id in "\\PC{0,60}",
         token in prop::collection::vec(any::<u8>(), 0..3072),
         session in prop::option::of((credentials(), any::<u64>())),
@@ -79,6 +80,7 @@ prop_compose! {
             position,
             largest_message,
             will_resume,
+            sets_pace,
             client_id,
             token,
             session,
@@ -93,11 +95,12 @@ prop_compose! {
         largest_message in any::<u64>(),
         credentials in credentials(),
         resumed in any::<bool>(),
+        follows in any::<bool>(),
         retention in any::<u32>(),
     ) -> Welcome {
         let position = if resumed { stated } else { Position::start(stated.window) };
         let retention = ms(retention.into());
-        Welcome { version: VERSION, rhythm, position, largest_message, credentials, resumed, retention }
+        Welcome { version: VERSION, rhythm, position, largest_message, credentials, resumed, follows, retention }
     }
 }
 
@@ -275,15 +278,15 @@ fn no_frame_but_hello_or_close_may_come_first() {
 #[test]
 fn kinds_from_0x80_up_are_skipped_unknown_ones_below_are_not() {
     let start = [&PREAMBLE[..], &frame(1, b"")].concat();
-    let stream = [&start[..], &frame(0x80, &[0; MAX_PAYLOAD_BYTES]), &frame(0xFF, b""), &frame(7, b"beat")].concat();
+    let stream = [&start[..], &frame(0x81, &[0; MAX_PAYLOAD_BYTES]), &frame(0xFF, b""), &frame(7, b"beat")].concat();
     assert_eq!(decode(Kind::Hello, &[&stream]).unwrap()[1..], [(Kind::Beat, b"beat".to_vec())]);
     for kind in [0, 9, 0x7F] {
         let stream = [&start[..], &frame(kind, b"")].concat();
         assert_eq!(decode(Kind::Hello, &[&stream]), Err(FrameError::UnknownKind { kind }));
     }
-    let stream = [&start[..], &[0, 0x40, 1, 0x80]].concat();
+    let stream = [&start[..], &[0, 0x40, 1, 0x81]].concat();
     let length = MAX_PAYLOAD_BYTES + 1;
-    assert_eq!(decode(Kind::Hello, &[&stream]), Err(FrameError::IgnorableTooLarge { kind: 0x80, length }));
+    assert_eq!(decode(Kind::Hello, &[&stream]), Err(FrameError::IgnorableTooLarge { kind: 0x81, length }));
 }
 
 #[test]
@@ -313,6 +316,7 @@ fn a_hello() -> Hello {
         position: Position::start(256 * 1024),
         largest_message: 16 * 1024 * 1024,
         will_resume: false,
+        sets_pace: false,
         client_id: "dev-7".into(),
         token: b"secret".to_vec(),
         session: None,
@@ -604,6 +608,7 @@ fn the_examples_of_the_specification_are_what_the_encoder_makes() {
         largest_message: 16 * 1024 * 1024,
         credentials: CREDENTIALS,
         resumed: false,
+        follows: false,
         retention: ms(60_000),
     };
     let mut bytes = PREAMBLE.to_vec();

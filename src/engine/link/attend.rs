@@ -1,7 +1,7 @@
 //! What the engine does for a link: hears of its socket, rings its alarm, and takes the reader's role back.
 
 use std::mem;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -34,6 +34,22 @@ impl Link {
         self.run(errand);
     }
 
+    /// For a hub: reads once, without having heard that there is something. True if there was.
+    pub(in crate::engine) fn read_unasked(&self) -> bool {
+        let Some(mut inner) = self.try_lock() else { return false };
+        if !inner.is_at_hub() {
+            return false;
+        }
+        let now = clock::now();
+        let has_read = inner.read(now);
+        if has_read {
+            inner.last_read = now.into();
+            self.turn(&mut inner, now);
+            self.leave_unsent(&mut inner, now);
+        }
+        has_read
+    }
+
     /// Has the errand done: now, or, while somebody else has the lock, by who that is. So nobody who is slow with one link
     /// delays the others.
     pub(in crate::engine) fn run(&self, errand: Errand) {
@@ -55,7 +71,11 @@ impl Link {
             // However much the program has to take yet: the end is told now.
             inner.read_to_the_end(now);
             inner.hear_reset_behind_end(now);
-        } else if (is_for_engine && inner.reader == Reader::Engine) || errand.has(Errand::BROKEN) {
+        } else if (is_for_engine && (inner.reader == Reader::Engine || inner.is_at_hub())) || errand.has(Errand::BROKEN)
+        {
+            if inner.is_at_hub() && errand.has(Errand::READABLE) {
+                inner.last_read = now.into();
+            }
             self.read_for_engine(inner, now, errand.has(Errand::TO_THE_END) || inner.is_unread);
         }
         if errand.has(Errand::SUSPENSION) {
@@ -129,15 +149,27 @@ impl Link {
             self.engine.watch(socket.as_fd(), self.key, BOTH)
         };
         match watched {
-            Ok(()) => (inner.reader, inner.is_watched) = (Reader::Engine, true),
+            Ok(()) => {
+                (inner.reader, inner.is_watched) = (Reader::Engine, true);
+                let socket = socket.clone();
+                self.leave_hub(inner, &socket);
+            }
             // Without memory for it now; again in a moment.
             Err(_) => inner.last_read = now.into(),
         }
     }
 
+    /// The loop's thread doesn't read it any more.
+    pub(super) fn leave_hub(&self, inner: &mut Inner, socket: &OwnedFd) {
+        if let Some(hub) = inner.extras.as_mut().and_then(|extras| extras.hub.take()) {
+            hub.unwatch(socket.as_fd(), self.key);
+        }
+    }
+
     /// A caller goes away, and what it has sent waits for the peer's acknowledgements: who is to read them if not the engine?
     pub(super) fn leave_unsent(&self, inner: &mut Inner, now: Instant) {
-        if inner.reader == Reader::Callers && !inner.is_polled && inner.core.has_unsent() {
+        let is_read = inner.is_polled || (inner.is_at_hub() && !inner.waiters.is_empty());
+        if inner.reader == Reader::Callers && !is_read && inner.core.has_unsent() {
             self.give_role_to_engine(inner, now);
         }
     }

@@ -12,8 +12,10 @@ use socket2::SockRef;
 use super::{BOTH, Ends, Errand, Inner, Link, LinkError, Reader, new_seed};
 use crate::engine::clock;
 use crate::engine::dial::{self, Connected, Dial, DialConfig};
-use crate::net::dial::{DialError, Place, Target};
+use crate::engine::handshake::Secured;
+use crate::net::dial::{DialError, Failure, Place, Target};
 use crate::net::keepalive::Keepalive;
+use crate::net::tls::{ClientTls, Tls};
 use crate::net::{sys, tcp_info, tuning};
 use crate::proto::backoff::{Backoff, BackoffConfig, Why};
 use crate::proto::cause::{Cause, Ending, GivenUp, SessionEnd};
@@ -41,6 +43,7 @@ pub struct Reconnect {
     pub follows: bool,
     /// The kernel's probes beside our beats.
     pub keepalive: Option<Keepalive>,
+    pub tls: Option<ClientTls>,
 }
 
 /// Something has come for a link while others may have its lock.
@@ -87,6 +90,17 @@ pub(super) struct Equipped {
     pub(super) ends: Ends,
     pub(super) acked_before: u32,
     pub(super) rto_max_ms: Option<u32>,
+    pub(super) tls: Option<Box<Tls>>,
+}
+
+impl Equipped {
+    /// What was acknowledged before is as of before the handshake.
+    pub(super) fn secured_by(self, secured: Option<Secured>) -> Self {
+        match secured {
+            Some(Secured { tls, acked_before }) => Self { tls: Some(tls), acked_before, ..self },
+            None => self,
+        }
+    }
 }
 
 /// Has the kernel treat it as a link's.
@@ -94,13 +108,13 @@ pub(super) fn equip(socket: OwnedFd, is_framed: bool) -> std::io::Result<Equippe
     let fd = socket.as_fd();
     let ends = Ends::of(fd)?;
     // Who waits for a message does so in recv(2); all other calls say MSG_DONTWAIT.
-    SockRef::from(&fd).set_nonblocking(false)?;
+    sys::set_link_mode(fd)?;
     tuning::prepare(fd)?;
     // A plain peer's is for its guard to bound.
     let rto_max_ms = if is_framed { tuning::bound_retransmissions(fd, Duration::ZERO) } else { None };
     let acked_before =
         tcp_info::sample(fd.as_raw_fd()).map_or(0, |sample| u32::try_from(sample.bytes_acked).unwrap_or_default());
-    Ok(Equipped { socket, ends, acked_before, rto_max_ms })
+    Ok(Equipped { socket, ends, acked_before, rto_max_ms, tls: None })
 }
 
 // ---- the client -----------------------------------------------------------------------------------------------
@@ -188,6 +202,7 @@ impl Link {
             timeout: None,
             max_segment: comeback.max_segment,
             preferred: Some(comeback.preferred.0).filter(|_| Moment::from(now) < comeback.preferred.1),
+            tls: comeback.how.tls.clone(),
         };
         let (engine, key, this) = (self.engine.clone(), self.key, self.this.clone());
         let done = Box::new(move |outcome| {
@@ -221,9 +236,11 @@ impl Link {
                     log::debug!(target: "longconn.link", "{}: keepalive was refused: {error}", connected.peer);
                 }
                 comeback.keepalive = expect_answers(connected.socket.as_fd());
-                match equip(connected.socket, true).and_then(|equipped| self.attach(inner, equipped)) {
+                let equipped = equip(connected.socket, true).map(|equipped| equipped.secured_by(connected.secured));
+                match equipped.and_then(|equipped| self.attach(inner, equipped)) {
                     Ok(()) => {
                         inner.core.relink(now, new_seed().unwrap_or_default());
+                        inner.hear_early(now);
                         return;
                     }
                     Err(error) => {
@@ -236,6 +253,11 @@ impl Link {
             Err(error) => {
                 log::debug!(target: "longconn.link", "{error}");
                 comeback.last_attempt = Some(error.to_string());
+                if error.kind == Failure::Tls {
+                    // Nobody is helped by another attempt.
+                    inner.core.distrust(now);
+                    return;
+                }
                 error.why()
             }
         };
@@ -277,14 +299,14 @@ impl Comeback {
 /// By the kernel, as [`UNANSWERED`] says; what it did before, if it does so.
 fn expect_answers(fd: BorrowedFd<'_>) -> Option<Keepalive> {
     let before = Keepalive::of(fd).ok()?;
-    let (info, _) = sys::tcp_info(fd.as_raw_fd()).ok()?;
+    let round_trip = sys::round_trip(fd.as_raw_fd()).ok()?;
     let second = Some(Duration::from_secs(1));
     let expectant = Keepalive {
         enabled: Some(true),
         idle: second,
         interval: second,
         count: Some(3),
-        user_timeout: Some(UNANSWERED.max(8 * Duration::from_micros(info.rtt.into()))),
+        user_timeout: Some(UNANSWERED.max(8 * round_trip)),
     };
     expectant.apply(fd).ok().map(|()| before)
 }
@@ -351,7 +373,7 @@ impl Link {
 
     /// Another socket takes the place of the one before, if there is one still. Who waits on that one is woken by its end.
     pub(super) fn attach(&self, inner: &mut Inner, equipped: Equipped) -> std::io::Result<()> {
-        let Equipped { socket, ends, acked_before, rto_max_ms } = equipped;
+        let Equipped { socket, ends, acked_before, rto_max_ms, tls } = equipped;
         self.detach(inner, true);
         self.engine.watch(socket.as_fd(), self.key, BOTH)?;
         self.set_ends(ends);
@@ -367,6 +389,9 @@ impl Link {
         inner.receive_timeout = None;
         inner.acked_before = acked_before;
         inner.rto_max_ms = rto_max_ms.and_then(std::num::NonZeroU32::new);
+        if tls.is_some() || inner.extras.is_some() {
+            inner.extras().tls = tls;
+        }
         inner.socket = Some(Arc::new(socket));
         Ok(())
     }
@@ -374,10 +399,15 @@ impl Link {
     /// The link lets go of its socket: for the kernel with RST, or in order.
     pub(super) fn detach(&self, inner: &mut Inner, aborts: bool) {
         let Some(socket) = inner.socket.take() else { return };
+        // Its keys go with it.
+        if let Some(extras) = &mut inner.extras {
+            extras.tls = None;
+        }
         if inner.is_watched {
             self.engine.unwatch(socket.as_fd());
             inner.is_watched = false;
         }
+        self.leave_hub(inner, &socket);
         if aborts && let Err(error) = sys::abort(socket.as_fd()) {
             log::debug!(
                 target: "longconn.engine",
@@ -445,6 +475,7 @@ impl Link {
         }
         newcomer.number.store(-1, Ordering::Relaxed);
         self.engine.release(newcomer.key);
+        let tls = coming.extras.as_mut().and_then(|extras| extras.tls.take());
         // Nobody but the engine polls who hasn't been admitted.
         let Some(socket) = Arc::into_inner(socket) else { return };
         let equipped = Equipped {
@@ -452,6 +483,7 @@ impl Link {
             ends: newcomer.copy_of_ends(),
             acked_before: coming.acked_before,
             rto_max_ms: coming.rto_max_ms.map(std::num::NonZeroU32::get),
+            tls,
         };
         if let Err(error) = self.attach(inner, equipped) {
             inner.core.handle_failure(clock::now(), Cause::Reset, error.to_string());

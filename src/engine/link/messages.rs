@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::{Attempt, INLINE_BYTES, Inner, Link, LinkError, Ping, Reader};
 use crate::engine::clock;
-use crate::engine::waiting::Interest;
+use crate::engine::hub::Seat;
+use crate::engine::waiting::{Interest, Patience};
 use crate::net::sys;
 use crate::proto::close::Close;
 use crate::proto::connection::{Connection, State};
@@ -36,15 +37,18 @@ impl Link {
     }
 
     /// Accepts the message, and waits for room where there is none.
-    pub fn send(&self, message: &[u8], deadline: Option<Instant>) -> Result<(), LinkError> {
+    pub fn send<'s>(&self, message: &[u8], patience: impl Into<Patience<'s>>) -> Result<(), LinkError> {
         self.check_process()?;
+        let patience = patience.into();
         if message.len() >= LARGE_BYTES && self.framing.is_none() {
-            return self.send_large(message, deadline);
+            return self.send_large(message, patience);
         }
-        if let Attempt::Done(()) = self.push(&mut self.lock(), message)? {
+        if matches!(patience, Patience::Until(_))
+            && let Attempt::Done(()) = self.push(&mut self.lock(), message)?
+        {
             return Ok(());
         }
-        self.wait(Interest::ROOM, deadline, |link, inner, _| match link.push(inner, message) {
+        self.wait(Interest::ROOM, patience, |link, inner, _| match link.push(inner, message) {
             Ok(Attempt::Done(())) => Some(Ok(())),
             Ok(Attempt::Later) => None,
             Err(error) => Some(Err(error)),
@@ -53,18 +57,18 @@ impl Link {
 
     /// A hundred megabytes are copied in a tenth of a second, which isn't to be a beat's delay: so without the lock, once there is
     /// room for them.
-    pub(super) fn send_large(&self, message: &[u8], deadline: Option<Instant>) -> Result<(), LinkError> {
+    fn send_large(&self, message: &[u8], mut patience: Patience<'_>) -> Result<(), LinkError> {
         let accepted = |inner: &mut Inner, attempt| match inner.accepted(attempt) {
             Ok(Attempt::Done(())) => Some(Ok(())),
             Ok(Attempt::Later) => None,
             Err(error) => Some(Err(error)),
         };
-        self.wait(Interest::ROOM, deadline, |_, inner, _| {
+        self.wait(Interest::ROOM, patience.again(), |_, inner, _| {
             let attempt = inner.framed().and_then(|core| core.check_send(message.len()));
             accepted(inner, attempt)
         })?;
         let mut framed = Framed::new(message);
-        self.wait(Interest::ROOM, deadline, |_, inner, _| {
+        self.wait(Interest::ROOM, patience, |_, inner, _| {
             let attempt = inner.framed().and_then(|core| core.send_framed(&mut framed));
             accepted(inner, attempt)
         })?;
@@ -181,30 +185,62 @@ impl Link {
     /// The same for all that are there, `most` at the most; says how many it were.
     pub fn try_recv_many(&self, most: usize, take: impl FnMut(&[u8])) -> Result<Attempt<usize>, LinkError> {
         let Some(mut inner) = self.try_enter()? else { return Ok(Attempt::Later) };
-        // While callers read anyway and there is much to read, this saves the way through a wait.
-        let reads = inner.is_flowing && inner.reader == Reader::Callers && !inner.is_polled;
+        // While callers read anyway and there is much to read, this saves the way through a wait. Others of a loop are to
+        // have their turn.
+        let reads = inner.is_flowing && inner.reader == Reader::Callers && !(inner.is_polled || inner.is_at_hub());
         if reads && !inner.core.has_message() && inner.core.begun().is_none() {
             let now = clock::now();
             inner.last_read = now.into();
             inner.read(now);
             self.turn(&mut inner, now);
         }
+        self.take_many(&mut inner, most, take).map_or(Ok(Attempt::Later), |count| count.map(Attempt::Done))
+    }
+
+    fn take_many(&self, inner: &mut Inner, most: usize, take: impl FnMut(&[u8])) -> Option<Result<usize, LinkError>> {
         let count = inner.read_messages(most, take);
         if count == 0 {
-            return inner.dried_up().map_or(Ok(Attempt::Later), Err);
+            return inner.dried_up().map(Err);
         }
-        self.take(&mut inner, clock::now(), count);
-        Ok(Attempt::Done(count))
+        self.take(inner, clock::now(), count);
+        Some(Ok(count))
     }
 
     /// The same for `most` bytes of a raw stream.
     pub fn try_recv_some<T>(&self, most: usize, take: impl FnOnce(&[u8]) -> T) -> Result<Attempt<T>, LinkError> {
         let Some(mut inner) = self.try_enter()? else { return Ok(Attempt::Later) };
-        let Some(taken) = inner.core.read_at_most(most).map(take) else {
-            return inner.dried_up().map_or(Ok(Attempt::Later), Err);
-        };
-        self.take(&mut inner, clock::now(), 1);
-        Ok(Attempt::Done(taken))
+        self.take_some(&mut inner, most, take).map_or(Ok(Attempt::Later), |taken| taken.map(Attempt::Done))
+    }
+
+    fn take_some<T>(
+        &self,
+        inner: &mut Inner,
+        most: usize,
+        take: impl FnOnce(&[u8]) -> T,
+    ) -> Option<Result<T, LinkError>> {
+        let Some(taken) = inner.core.read_at_most(most).map(take) else { return inner.dried_up().map(Err) };
+        self.take(inner, clock::now(), 1);
+        Some(Ok(taken))
+    }
+
+    /// As [`Link::try_recv_many`], for who is seated.
+    pub fn recv_many_seated(
+        &self,
+        most: usize,
+        seat: &mut Seat,
+        mut take: impl FnMut(&[u8]),
+    ) -> Result<usize, LinkError> {
+        self.wait(Interest::READABLE, seat, |link, inner, _| link.take_many(inner, most, &mut take))
+    }
+
+    /// As [`Link::try_recv_some`], for who is seated.
+    pub fn recv_some_seated<T>(
+        &self,
+        most: usize,
+        seat: &mut Seat,
+        mut take: impl FnMut(&[u8]) -> T,
+    ) -> Result<T, LinkError> {
+        self.wait(Interest::READABLE, seat, |link, inner, _| link.take_some(inner, most, &mut take))
     }
 
     /// Gives messages out that stay the peer's concern until [`Link::confirm`]: a crash in between loses none silently.
@@ -273,8 +309,8 @@ impl Link {
     }
 
     /// Until the peer's application took everything up to this offset.
-    pub fn wait_taken(&self, end: u64, deadline: Option<Instant>) -> Result<(), LinkError> {
-        self.wait(Interest::TAKEN, deadline, |_, inner, _| {
+    pub fn wait_taken<'s>(&self, end: u64, patience: impl Into<Patience<'s>>) -> Result<(), LinkError> {
+        self.wait(Interest::TAKEN, patience, |_, inner, _| {
             let (_, taken) = inner.core.sent_offsets();
             if taken >= end { Some(Ok(())) } else { inner.over().map(Err) }
         })
@@ -282,8 +318,8 @@ impl Link {
 
     /// The round trip of a beat that the peer answers at once.
     pub fn ping(&self, deadline: Option<Instant>) -> Result<Duration, LinkError> {
-        let ping = self.begin_ping()?;
-        self.wait_pong(ping, deadline)
+        let mut ping = self.begin_ping()?;
+        self.wait_pong(&mut ping, deadline)
     }
 
     /// Asks; for [`Link::wait_pong`].
@@ -306,13 +342,13 @@ impl Link {
     }
 
     /// Until the peer has answered; the round trip.
-    pub fn wait_pong(&self, mut ping: Ping, deadline: Option<Instant>) -> Result<Duration, LinkError> {
-        self.wait(Interest::PONG, deadline, |link, inner, now| {
+    pub fn wait_pong<'s>(&self, ping: &mut Ping, patience: impl Into<Patience<'s>>) -> Result<Duration, LinkError> {
+        self.wait(Interest::PONG, patience, |link, inner, now| {
             if ping.opening != inner.openings
                 && let Some(number) = inner.core.ping(now)
             {
                 // The one before was asked on a link that is lost.
-                ping = Ping { number, at: now, opening: inner.openings };
+                *ping = Ping { number, at: now, opening: inner.openings };
                 link.turn(inner, now);
             }
             match inner.extras.as_ref().and_then(|extras| extras.last_pong) {
@@ -407,6 +443,7 @@ impl Receiving<'_> {
         let (mut inner, now, is_ours) = link.end_receiving(&socket);
         if let Ok(bytes) = got
             && is_ours
+            && !inner.is_secured()
             && bytes.len() <= HEADER_BYTES + room.len()
             && let Some(message) = inner.core.handle_message(now, bytes)
         {

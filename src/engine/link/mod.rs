@@ -10,7 +10,8 @@
 //! **Who reads.** The engine, until somebody waits: that thread takes the reader's role and waits on the socket itself, for
 //! a hop through another thread would double a round trip. The role stays with the callers for a moment after that, so
 //! that a conversation doesn't wake the engine at all; then an alarm gives it back. Before any verdict the engine reads,
-//! whoever has the role.
+//! whoever has the role. Who awaits in an event loop takes the role, too, but sleeps on nothing: the socket is at the loop's
+//! hub then, whose run reads it (`hub.rs`), until the loop hasn't for a moment, being idle or late.
 //!
 //! **Who writes.** Who sends, at once. Messages that come back to back are only appended, and written together: by who
 //! has appended enough, who begins to wait, or the engine a moment later.
@@ -18,6 +19,7 @@
 mod attend;
 mod comeback;
 mod messages;
+mod secured;
 mod turn;
 mod wait;
 
@@ -37,6 +39,8 @@ use socket2::SockRef;
 
 use crate::engine::budget::Share;
 use crate::engine::errands::Errands;
+use crate::engine::handshake::Secured;
+use crate::engine::hub::Hub;
 use crate::engine::listener::Listener;
 use crate::engine::plain::{PathWatch, PlainPeers};
 use crate::engine::reactor::{self, Engine, PANICKED};
@@ -44,6 +48,7 @@ use crate::engine::sync::{self, Mutex, MutexGuard, Wakeup};
 use crate::engine::waiting::{Interest, WaitError, Waiters};
 use crate::engine::{clock, fork};
 use crate::net::sys::{self, RawTcpInfo};
+use crate::net::tls::{Agreed, Tls};
 use crate::net::tuning;
 use crate::proto::cause::Ending;
 use crate::proto::close::{Close, CloseCode};
@@ -96,6 +101,12 @@ pub enum LinkError {
     /// A listener's close.
     #[error("the listener is closed")]
     Closed,
+    /// For who is seated: not yet, and the seat will be told when it is worth another try.
+    #[error("nothing has come yet")]
+    Pending,
+    /// Likewise: somebody has the lock, for a moment ([`Link::wait_lock`]).
+    #[error("somebody else is at it")]
+    Busy,
     #[error("message of {length} bytes, the peer takes at most {largest}")]
     TooLarge { length: u64, largest: u64 },
     /// Everything that a plain peer has sent was read. It may still be sent to.
@@ -364,6 +375,10 @@ struct Extras {
     path_watch: Option<PathWatch>,
     /// Of a client that comes back.
     comeback: Option<Box<Comeback>>,
+    /// Where a loop's thread reads the socket; it has the reader's role then.
+    hub: Option<Arc<Hub>>,
+    /// Of the socket that it has.
+    tls: Option<Box<Tls>>,
 }
 
 const _: () = assert!(size_of::<Inner>() <= 424);
@@ -378,20 +393,25 @@ pub(super) struct Notification {
 
 impl Link {
     /// The side that connected; `socket` is a connected TCP socket. Says its preamble and HELLO at once.
-    pub fn client(socket: OwnedFd, config: Arc<Config>, introduction: Introduction) -> Result<Arc<Self>, LinkError> {
+    pub fn client(
+        socket: OwnedFd,
+        secured: Option<Secured>,
+        config: Arc<Config>,
+        introduction: Introduction,
+    ) -> Result<Arc<Self>, LinkError> {
         let now = clock::now();
         let client_id = introduction.client_id.as_str().into();
         let core = Core::Framed(Connection::client(now, config, new_seed()?, introduction)?);
-        let link = Self::new(socket, core, now, None, client_id)?;
+        let link = Self::new(socket, secured, core, now, None, client_id)?;
         link.begin(now)?;
         Ok(link)
     }
 
     /// A plain peer's, whoever connected; `socket` is a connected TCP socket.
-    pub fn plain(socket: OwnedFd, peers: &PlainPeers) -> io::Result<Arc<Self>> {
+    pub fn plain(socket: OwnedFd, secured: Option<Secured>, peers: &PlainPeers) -> io::Result<Arc<Self>> {
         tuning::unbound_retransmissions(socket.as_fd());
         let now = clock::now();
-        let link = Self::plain_of(socket, peers, now, None)?;
+        let link = Self::plain_of(socket, secured, peers, now, None)?;
         link.begin(now)?;
         Ok(link)
     }
@@ -399,6 +419,7 @@ impl Link {
     /// The same, for a listener.
     pub(super) fn plain_of(
         socket: OwnedFd,
+        secured: Option<Secured>,
         peers: &PlainPeers,
         now: Instant,
         listener: Option<Weak<Listener>>,
@@ -406,27 +427,34 @@ impl Link {
         let plain = Plain::new(now, peers.config.clone())
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string()))?;
         let path_watch = PathWatch::begin(&socket, peers)?;
-        let link = Self::new(socket, Core::Plain(Box::new(plain)), now, listener, Box::default())?;
+        let link = Self::new(socket, secured, Core::Plain(Box::new(plain)), now, listener, Box::default())?;
         link.lock().extras().path_watch = path_watch;
         Ok(link)
     }
 
-    /// The side that accepted.
-    pub(super) fn server(socket: OwnedFd, config: Arc<Config>, listener: Weak<Listener>) -> io::Result<Arc<Self>> {
-        let now = clock::now();
-        let core = Core::Framed(Connection::server(now, config, new_seed()?));
-        Self::new(socket, core, now, Some(listener), Box::default())
+    /// The side that accepted, at `began`, from which on its client has its time.
+    pub(super) fn server(
+        socket: OwnedFd,
+        secured: Option<Secured>,
+        config: Arc<Config>,
+        listener: Weak<Listener>,
+        began: Instant,
+    ) -> io::Result<Arc<Self>> {
+        let core = Core::Framed(Connection::server(began, config, new_seed()?));
+        Self::new(socket, secured, core, began, Some(listener), Box::default())
     }
 
     fn new(
         socket: OwnedFd,
+        secured: Option<Secured>,
         core: Core,
         now: Instant,
         listener: Option<Weak<Listener>>,
         client_id: Box<str>,
     ) -> io::Result<Arc<Self>> {
         let is_framed = matches!(core, Core::Framed(_));
-        let Equipped { socket, ends, acked_before, rto_max_ms } = comeback::equip(socket, is_framed)?;
+        let Equipped { socket, ends, acked_before, rto_max_ms, tls } =
+            comeback::equip(socket, is_framed)?.secured_by(secured);
         let engine = reactor::engine()?;
         let framing = core.framing();
         let inner = Inner {
@@ -459,7 +487,7 @@ impl Link {
             share: None,
             is_listed: false,
             client_id,
-            extras: None,
+            extras: tls.map(|tls| Box::new(Extras { tls: Some(tls), ..Extras::default() })),
             socket: None,
         };
         Ok(Arc::new_cyclic(|this| Self {
@@ -487,6 +515,7 @@ impl Link {
             return Err(error);
         }
         inner.is_watched = true;
+        inner.hear_early(now);
         self.turn(&mut inner, now);
         Ok(())
     }
@@ -652,6 +681,12 @@ impl Link {
     pub fn tcp_info(&self) -> Result<Option<RawTcpInfo>, LinkError> {
         let socket = self.enter()?.socket.clone();
         Ok(socket.and_then(|socket| sys::tcp_info(socket.as_raw_fd()).ok()).map(|(info, _)| info))
+    }
+
+    /// What TLS both sides agreed on; `None` without TLS, and while there is no connection.
+    pub fn agreed(&self) -> Result<Option<Agreed>, LinkError> {
+        let inner = self.enter()?;
+        Ok(inner.extras.as_ref().and_then(|extras| extras.tls.as_ref()?.agreed()))
     }
 
     pub fn status(&self) -> Result<Vec<u8>, LinkError> {

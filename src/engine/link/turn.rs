@@ -21,7 +21,7 @@ use crate::engine::budget::Wish;
 use crate::engine::listener::going_away;
 use crate::engine::sync;
 use crate::engine::waiting::Interest;
-use crate::engine::{fork, interpreter};
+use crate::engine::{fork, interpreter, tally};
 use crate::net::{sys, tcp_info, tuning};
 use crate::proto::cause::{Cause, SessionEnd};
 use crate::proto::close::{Close, CloseCode};
@@ -85,7 +85,9 @@ impl Link {
                         inner.core.handle_kernel(now, view);
                     }
                     Some(Action::ShutdownWrite) => {
-                        if let Some(socket) = &inner.socket {
+                        if inner.is_secured() {
+                            self.end_secured(inner, now, &mut room);
+                        } else if let Some(socket) = &inner.socket {
                             // It fails when the connection is gone, which reading tells.
                             let _ = SockRef::from(socket).shutdown(Shutdown::Write);
                         }
@@ -104,6 +106,9 @@ impl Link {
     }
 
     pub(super) fn transmit(&self, inner: &mut Inner, now: Instant, room: &mut usize) {
+        if inner.is_secured() {
+            return self.transmit_secured(inner, now, room);
+        }
         while !inner.is_write_blocked && inner.core.is_urgent() {
             let Some(socket) = &inner.socket else { return };
             if *room == 0 {
@@ -269,6 +274,12 @@ impl Link {
     pub(super) fn record(&self, inner: &mut Inner, at: Instant, what: What) -> Interest {
         let occurrence = Occurrence { at: at.into(), what };
         self.log(&occurrence);
+        // A session that is given up had lost its link before.
+        if let What::Parted(ending) | What::Ended(ending) = &occurrence.what
+            && ending.session.is_none()
+        {
+            tally::count_end(ending.cause);
+        }
         if let Some(observer) = inner.extras.as_ref().and_then(|extras| extras.observer.as_ref()) {
             observer(&occurrence);
         }
@@ -386,6 +397,9 @@ impl Link {
         if let Some(extras) = &mut inner.extras {
             extras.path_watch = None;
         }
+        if inner.is_secured() && !aborts {
+            inner.say_goodbye();
+        }
         self.detach(inner, aborts);
         if inner.core.is_away() {
             return;
@@ -404,6 +418,11 @@ impl Inner {
 
     pub(super) fn extras(&mut self) -> &mut Extras {
         self.extras.get_or_insert_default()
+    }
+
+    /// A loop's thread reads it.
+    pub(super) fn is_at_hub(&self) -> bool {
+        self.extras.as_ref().is_some_and(|extras| extras.hub.is_some())
     }
 
     /// When callers that have read, and don't wait, lose the reader's role.
@@ -471,12 +490,17 @@ impl Inner {
                 match self.extras.as_mut().and_then(|extras| extras.write_error.take()) {
                     Some(error) => self.on_error(now, &error),
                     None if self.is_convicted(now) => {}
+                    None if self.is_secured() => self.handle_secured_end(now),
                     None => self.core.handle_end(now),
                 }
                 return false;
             }
             Ok(bytes) => {
-                self.core.handle_input(now, bytes);
+                if self.is_secured() {
+                    self.handle_secured_input(now, bytes);
+                } else {
+                    self.core.handle_input(now, bytes);
+                }
                 self.on_received(bytes.len(), capacity);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -586,9 +610,9 @@ impl Inner {
         }
     }
 
-    pub(super) fn kernel_view(&self) -> Option<KernelView> {
+    pub(super) fn kernel_view(&mut self) -> Option<KernelView> {
         let sample = tcp_info::sample(self.socket.as_ref()?.as_raw_fd()).ok()?;
-        Some(KernelView {
+        let view = KernelView {
             written: self.core.bytes_sent(),
             bytes_acked: sample.bytes_acked.saturating_sub(self.acked_before.into()),
             unacked: sample.unacked,
@@ -596,7 +620,8 @@ impl Inner {
             probes: sample.probes,
             since_ack_received: sample.since_ack_received,
             send_window: sample.send_window,
-        })
+        };
+        Some(if self.is_secured() { self.cleared(view) } else { view })
     }
 
     pub(super) fn framed(&mut self) -> Result<&mut Connection, SendError> {

@@ -6,9 +6,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Attempt, Guard, Inner, Link, LinkError, Occurrence, ROOM};
+use super::{Attempt, Guard, Inner, Link, LinkError, Occurrence, ROOM, Reader};
 use crate::engine::clock;
-use crate::engine::waiting::{Interest, WaitError};
+use crate::engine::hub::{Hub, Seat};
+use crate::engine::waiting::{Interest, Patience, WaitError};
 use crate::net::sys;
 use crate::proto::cause::Ending;
 use crate::proto::connection::State;
@@ -18,16 +19,22 @@ use crate::proto::placing::{HEADERS_BYTES, Placing};
 const PLACED_BYTES: usize = 64 * 1024;
 /// Shorter waits are poll's, which is exact to the millisecond; recv(2) counts in ticks of the kernel, up to 10 ms.
 const PRECISE: Duration = Duration::from_millis(100);
+/// What comes by the socket, as a rule, and not just now and then: for this a loop's thread reads.
+const SOCKETS: Interest = Interest::READABLE.and(Interest::ROOM).and(Interest::TAKEN).and(Interest::PONG);
 
 impl Link {
     /// Until `ready` gives something; it is asked again whenever something of `interest` has come. The first who waits is
     /// the reader.
-    pub(super) fn wait<T>(
+    pub(super) fn wait<'s, T>(
         &self,
         interest: Interest,
-        deadline: Option<Instant>,
+        patience: impl Into<Patience<'s>>,
         mut ready: impl FnMut(&Self, &mut Inner, Instant) -> Option<Result<T, LinkError>>,
     ) -> Result<T, LinkError> {
+        let deadline = match patience.into() {
+            Patience::Until(deadline) => deadline,
+            Patience::Told(seat) => return self.look(interest, seat, ready),
+        };
         let mut inner = self.enter()?;
         inner.last_send = None;
         let mut now = clock::now();
@@ -89,6 +96,69 @@ impl Link {
         result
     }
 
+    /// The same for who is seated: one look, and another when the seat is told.
+    fn look<T>(
+        &self,
+        interest: Interest,
+        seat: &mut Seat,
+        mut ready: impl FnMut(&Self, &mut Inner, Instant) -> Option<Result<T, LinkError>>,
+    ) -> Result<T, LinkError> {
+        let mut inner = self.try_enter()?.ok_or(LinkError::Busy)?;
+        inner.waiters.leave_seat(seat);
+        let now = clock::now();
+        let mut result = ready(self, &mut inner, now);
+        if result.is_none() {
+            inner.last_send = None;
+            if interest.meets(SOCKETS) && self.take_role_for(&mut inner, now, &seat.hub) || inner.core.is_urgent() {
+                self.turn(&mut inner, now);
+                result = ready(self, &mut inner, now);
+            }
+        }
+        if result.is_none() {
+            inner.waiters.enter_seat(interest, seat);
+        }
+        self.leave_unsent(&mut inner, now);
+        inner.hand_over();
+        result.unwrap_or(Err(LinkError::Pending))
+    }
+
+    /// A loop's thread is the reader from here on, as far as nobody else is. True if there was something to read.
+    fn take_role_for(&self, inner: &mut Inner, now: Instant, hub: &Arc<Hub>) -> bool {
+        if inner.is_polled || inner.is_at_hub() || !inner.core.wants_input() {
+            return false;
+        }
+        let (Some(socket), Some(this)) = (inner.socket.clone(), self.this.upgrade()) else { return false };
+        self.take_role(inner);
+        if inner.reader == Reader::Engine {
+            return false;
+        }
+        inner.last_read = now.into();
+        let has_read = inner.read(now);
+        // Edge-triggered, and what is left is reported at once.
+        match hub.watch(socket.as_fd(), self.key, this) {
+            Ok(()) => inner.extras().hub = Some(hub.clone()),
+            Err(_) => self.give_role_to_engine(inner, now),
+        }
+        has_read
+    }
+
+    /// Who is seated waits no longer. What it was told of, somebody else is. `Busy` as in every look.
+    pub fn leave_seat(&self, seat: &mut Seat) -> Result<(), LinkError> {
+        if !seat.is_taken() {
+            return Ok(());
+        }
+        let mut inner = self.try_enter()?.ok_or(LinkError::Busy)?;
+        if inner.waiters.leave_seat(seat) {
+            inner.hand_over();
+        }
+        Ok(())
+    }
+
+    /// Until nobody has the lock: for who was told that somebody is about it, detached.
+    pub fn wait_lock(&self) -> Result<(), LinkError> {
+        self.enter().map(drop)
+    }
+
     /// The way of who waits for a message and for nothing else: it waits in recv(2) itself, which is one system call where
     /// reading, polling and reading again are three. Until it is back nobody else may read, or what it got would come too
     /// late; the end of the link ends it, as it does every call on the socket.
@@ -113,7 +183,8 @@ impl Link {
     pub(super) fn placeable(inner: &Inner, now: Instant, deadline: Option<Instant>) -> Option<usize> {
         // The other ways of waiting are exact, and a short message isn't worth it.
         let has_time = deadline.is_none_or(|deadline| deadline > now + PRECISE);
-        let may_read = !inner.is_polled && inner.socket.is_some();
+        // What is received there is read as it is on the wire.
+        let may_read = !inner.is_polled && inner.socket.is_some() && !inner.is_secured();
         inner.core.begun().filter(|length| has_time && may_read && *length >= PLACED_BYTES)
     }
 
@@ -248,7 +319,7 @@ impl Link {
 
     /// Who takes the message at once ends with a turn, or with what is left of one.
     pub(super) fn settle_received(&self, inner: &mut Inner, now: Instant) {
-        if !(inner.core.has_message() && inner.core.is_quiet() && inner.waiters.is_empty()) {
+        if !(inner.core.has_message() && inner.core.is_quiet() && inner.waiters.is_empty()) || inner.is_secured() {
             self.turn(inner, now);
         }
     }
@@ -285,8 +356,8 @@ impl Link {
     }
 
     /// Until a message, or the end, can be received by [`Link::try_recv`], unless another thread is quicker.
-    pub fn wait_readable(&self, deadline: Option<Instant>) -> Result<(), LinkError> {
-        self.wait(Interest::READABLE, deadline, |link, inner, now| {
+    pub fn wait_readable<'s>(&self, patience: impl Into<Patience<'s>>) -> Result<(), LinkError> {
+        self.wait(Interest::READABLE, patience, |link, inner, now| {
             if inner.core.has_message() {
                 link.set_alarm(inner, now);
                 link.tell(inner, Interest::NOTHING);
@@ -297,29 +368,29 @@ impl Link {
     }
 
     /// Until the handshake is done.
-    pub fn wait_open(&self, deadline: Option<Instant>) -> Result<(), LinkError> {
-        self.wait(Interest::STATE, deadline, |_, inner, _| match inner.opened_at {
+    pub fn wait_open<'s>(&self, patience: impl Into<Patience<'s>>) -> Result<(), LinkError> {
+        self.wait(Interest::STATE, patience, |_, inner, _| match inner.opened_at {
             Some(_) => Some(Ok(())),
             None => inner.over().map(Err),
         })
     }
 
     /// Until the state is `wanted`; the end is an error, unless it is what was wanted.
-    pub fn wait_state(&self, wanted: State, deadline: Option<Instant>) -> Result<(), LinkError> {
-        self.wait(Interest::STATE, deadline, |_, inner, _| match inner.core.state() {
+    pub fn wait_state<'s>(&self, wanted: State, patience: impl Into<Patience<'s>>) -> Result<(), LinkError> {
+        self.wait(Interest::STATE, patience, |_, inner, _| match inner.core.state() {
             state if state == wanted => Some(Ok(())),
             _ => inner.over().map(Err),
         })
     }
 
     /// Until the link has ended, and why.
-    pub fn wait_ended(&self, deadline: Option<Instant>) -> Result<Arc<Ending>, LinkError> {
-        self.wait(Interest::STATE, deadline, |_, inner, _| inner.ending.clone().map(Ok))
+    pub fn wait_ended<'s>(&self, patience: impl Into<Patience<'s>>) -> Result<Arc<Ending>, LinkError> {
+        self.wait(Interest::STATE, patience, |_, inner, _| inner.ending.clone().map(Ok))
     }
 
     /// The next occurrence; after the last one, the end is an error.
-    pub fn next_occurrence(&self, deadline: Option<Instant>) -> Result<Occurrence, LinkError> {
-        self.wait(Interest::EVENT, deadline, |_, inner, _| match inner.next_occurrence() {
+    pub fn next_occurrence<'s>(&self, patience: impl Into<Patience<'s>>) -> Result<Occurrence, LinkError> {
+        self.wait(Interest::EVENT, patience, |_, inner, _| match inner.next_occurrence() {
             Some(occurrence) => Some(Ok(occurrence)),
             None => inner.over().map(Err),
         })

@@ -5,10 +5,15 @@ use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
+use socket2::{SockFilter, SockRef};
+
 use super::RawTcpInfo;
 
 /// `TCP_RTO_MAX_MS` (Linux 6.15): the longest retransmission timeout, 1000 to 120000 ms.
 const TCP_RTO_MAX_MS: libc::c_int = 44;
+
+/// `BPF_RET | BPF_K` of `linux/bpf_common.h`: keep so many bytes.
+const BPF_RETURN: u16 = 0x06;
 
 pub const PLATFORM: &str = "Linux";
 /// Whole seconds, as `tcp(7)` and `net/ipv4/tcp.c` (`MAX_TCP_KEEPIDLE`, `MAX_TCP_KEEPINTVL`) have it.
@@ -17,6 +22,8 @@ pub const KEEPALIVE_SECONDS: (u64, u64) = (1, 32767);
 pub const KEEPALIVE_COUNT: (u32, u32) = (1, 127);
 /// Without waiting, and without SIGPIPE.
 pub const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+/// MSG_DONTWAIT keeps sending from waiting as well, whatever the descriptor says.
+pub const HEEDS_DONTWAIT: bool = true;
 /// The guard needs `TCP_INFO`, `SO_COOKIE` and an abort.
 pub const HAS_GUARD: bool = true;
 
@@ -68,6 +75,20 @@ pub fn is_tcp(fd: RawFd) -> io::Result<bool> {
     Ok(protocol == libc::IPPROTO_TCP && matches!(domain, libc::AF_INET | libc::AF_INET6))
 }
 
+/// The smoothed round trip.
+pub fn round_trip(fd: RawFd) -> io::Result<Duration> {
+    tcp_info(fd).map(|(info, _)| Duration::from_micros(info.rtt.into()))
+}
+
+/// `TCP_USER_TIMEOUT` (RFC 5482), milliseconds; zero is the system's own.
+pub fn user_timeout(fd: BorrowedFd<'_>) -> io::Result<Option<Duration>> {
+    SockRef::from(&fd).tcp_user_timeout().map(|timeout| Some(timeout.unwrap_or_default()))
+}
+
+pub fn set_user_timeout(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<()> {
+    SockRef::from(&fd).set_tcp_user_timeout(Some(timeout))
+}
+
 /// How long a retransmission timeout may grow on this socket (`TCP_RTO_MAX_MS`), milliseconds.
 pub fn rto_max_ms(fd: RawFd) -> io::Result<u32> {
     get_option(fd, libc::IPPROTO_TCP, TCP_RTO_MAX_MS).map(|(ms, _)| ms)
@@ -105,6 +126,13 @@ pub fn abort(fd: BorrowedFd<'_>) -> io::Result<()> {
     cut(fd).map_err(|_| refused)
 }
 
+/// While it is deaf nothing reaches a socket, neither data nor probes nor acknowledgements, and nobody is told: a filter that drops
+/// each segment before TCP sees it (`SO_ATTACH_FILTER`, `socket(7)`). It takes no rights.
+pub fn set_deaf(fd: BorrowedFd<'_>, deaf: bool) -> io::Result<()> {
+    let socket = SockRef::from(&fd);
+    if deaf { socket.attach_filter(&[SockFilter::new(BPF_RETURN, 0, 0, 0)]) } else { socket.detach_filter() }
+}
+
 /// `recv(2)`, but no cancellation point: as soon as a process has a second thread, glibc brackets its own with two atomic
 /// operations, which a round trip on loopback feels. Nobody cancels a thread of Python's.
 pub fn receive(fd: RawFd, room: &mut [MaybeUninit<u8>], flags: libc::c_int) -> io::Result<usize> {
@@ -119,7 +147,12 @@ pub fn transmit(fd: RawFd, data: &[u8], flags: libc::c_int) -> io::Result<usize>
     let nobody = std::ptr::null::<libc::c_void>();
     // SAFETY: the kernel reads `data.len()` bytes; a number that isn't open gives EBADF.
     let sent = unsafe { libc::syscall(libc::SYS_sendto, fd, data.as_ptr(), data.len(), flags, nobody, 0) };
-    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    usize::try_from(sent).map_err(|_| sending_error())
+}
+
+/// Why the kernel took nothing.
+pub(super) fn sending_error() -> io::Error {
+    io::Error::last_os_error()
 }
 
 /// `poll(2)` of one descriptor, likewise, where the kernel has it: newer architectures have only `ppoll`, which is slower.
@@ -232,18 +265,26 @@ pub fn begin_names_anew() {
 #[cfg(not(target_env = "gnu"))]
 pub fn begin_names_anew() {}
 
+/// A descriptor of another process, as one of ours: the same socket, not another one (`pidfd_getfd(2)`, Linux 5.6). It needs the right to
+/// trace that process. While it lives, the other's `close` sends no FIN.
+pub fn copy_descriptor(pid: i32, number: RawFd) -> io::Result<OwnedFd> {
+    let own = |code: libc::c_long| {
+        let fd = RawFd::try_from(code).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
+        // SAFETY: the kernel has just made this descriptor, close-on-exec, and nobody else knows of it.
+        Ok::<_, io::Error>(unsafe { OwnedFd::from_raw_fd(fd) })
+    };
+    // SAFETY: a system call with integers; a process that isn't there gives ESRCH.
+    let process = own(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    // SAFETY: likewise; a number that isn't open there gives EBADF.
+    own(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) })
+}
+
 /// How long the machine was suspended since it booted: what `CLOCK_BOOTTIME` counts and `CLOCK_MONOTONIC` doesn't.
 /// Two readings, hence exact to within the time between them.
 #[must_use]
 pub fn time_suspended() -> Duration {
-    let read = |clock| {
-        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: the kernel fills in `time`; both clocks exist on every kernel that we run on.
-        unsafe { libc::clock_gettime(clock, &raw mut time) };
-        Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
-    };
-    let monotonic = read(libc::CLOCK_MONOTONIC);
-    read(libc::CLOCK_BOOTTIME).saturating_sub(monotonic)
+    let monotonic = super::read_clock(libc::CLOCK_MONOTONIC);
+    super::read_clock(libc::CLOCK_BOOTTIME).saturating_sub(monotonic)
 }
 
 /// Random bytes fit for secrets (`getrandom(2)`).

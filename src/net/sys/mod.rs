@@ -6,36 +6,50 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use socket2::{MaybeUninitSlice, SockRef};
 
-#[cfg(not(unix))]
-compile_error!("longconn isn't ported to this system yet: descriptors are POSIX's");
-
 mod unix;
 pub use unix::*;
 
-#[cfg(target_os = "linux")]
+// With `--cfg longconn_portable` Linux takes what is written for the others: so that is tried, where it can be.
+#[cfg(all(target_os = "linux", not(longconn_portable)))]
 mod linux;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(longconn_portable)))]
 pub use linux::*;
 
-#[cfg(not(target_os = "linux"))]
-mod other;
-#[cfg(not(target_os = "linux"))]
-pub use other::*;
+#[cfg(any(not(target_os = "linux"), longconn_portable))]
+mod portable;
+#[cfg(any(not(target_os = "linux"), longconn_portable))]
+pub use portable::*;
 
 /// Reads what is there, without waiting; none at the end of the stream.
 pub fn receive_now<'r>(fd: BorrowedFd<'_>, room: &'r mut [MaybeUninit<u8>]) -> io::Result<&'r [u8]> {
     receive_into(fd, room, libc::MSG_DONTWAIT)
 }
 
-/// Waits for something, as long as the socket's `SO_RCVTIMEO` says.
+/// How a link's socket is to be: where MSG_DONTWAIT keeps only some calls from waiting, none may.
+pub fn set_link_mode(fd: BorrowedFd<'_>) -> io::Result<()> {
+    SockRef::from(&fd).set_nonblocking(!HEEDS_DONTWAIT)
+}
+
+/// Waits for something, as long as a link's `SO_RCVTIMEO` says; `WouldBlock` when that is over.
 pub fn receive_waiting<'r>(fd: BorrowedFd<'_>, room: &'r mut [MaybeUninit<u8>]) -> io::Result<&'r [u8]> {
+    wait_to_receive(fd)?;
     receive_into(fd, room, 0)
 }
 
 /// The same, to several places, one behind the other; how many bytes it were.
 pub fn receive_waiting_parts(fd: BorrowedFd<'_>, places: Vec<&mut [MaybeUninit<u8>]>) -> io::Result<usize> {
     let mut places: Vec<_> = places.into_iter().map(MaybeUninitSlice::new).collect();
+    wait_to_receive(fd)?;
     SockRef::from(&fd).recv_vectored(&mut places).map(|(length, _)| length)
+}
+
+/// What recv(2) does itself on a socket that blocks.
+fn wait_to_receive(fd: BorrowedFd<'_>) -> io::Result<()> {
+    if HEEDS_DONTWAIT || wait_ready(fd.as_raw_fd(), libc::POLLIN, SockRef::from(&fd).read_timeout()?)? {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
 }
 
 fn receive_into<'r>(fd: BorrowedFd<'_>, room: &'r mut [MaybeUninit<u8>], flags: libc::c_int) -> io::Result<&'r [u8]> {

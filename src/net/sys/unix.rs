@@ -5,6 +5,37 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
+
+/// Whatever a socket is known by.
+pub type BorrowedSocket<'a> = BorrowedFd<'a>;
+
+/// Quiet time before the kernel's first probe, time between probes, and how many.
+pub fn probe_timings(socket: BorrowedSocket<'_>) -> io::Result<(Duration, Duration, u32)> {
+    let socket = SockRef::from(&socket);
+    Ok((socket.tcp_keepalive_time()?, socket.tcp_keepalive_interval()?, socket.tcp_keepalive_retries()?))
+}
+
+/// Sets what isn't `None`, and switches the probes on, as socket2 does.
+pub fn set_probe_timings(
+    socket: BorrowedSocket<'_>,
+    idle: Option<Duration>,
+    interval: Option<Duration>,
+    count: Option<u32>,
+) -> io::Result<()> {
+    let mut timings = TcpKeepalive::new();
+    if let Some(idle) = idle {
+        timings = timings.with_time(idle);
+    }
+    if let Some(interval) = interval {
+        timings = timings.with_interval(interval);
+    }
+    if let Some(count) = count {
+        timings = timings.with_retries(count);
+    }
+    SockRef::from(&socket).set_tcp_keepalive(&timings)
+}
+
 /// A second descriptor of the same socket, so that it can't be closed and its number reused under us. It must
 /// not live long: while it does, the owner's `close` sends no FIN.
 pub fn pin(fd: RawFd) -> io::Result<OwnedFd> {
@@ -32,7 +63,7 @@ pub fn bytes_readable(fd: RawFd) -> io::Result<usize> {
 }
 
 /// For descriptors that are made here; Linux makes them so in one call.
-#[cfg(not(target_os = "linux"))]
+#[cfg(any(not(target_os = "linux"), longconn_portable))]
 pub(super) fn set_nonblocking(fd: RawFd) -> io::Result<()> {
     // SAFETY: fcntl with integers; a number that isn't open gives EBADF.
     let code = unsafe { libc::fcntl(fd, libc::F_SETFL, libc::O_NONBLOCK) };
@@ -91,16 +122,24 @@ pub fn wait_either(
     if code < 0 { Err(io::Error::last_os_error()) } else { Ok((entries[0].revents, entries[1].revents != 0)) }
 }
 
+/// Since when it counts, its clock knows; zero where there is no such clock.
+pub fn read_clock(clock: libc::clockid_t) -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel fills in `time`.
+    unsafe { libc::clock_gettime(clock, &raw mut time) };
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
 /// Hands the parts to the kernel, one behind the other, as far as it takes them without waiting.
 pub fn transmit_parts(fd: BorrowedFd<'_>, parts: [&[u8]; 3]) -> io::Result<usize> {
     let mut vector = parts.map(|part| libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() });
     // SAFETY: a msghdr of zeros is one without address, vector and control data.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = vector.as_mut_ptr();
-    message.msg_iovlen = vector.len() as _;
+    message.msg_iovlen = 3; // of a type that differs from system to system
     // SAFETY: the kernel reads the parts, and writes to neither them nor the vector, which live through the call.
     let sent = unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, super::SEND_FLAGS) };
-    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    usize::try_from(sent).map_err(|_| super::sending_error())
 }
 
 /// Closes a number that nobody will use any more: a forked child's copy of what is its parent's.

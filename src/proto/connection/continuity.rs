@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::{
     Action, Beginning, Connection, Event, Introduction, Opening, Phase, ProtocolError, Role, Stats, first_kind,
 };
+use crate::proto::adaptive::Learning;
 use crate::proto::cause::{Cause, Ending, SessionEnd};
 use crate::proto::close::{Close, CloseCode};
 use crate::proto::frame::{Decoder, PREAMBLE};
@@ -25,6 +26,8 @@ const RELINK_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub(super) struct Continuity {
     pub(super) client: Option<ClientSide>,
+    /// Of a client whose interval is adaptive: it outlives links, as a path does.
+    pub(super) learning: Option<Box<Learning>>,
     farewell: Option<Box<Farewell>>,
 }
 
@@ -170,6 +173,7 @@ impl Connection {
     pub(super) fn introduce(&mut self) {
         let position = self.session.state_position();
         let (rhythm, largest_message) = (self.config.heartbeat.rhythm(), self.config.largest_message_bytes);
+        let sets_pace = self.learning().is_some();
         let Some(client) = self.as_client() else { return };
         let session = client.credentials.map(|credentials| {
             client.epoch += 1;
@@ -182,6 +186,7 @@ impl Connection {
             position: if session.is_some() { position } else { Position::start(BASE_WINDOW_BYTES) },
             largest_message,
             will_resume: client.will_resume,
+            sets_pace,
             client_id: client.client_id.to_string(),
             token: client.token.to_vec(),
             session,
@@ -256,6 +261,17 @@ impl Connection {
     }
 
     /// The server doesn't know the session, and what it had taken of it nobody can know.
+    /// No link can be made any more; its driver knows why.
+    pub fn distrust(&mut self, now: Instant) {
+        self.note_time(now);
+        if self.is_away() {
+            let mut ending = Ending::new(Cause::Tls);
+            ending.untaken_bytes = self.session.outbox.untaken_bytes() as u64;
+            ending.session = Some(SessionEnd::GivenUp);
+            self.finish(ending, None, Action::Abort);
+        }
+    }
+
     fn lose_session(&mut self, now: Instant) {
         let mut ending = self.end_of_last_link();
         ending.session = Some(SessionEnd::Forgotten);
@@ -425,12 +441,14 @@ impl Connection {
         if self.goes_on(&ending) {
             self.part(now, ending, parting, Some(action));
         } else {
+            self.learn_from_loss(now, &ending);
             self.finish(ending, parting, action);
         }
     }
 
     /// The link goes, the session stays.
     pub(super) fn part(&mut self, now: Instant, mut ending: Ending, parting: Option<Close>, action: Option<Action>) {
+        self.learn_from_loss(now, &ending);
         let stats = self.supervision.as_ref().and_then(|_| self.stats(now)).map(LastStats::from);
         let was_open = self.supervision.is_some();
         let parting = parting.map(|close| Box::new(close.link_only()));
@@ -483,7 +501,7 @@ impl Connection {
         let farewell = continuity.farewell.take();
         // Who doesn't come back has no use for what it said of itself, nor for the server's secret.
         continuity.client.take_if(|client| !client.will_resume);
-        if continuity.client.is_none() {
+        if continuity.client.is_none() && continuity.learning.is_none() {
             self.continuity = None;
         }
         farewell.map(|farewell| (Box::new(farewell.close), farewell.deadline))

@@ -4,7 +4,9 @@ use std::mem::{self, MaybeUninit};
 use std::time::{Duration, Instant};
 
 use super::continuity::{Claim, Proof};
+use super::pace::Pace;
 use super::{Action, Beginning, Connection, Event, LINGER, Opening, PAUSE, Phase, ProtocolError, Role, Supervision};
+use crate::proto::adaptive::Network;
 use crate::proto::cause::{Cause, Ending, GivenUp, Level, SessionEnd};
 use crate::proto::close::{Close, CloseCode};
 use crate::proto::detector::{Detector, Judgement};
@@ -48,11 +50,14 @@ impl Connection {
             return false;
         }
         self.bytes_heard += bytes as u64;
-        if let Some(supervision) = &mut self.supervision
-            && supervision.detector.on_bytes(now)
-        {
-            supervision.evidence.on_heard();
-            self.tell(Event::Alive);
+        if let Some(supervision) = &mut self.supervision {
+            if let Some(pace) = &mut supervision.pace {
+                pace.on_heard(now, &supervision.heartbeat);
+            }
+            if supervision.detector.on_bytes(now) {
+                supervision.evidence.on_heard();
+                self.tell(Event::Alive);
+            }
         }
         true
     }
@@ -187,7 +192,8 @@ impl Connection {
                 Ok(())
             }
             (Phase::Open | Phase::Draining { .. } | Phase::Leaving { .. }, Kind::Beat) => self.handle_beat(now, frame),
-            (Phase::Left { .. }, Kind::Beat | Kind::DataStart | Kind::Data) => Ok(()),
+            (Phase::Open | Phase::Draining { .. } | Phase::Leaving { .. }, Kind::Want) => self.handle_want(now, frame),
+            (Phase::Left { .. }, Kind::Beat | Kind::Want | Kind::DataStart | Kind::Data) => Ok(()),
             (Phase::Left { .. }, Kind::DataEnd) => {
                 self.count_unwanted(1);
                 Ok(())
@@ -214,6 +220,7 @@ impl Connection {
         self.note_peer(hello.rhythm);
         if let Some(opening) = &mut self.opening {
             opening.will_resume = hello.will_resume;
+            opening.is_paced = hello.sets_pace && self.config.heartbeat.may_follow(&hello.rhythm);
             let (position, largest_message) = (hello.position, hello.largest_message);
             opening.claim = hello.session.map(|resumption| Claim { resumption, position, largest_message });
         }
@@ -229,6 +236,10 @@ impl Connection {
     pub(super) fn handle_welcome(&mut self, now: Instant, frame: Frame<'_>) -> Result<(), ProtocolError> {
         let welcome = Welcome::decode(frame.payload())?;
         self.note_peer(welcome.rhythm);
+        let is_paced = welcome.follows && self.learning().is_some();
+        if let Some(opening) = &mut self.opening {
+            opening.is_paced = is_paced;
+        }
         if let Some(beginning) = self.begin_or_go_on(now, &welcome)? {
             self.session.on_ask(true);
             self.open(now, beginning);
@@ -244,12 +255,28 @@ impl Connection {
 
     pub(super) fn open(&mut self, now: Instant, beginning: Beginning) {
         let Some(opening) = self.opening.take() else { return };
-        let Opening { seed, peer: Some(peer), sent_before, .. } = *opening else { return };
-        let ours = self.config.heartbeat.rhythm();
+        let Opening { seed, peer: Some(peer), sent_before, is_paced, network, .. } = *opening else { return };
+        let ours = self.rhythm(is_paced);
+        let intervals = [ours.interval_to(&peer), peer.interval_to(&ours)];
+        let [interval, peer_interval] = if is_paced { [ours.interval_of_both(&peer); 2] } else { intervals };
+        let mut heartbeat = Heartbeat::new(now, interval, seed);
+        let mut detector = Detector::new(now, peer_interval, ours.limit, self.config.heartbeat.detector);
+        let mut pace = None;
+        if is_paced {
+            detector.allow_growth();
+            heartbeat.keep_pace();
+            pace = Some(Box::new(Pace::new(now, ours, peer, self.role == Role::Client)));
+            let longest = self.longest_interval(&peer);
+            if let Some(learning) = self.learning_mut() {
+                let network = network.unwrap_or(Network::UNKNOWN);
+                learning.on_open(network, longest, matches!(beginning, Beginning::Resumed { .. }));
+            }
+        }
         self.supervision = Some(Box::new(Supervision {
-            heartbeat: Heartbeat::new(now, ours.interval_to(&peer), seed),
-            detector: Detector::new(now, peer.interval_to(&ours), ours.limit, self.config.heartbeat.detector),
+            heartbeat,
+            detector,
             evidence: Evidence::default(),
+            pace,
             last_look: None,
             sent_behind_beat: false,
             peer_interpreter_age: age_to_wire(None),
@@ -277,7 +304,11 @@ impl Connection {
         let beat = Beat::decode(frame.payload()).ok_or(ProtocolError::Malformed { kind: Kind::Beat })?;
         let Some(supervision) = &mut self.supervision else { return Ok(()) };
         let heard = supervision.heartbeat.handle_beat(now, &beat)?;
-        match heard.arrived {
+        let arrived = match &supervision.pace {
+            Some(pace) => heard.arrived.map(|is_newest| is_newest || pace.is_proven_by(&beat)),
+            None => heard.arrived,
+        };
+        match arrived {
             Some(true) if !supervision.sent_behind_beat => supervision.detector.on_everything_arrived(),
             Some(_) => supervision.detector.on_something_arrived(now),
             None => {}
@@ -285,6 +316,8 @@ impl Connection {
         if !beat.extra {
             supervision.detector.on_periodic_beat(now);
         }
+        self.learn_from_beat(now, &beat);
+        let Some(supervision) = &mut self.supervision else { return Ok(()) };
         let ages = Ages { interpreter: beat.interpreter_age, application: beat.application_age };
         supervision.peer_interpreter_age = age_to_wire(ages.interpreter);
         supervision.peer_application_age = age_to_wire(ages.application);
@@ -422,9 +455,13 @@ impl Connection {
             return;
         }
         let is_opening = self.supervision.is_none();
-        let mut ending = Ending::new(if is_opening && self.is_reconnecting() { Cause::Handshake } else { cause });
+        // Who isn't trusted now won't be the next time.
+        let is_passing = is_opening && self.is_reconnecting() && cause != Cause::Tls;
+        let mut ending = Ending::new(if is_passing { Cause::Handshake } else { cause });
         ending.detail = Some(detail);
-        self.end(now, ending, None, Action::Abort);
+        // A reset could overtake the alert that says why.
+        let action = if cause == Cause::Tls { Action::Close } else { Action::Abort };
+        self.end(now, ending, None, action);
     }
 
     /// The answer to [`Action::Look`]; `None` where the kernel can't tell.
@@ -441,6 +478,10 @@ impl Connection {
             Some(Arrived::Something) if is_comparable => supervision.detector.on_something_arrived(now),
             Some(Arrived::Something | Arrived::Nothing) | None => {}
         }
+        // Its next beat may be far off.
+        if supervision.detector.should_ask() {
+            supervision.heartbeat.ask(now);
+        }
         self.supervise(now);
     }
 
@@ -449,6 +490,9 @@ impl Connection {
         self.armed = None;
         let Some(supervision) = &mut self.supervision else { return };
         let smoothed = supervision.smoothed();
+        if let Some(pace) = &mut supervision.pace {
+            pace.on_pause(now);
+        }
         supervision.heartbeat.on_pause(now);
         supervision.heartbeat.ask(now);
         supervision.detector.on_pause(now, smoothed);
@@ -552,7 +596,7 @@ impl Connection {
             return;
         }
         self.armed = None;
-        let limit = self.supervision.as_ref().map_or(Duration::ZERO, |supervision| supervision.limit());
+        let limit = self.supervision.as_ref().map_or(Duration::ZERO, |supervision| supervision.answer_limit());
         if now > armed + PAUSE.max(limit / 4) {
             self.handle_pause(now);
         }

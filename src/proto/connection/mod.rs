@@ -20,6 +20,7 @@ mod continuity;
 mod input;
 mod known;
 mod output;
+mod pace;
 mod verbs;
 
 use std::collections::VecDeque;
@@ -27,6 +28,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::continuity::{Continuity, Lost};
+use self::pace::Pace;
+use super::adaptive::{Losses, Network};
 use super::cause::Ending;
 use super::close::Close;
 use super::detector::Detector;
@@ -58,6 +61,8 @@ pub struct Config {
     pub resends: bool,
     /// How long a client's session waits for a link; `None`: for ever.
     pub give_up_after: Option<Duration>,
+    /// Of all links of the process, where there are several configurations.
+    pub losses: Arc<Losses>,
 }
 
 impl Default for Config {
@@ -70,6 +75,7 @@ impl Default for Config {
             handshake_timeout: Duration::from_secs(10),
             resends: false,
             give_up_after: None,
+            losses: Arc::default(),
         }
     }
 }
@@ -294,6 +300,10 @@ struct Opening {
     claim: Option<Claim>,
     /// A client will come back.
     will_resume: bool,
+    /// The client sets the pace, and the server follows.
+    is_paced: bool,
+    /// Where a client is.
+    network: Option<Network>,
     /// Our HELLO names one.
     names_session: bool,
     /// The session goes on, and so many messages go again.
@@ -311,6 +321,8 @@ impl Opening {
             peer: None,
             claim: None,
             will_resume: false,
+            is_paced: false,
+            network: None,
             names_session: false,
             replayed: None,
             sent_before: 0,
@@ -331,6 +343,8 @@ struct Supervision {
     heartbeat: Heartbeat,
     detector: Detector,
     evidence: Evidence,
+    /// Where the interval may change.
+    pace: Option<Box<Pace>>,
     last_look: Option<Moment>,
     /// Something went out behind the newest beat, so that its echo doesn't speak for everything.
     sent_behind_beat: bool,
@@ -348,9 +362,14 @@ impl Supervision {
         self.detector.limit(self.smoothed())
     }
 
+    /// For what the peer owes at once.
+    fn answer_limit(&self) -> Duration {
+        self.detector.answer_limit(self.smoothed())
+    }
+
     /// While there is doubt the kernel is asked now and then: of a suspect, and when an echo is overdue.
     fn next_look(&self) -> Option<Moment> {
-        let limit = self.limit();
+        let limit = self.answer_limit();
         let doubt = match (self.detector.suspect_since(), self.detector.unproven_since()) {
             (Some(since), _) => since,
             (None, Some(since)) => since + limit / 4,
@@ -405,7 +424,7 @@ pub struct Connection {
 }
 
 /// Thousands of them idle in one process.
-const _: () = assert!(size_of::<Connection>() <= 288 && size_of::<Supervision>() <= 232);
+const _: () = assert!(size_of::<Connection>() <= 288 && size_of::<Supervision>() <= 248);
 
 impl Connection {
     /// The side that connected: says its preamble and HELLO at once. `seed` is random, another one for each link: for
@@ -426,6 +445,7 @@ impl Connection {
         }
         let mut connection = Self::new(now, config, seed, Role::Client);
         connection.continuity = Some(Box::new(Continuity::of_client(introduction)));
+        connection.recall(now, &[]);
         connection.introduce();
         Ok(connection)
     }

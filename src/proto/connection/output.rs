@@ -59,7 +59,12 @@ impl Connection {
             && let ages = self.ages(now)
             && let Some(beat) = supervision.heartbeat.pending_beat(now, ages, status)
         {
-            Control::put(&mut self.control, Slot::Beat { sent_at: beat.sent_at }, |out| beat.encode(out));
+            Control::put(&mut self.control, Slot::Beat { sent_at: beat.sent_at }, |out| {
+                if let Some(pace) = &supervision.pace {
+                    pace.encode_want(out);
+                }
+                beat.encode(out);
+            });
         }
     }
 
@@ -81,6 +86,7 @@ impl Connection {
             }
         }
         let mut behind_beat = of_first > 0 && self.data_is_first;
+        let mut wants_proof = of_first > 0;
         if let Some(control) = self.control.take() {
             let mut start = 0;
             for (slot, length) in control.slots.into_iter().flatten() {
@@ -95,25 +101,41 @@ impl Connection {
                 }
                 start += length;
                 behind_beat = !matches!(slot, Slot::Beat { .. });
-                self.on_control_sent(now, slot);
+                wants_proof |= self.on_control_sent(now, slot);
             }
         }
         if left > 0 {
             self.session.on_sent(left);
-            behind_beat = true;
+            (behind_beat, wants_proof) = (true, true);
         }
         if let Some(supervision) = &mut self.supervision {
-            supervision.sent_behind_beat = behind_beat;
-            supervision.detector.on_sent(now);
+            if let Some(pace) = &mut supervision.pace {
+                pace.on_sent(now, &supervision.heartbeat);
+            }
+            if wants_proof {
+                supervision.sent_behind_beat = behind_beat;
+                supervision.detector.on_sent(now);
+            }
         }
     }
 
-    pub(super) fn on_control_sent(&mut self, now: Instant, slot: Slot) {
+    /// True if it matters to us whether it arrives. Not of an answer where beats are rare: who has asked sees to it, and its echo
+    /// would take an interval.
+    fn on_control_sent(&mut self, now: Instant, slot: Slot) -> bool {
         match slot {
             Slot::Ack => self.session.on_ack_sent(),
             Slot::Beat { sent_at } => {
                 if let Some(supervision) = &mut self.supervision {
+                    if let Some(pace) = &mut supervision.pace {
+                        pace.on_beat_sent(now, sent_at, &mut supervision.heartbeat, &mut supervision.detector);
+                    }
                     let asks = supervision.heartbeat.on_sent(now, sent_at);
+                    if asks {
+                        if let Some(pace) = &mut supervision.pace {
+                            pace.on_asked(sent_at);
+                        }
+                        supervision.detector.on_asked(now);
+                    }
                     let sent = self.session.sent();
                     if let Some(client) = self.continuity.as_mut().and_then(|continuity| continuity.client.as_mut())
                         && matches!(client.proof, Proof::Replay(end) if sent >= end)
@@ -124,6 +146,7 @@ impl Connection {
                         supervision.evidence.on_asked(now);
                         self.look_wanted = true;
                     }
+                    return asks || supervision.pace.is_none();
                 }
             }
             Slot::Close => match mem::replace(&mut self.phase, Phase::Handshake) {
@@ -139,6 +162,7 @@ impl Connection {
                 other => self.phase = other,
             },
         }
+        true
     }
 
     /// Whether something should be written now, rather than go with what is written next.

@@ -26,13 +26,15 @@ impl Connection {
     }
 
     pub(super) fn welcome(&mut self, credentials: Credentials) {
+        let is_paced = self.opening.as_ref().is_some_and(|opening| opening.is_paced);
         let welcome = Welcome {
             version: VERSION,
-            rhythm: self.config.heartbeat.rhythm(),
+            rhythm: self.rhythm(is_paced),
             position: self.session.state_position(),
             largest_message: self.config.largest_message_bytes,
             credentials,
             resumed: self.opening.as_ref().is_some_and(|opening| opening.replayed.is_some()),
+            follows: is_paced,
             retention: Duration::from_millis(self.retention.into()),
         };
         welcome.encode(self.first());
@@ -294,7 +296,7 @@ impl Connection {
     /// How long we wait for the peer's FIN after our CLOSE. It has nothing else left to say, so silence is no life any
     /// more, and its limit holds.
     pub(super) fn farewell(&self) -> Duration {
-        self.supervision.as_ref().map_or(LINGER, |supervision| supervision.limit().max(LINGER))
+        self.supervision.as_ref().map_or(LINGER, |supervision| supervision.answer_limit().max(LINGER))
     }
 
     /// We were paused, and nothing that we sent since is known to have arrived.
@@ -307,7 +309,7 @@ impl Connection {
     /// a half at least. Between the two.
     pub(super) fn is_unheard(&self, now: Instant) -> bool {
         let Some(supervision) = &self.supervision else { return false };
-        let overdue = supervision.detector.interval() * 5 / 4 + supervision.smoothed();
+        let overdue = supervision.detector.overdue() + supervision.smoothed();
         supervision.detector.unproven(now).is_some_and(|unproven| unproven >= overdue)
     }
 

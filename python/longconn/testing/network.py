@@ -14,10 +14,12 @@ router or at the other host's plug, so the host that survives keeps a healthy in
         lab.restore()                   # ends every fault
 
 The namespaces have no names: a namespace lives as long as a descriptor or a process refers to it, so two labs can't
-collide, and a lab whose owner was killed is gone with it. Only processes can be left over; `lab.py clean` ends them.
+collide, and a lab whose owner was killed is gone with it. Only processes can be left over;
+`python -m longconn.testing.network clean` ends them.
 
 Needs `ip`, `nft` (and `tc` for `rate`), and root or a kernel that lets everybody make user namespaces; where it is
-neither, `reason_unavailable()` says why. `lab.py check` tries every fault. Standard library only, Python 3.11 or later.
+neither, `reason_unavailable()` says why. `python -m longconn.testing.network check` tries every fault.
+The file runs by itself, too: standard library only.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["HOSTS", "Lab", "LabError", "clean", "enter_unprivileged", "reason_unavailable"]
+__all__ = ["HOSTS", "Lab", "LabError", "clean", "enter_unprivileged", "is_privileged", "reason_unavailable"]
 
 HOSTS = ("client", "server")
 # 10.88/16 is an arbitrary corner of the private range; nothing outside the namespaces ever sees it.
@@ -360,7 +362,7 @@ def enter_unprivileged(*, even_root: bool = False) -> None:
     Raises:
         LabError: The kernel doesn't let us; the message says what it said.
     """
-    if _is_privileged() and not even_root:
+    if is_privileged() and not even_root:
         return
     user, group = os.geteuid(), os.getegid()
     # Both in one call: this namespace has to belong to the new user namespace, or setns() back into it is refused.
@@ -375,7 +377,8 @@ def enter_unprivileged(*, even_root: bool = False) -> None:
         raise LabError(f"{_why_refused(errno.EPERM)} ({error})") from None
 
 
-def _is_privileged() -> bool:
+def is_privileged() -> bool:
+    """Whether this process can make labs as it is."""
     status = Path("/proc/self/status").read_text()
     effective = int(status.partition("CapEff:")[2].split()[0], 16)
     return all(effective >> capability & 1 for capability in (CAP_NET_ADMIN, CAP_SYS_ADMIN))

@@ -1,24 +1,30 @@
-//! Systems where the guard isn't built yet: each thing it needs is refused by name, nothing silently dropped.
-//! The kernel's keepalive works wherever socket2 knows its options. Written from documentation, not tried.
+//! What isn't Linux: descriptors that wake, sockets, and the kernel's keepalive are there; the guard is refused by name, for it
+//! needs to know what of ours is unacknowledged and how many probes are unanswered, and no other system tells both.
 
 use std::io;
 use std::io::{Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Type};
 
 use super::RawTcpInfo;
 
-pub const PLATFORM: &str = std::env::consts::OS;
+#[cfg(target_vendor = "apple")]
+mod apple;
+#[cfg(target_vendor = "apple")]
+pub use apple::*;
+
+#[cfg(not(target_vendor = "apple"))]
+mod bsd;
+#[cfg(not(target_vendor = "apple"))]
+pub use bsd::*;
+
 /// Seconds in a positive `int`, and in the 16 bits that [`crate::proto::verdict::Probing`] has for them.
 pub const KEEPALIVE_SECONDS: (u64, u64) = (1, 65_535);
 /// What fits into every system's option.
 pub const KEEPALIVE_COUNT: (u32, u32) = (1, 127);
-/// Without waiting. Apple's systems have no MSG_NOSIGNAL; the socket is told instead (`net/tuning.rs`).
-#[cfg(target_vendor = "apple")]
-pub const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT;
-#[cfg(not(target_vendor = "apple"))]
-pub const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 pub const HAS_GUARD: bool = false;
 
 fn unsupported<T>(what: &str) -> io::Result<T> {
@@ -29,16 +35,31 @@ pub fn tcp_info(_: RawFd) -> io::Result<(RawTcpInfo, usize)> {
     unsupported("TCP_INFO")
 }
 
+pub fn copy_descriptor(_: i32, _: RawFd) -> io::Result<OwnedFd> {
+    unsupported("pidfd_getfd")
+}
+
+pub fn set_deaf(_: BorrowedFd<'_>, _: bool) -> io::Result<()> {
+    unsupported("SO_ATTACH_FILTER")
+}
+
 pub fn cookie(_: RawFd) -> io::Result<u64> {
     unsupported("SO_COOKIE")
 }
 
-pub fn socket_kind(_: RawFd) -> io::Result<(i32, i32, i32)> {
-    unsupported("SO_DOMAIN")
+/// Domain, type and protocol of a socket. macOS doesn't tell the protocol, and has one for streams over IP; where there is
+/// SCTP too, its kernel refuses TCP's options.
+pub fn socket_kind(fd: RawFd) -> io::Result<(i32, i32, i32)> {
+    // SAFETY: a number that isn't open gives EBADF, which is told.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    let socket = SockRef::from(&fd);
+    let (domain, kind) = (socket.local_addr()?.domain(), socket.r#type()?);
+    let is_tcp = matches!(domain, Domain::IPV4 | Domain::IPV6) && kind == Type::STREAM;
+    Ok((domain.into(), kind.into(), if is_tcp { Protocol::TCP.into() } else { 0 }))
 }
 
-pub fn is_tcp(_: RawFd) -> io::Result<bool> {
-    unsupported("the guard")
+pub fn is_tcp(fd: RawFd) -> io::Result<bool> {
+    Ok(socket_kind(fd)?.2 == libc::IPPROTO_TCP)
 }
 
 pub fn rto_max_ms(_: RawFd) -> io::Result<u32> {
@@ -49,12 +70,15 @@ pub fn set_rto_max_ms(_: BorrowedFd<'_>, _: u32) -> io::Result<()> {
     unsupported("TCP_RTO_MAX_MS")
 }
 
-pub fn cut(_: BorrowedFd<'_>) -> io::Result<()> {
-    unsupported("the guard")
+/// Ends both directions at once and leaves what has arrived to be read.
+pub fn cut(fd: BorrowedFd<'_>) -> io::Result<()> {
+    SockRef::from(&fd).shutdown(std::net::Shutdown::Both)
 }
 
-pub fn abort(_: BorrowedFd<'_>) -> io::Result<()> {
-    unsupported("the guard")
+/// The owner's `close` resets the connection: `connect` with `AF_UNSPEC`, which does so at once, is EISCONN for TCP in BSD's
+/// `soconnect`, and a `shutdown` would tell the peer of an orderly end.
+pub fn abort(fd: BorrowedFd<'_>) -> io::Result<()> {
+    SockRef::from(&fd).set_linger(Some(Duration::ZERO))
 }
 
 pub fn receive(fd: RawFd, room: &mut [MaybeUninit<u8>], flags: libc::c_int) -> io::Result<usize> {
@@ -66,7 +90,7 @@ pub fn receive(fd: RawFd, room: &mut [MaybeUninit<u8>], flags: libc::c_int) -> i
 pub fn transmit(fd: RawFd, data: &[u8], flags: libc::c_int) -> io::Result<usize> {
     // SAFETY: the kernel reads `data.len()` bytes; a number that isn't open gives EBADF.
     let sent = unsafe { libc::send(fd, data.as_ptr().cast(), data.len(), flags) };
-    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    usize::try_from(sent).map_err(|_| sending_error())
 }
 
 pub(super) fn poll(entry: &mut libc::pollfd, timeout_ms: libc::c_int) -> io::Result<bool> {
@@ -134,12 +158,6 @@ impl AsFd for DelayedWakeup {
 
 /// A thread's state for names isn't handed on here.
 pub fn begin_names_anew() {}
-
-/// Unknown here; a late wake-up tells of a suspension too.
-#[must_use]
-pub fn time_suspended() -> Duration {
-    Duration::ZERO
-}
 
 /// Random bytes fit for secrets (`getentropy(3)`, 256 at a time).
 pub fn fill_random(bytes: &mut [u8]) -> io::Result<()> {

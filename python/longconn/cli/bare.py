@@ -1,4 +1,4 @@
-"""The command line: `longconn run`, `longconn explain` and `longconn serve`, on the bare install."""
+"""`longconn run` and `longconn explain`, which need nothing but Python."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from contextlib import suppress
 from importlib.machinery import BuiltinImporter, SourceFileLoader
 from typing import Any, NoReturn
 
-from . import _longconn
-from .installing import install
-from .keepalive import Keepalive, check_limit, default_keepalive, has_rto_max, set_default_keepalive
+from .. import _longconn
+from ..installing import install
+from ..keepalive import Keepalive, check_limit, default_keepalive, has_rto_max, set_default_keepalive
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "interrupted", "main"]
 
-SUMMARY = "Long-lived TCP connections that know when the other side is gone."
+COMMANDS = ("run", "explain")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="longconn", description=SUMMARY)
+def main(arguments: Sequence[str], summary: str, others: str = "") -> int:
+    """Run one of these; returns the exit status. *others* is for the help."""
+    parser = argparse.ArgumentParser(prog="longconn", description=summary, epilog=others or None)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser(
@@ -50,41 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     explain.set_defaults(command=_explain)
 
-    server = commands.add_parser(
-        "serve",
-        help="a LongServer that answers each message with itself and says who comes and goes",
-        description="Serves until SIGTERM or Ctrl-C. Then clients are told when and where to come back, once they have "
-        "taken what was sent to them.",
-    )
-    server.add_argument(
-        "address", metavar="HOST:PORT", nargs="?", default="127.0.0.1:9000", help="default: %(default)s"
-    )
-    server.add_argument("--interval", metavar="SECONDS", type=float, default=5.0, help="between beats; default: 5")
-    server.add_argument("--drain", metavar="SECONDS", type=float, default=10.0, help="for the goodbyes; default: 10")
-    server.add_argument(
-        "--retry-after", metavar="SECONDS", type=float, default=0.0, help="nobody is to come back before"
-    )
-    server.add_argument("--come-back-to", metavar="HOST:PORT", default="", help="for clients that follow such a word")
-    server.set_defaults(command=_serve)
-
     options = parser.parse_args(arguments)
     status: int = options.command(parser, options)
     return status
-
-
-def _serve(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
-    from .serving import serve
-
-    try:
-        return serve(
-            options.address,
-            interval=options.interval,
-            drain=options.drain,
-            retry_after=options.retry_after,
-            come_back_to=options.come_back_to,
-        )
-    except ValueError as error:
-        parser.error(str(error))
 
 
 # ---- run ------------------------------------------------------------------------------------------------------
@@ -204,11 +172,11 @@ def _died(error: BaseException, is_ours: object) -> int:
         trace = trace.tb_next
     sys.excepthook(type(error), error.with_traceback(trace), trace)
     if isinstance(error, KeyboardInterrupt):
-        _interrupted()
+        interrupted()
     return 1
 
 
-def _interrupted() -> NoReturn:
+def interrupted() -> NoReturn:
     """End as a program does that Ctrl-C has ended, so that the shell knows."""
     import atexit
     import threading

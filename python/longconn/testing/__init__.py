@@ -1,0 +1,21 @@
+"""For tests of clients and servers: break their connections on purpose, and see what they are told.
+
+With pytest the fixtures come by themselves (`pytest_longconn`); everything here works without it, too.
+"""
+
+from .programs import DeadPeer, freeze, hold_gil
+from .proxy import FaultConnection, FaultProxy, FlowStats, LaterFaults, ProxyEvent
+from .telling import Told, assert_told_within
+
+__all__ = [
+    "DeadPeer",
+    "FaultConnection",
+    "FaultProxy",
+    "FlowStats",
+    "LaterFaults",
+    "ProxyEvent",
+    "Told",
+    "assert_told_within",
+    "freeze",
+    "hold_gil",
+]
