@@ -9,6 +9,7 @@ seen, and while Python can't run, nothing is. A proxy's faults are drawn when th
 
 from __future__ import annotations
 
+import threading
 import time
 from contextlib import suppress
 from io import BytesIO
@@ -211,6 +212,8 @@ class Watch(Timeline):
         shell = _shell()
         super().__init__(*subjects)
         self._window = window
+        # Nothing is drawn behind the picture that stays.
+        self._pen = threading.Lock()
         self._is_stopped = False
         self._redraws_at = 0.0
         self._cell = shell.execution_count
@@ -225,9 +228,10 @@ class Watch(Timeline):
 
     def stop(self) -> None:
         """Leave the picture as it is now."""
-        if not self._is_stopped:
-            self._is_stopped = True
-            self._draw()
+        with self._pen:
+            if not self._is_stopped:
+                self._is_stopped = True
+                self._draw()
 
     def _picture(self) -> str:
         begin, end = self._range()
@@ -251,15 +255,14 @@ class Watch(Timeline):
         What a thread shows ipykernel sends in the name of the cell that runs; an update finds its place by the
         display's id all the same.
         """
-        if self._is_stopped:
-            return False
         now = time.monotonic()
-        if now >= self._redraws_at or self.is_over:
-            self._redraws_at = now + REDRAW
-            with suppress(Exception):  # the kernel is going down, or its front end's socket is gone
-                self._draw()
-        self._is_stopped = self.is_over
-        return not self._is_stopped
+        with self._pen:
+            if not self._is_stopped and (now >= self._redraws_at or self.is_over):
+                self._redraws_at = now + REDRAW
+                self._is_stopped = self.is_over
+                with suppress(Exception):  # the kernel is going down, or its front end's socket is gone
+                    self._draw()
+            return not self._is_stopped
 
     def _ipython_display_(self) -> None:
         # As the value of the cell that made it, it is there already.

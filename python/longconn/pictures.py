@@ -206,7 +206,8 @@ def connection(subject: Any) -> str:
         ("heard", str(stats.beats_heard)),
         ("not yet taken by the peer", size(stats.untaken_bytes) if stats.untaken_bytes else ""),
         ("waiting for this program", size(stats.inbox_bytes) if stats.inbox_bytes else ""),
-        ("connections of this session", str(stats.connections) if stats.connections > 1 else ""),
+        # A plain peer has no session.
+        ("connections of this session", str(stats.connections) if (stats.connections or 1) > 1 else ""),
     ]
     status = b""
     with suppress(LongConnError, TypeError):  # a plain peer has none

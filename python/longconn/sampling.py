@@ -107,8 +107,7 @@ class History:
         if self.kind == "connection":
             self.place = "{}:{} → {}:{}".format(*subject.address, *subject.peer_address)
         self.subject = weakref.ref(subject)
-        self.is_over = False
-        """It has ended, or is gone: nothing more will be read."""
+        self._has_ended = False
         self._moments: deque[Moment] = deque(maxlen=_KEPT)
         self.record: tuple[Any, ...] = ()
         """Of a proxy: what happened at it, as it tells itself, each at its time after `proxy_began`."""
@@ -124,6 +123,11 @@ class History:
         return self.kind
 
     @property
+    def is_over(self) -> bool:
+        """It has ended, or is gone: nothing more will be read."""
+        return self._has_ended or self.subject() is None
+
+    @property
     def moments(self) -> list[Moment]:
         """A copy: the thread that reads adds to it at any time."""
         return list(self._moments.copy())
@@ -131,8 +135,7 @@ class History:
     def look(self) -> None:
         """Read once."""
         subject = self.subject()
-        if subject is None or self.is_over:
-            self.is_over = True
+        if subject is None or self._has_ended:
             return
         now = time.monotonic()
         try:
@@ -140,19 +143,19 @@ class History:
                 self.proxy_began = now - subject._native.now()
                 self.record = tuple(subject.record)
                 self._moments.append(Moment(now, None))
-                self.is_over = subject.is_closed
+                self._has_ended = subject.is_closed
                 return
             stats = subject.stats()
         except (LongConnError, ValueError):  # closed, another process's, or never open
-            self.is_over = True
+            self._has_ended = True
             return
         if isinstance(stats, ServerStats):
             self._moments.append(Moment(now, stats, _clients(subject, stats)))
-            self.is_over = subject._closed
+            self._has_ended = subject._closed
         else:
             # What the kernel knows is the largest part of it, and isn't drawn.
             self._moments.append(Moment(now, stats._replace(tcp_info=None)))
-            self.is_over = stats.state == "closed"
+            self._has_ended = stats.state == "closed"
 
     # ---- what comes of it
 
@@ -258,6 +261,7 @@ class _Sampler:
         self._is_ending = threading.Event()
 
     def history(self, subject: Any, seconds: float) -> History:
+        kind_of(subject)
         with self._lock:
             history = self._histories.get(subject)
             if history is None:

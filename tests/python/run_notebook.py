@@ -2,8 +2,8 @@
 
     python run_notebook.py [--save] NOTEBOOK
 
-What is asked of it: no cell fails; ``print(...)  # prints: text`` prints that, as in `run_page`; and each cell gives what
-the notebook has kept of it, numbers aside, and pictures by their kind. With --save what came is kept instead.
+What is asked of it: no cell fails; ``print(...)  # prints: text`` prints that, as in `run_page`; and each cell gives
+what the notebook has kept of it, numbers aside, and pictures by their kind. With --save what came is kept instead.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def place(server):
 def test_the_help_names_every_command():
     done = cli("--help")
     assert done.returncode == 0
-    for name in ("run", "explain", "ping", "probe", "serve", "connect", "watch", "doctor"):
+    for name in ("run", "explain", "ping", "probe", "serve", "connect", "chaos", "watch", "doctor"):
         assert f" {name} " in done.stdout
         assert cli(name, "--help").returncode == 0
 
@@ -203,6 +203,45 @@ def test_connect_ends_with_status_1_when_the_peer_is_lost():
         peer.close()
         assert client.wait(PATIENCE) == 1
         assert "reset" in client.stderr.read()
+
+
+# ---- chaos
+
+
+def test_chaos_breaks_what_it_is_told_to_break():
+    with (
+        listening() as upstream,
+        running("chaos", "{}:{}".format(*upstream.getsockname()), "--order", "latency 0.01") as it,
+    ):
+        host, _, port = it.stdout.readline().split()[-1].rpartition(":")
+        assert "latency(0.01" in it.stdout.readline()
+        with socket.create_connection((host, int(port)), timeout=PATIENCE) as client:
+            server, _ = upstream.accept()
+            with server:
+                client.sendall(b"hello")
+                assert server.recv(100) == b"hello"
+                it.stdin.write("reset\n")
+                it.stdin.flush()
+                server.settimeout(PATIENCE)
+                with pytest.raises(ConnectionResetError):
+                    server.recv(100)
+        it.stdin.write("fly\n")
+        it.stdin.flush()
+        assert "'fly': [SECONDS] and one of admit, bandwidth" in it.stderr.readline()
+        it.send_signal(signal.SIGINT)
+        assert it.wait(PATIENCE) == 0
+        assert any("reset" in line for line in it.stdout)
+
+
+def test_chaos_tells_programs_what_happened_and_ends_in_time():
+    done = cli("chaos", "127.0.0.1:9", "--time", 0.5, "--order", "0.1 latency 0.2 jitter=0.05", "--json")
+    listening_at, fault = map(json.loads, done.stdout.splitlines())
+    assert listening_at["what"] == "listening"
+    assert fault["what"] == "fault"
+    assert fault["at"] == pytest.approx(0.1, abs=0.4)
+    assert cli("chaos", "127.0.0.1:9", "--order", "latency").returncode == 2
+    assert cli("chaos").returncode == 2
+    assert "half_close" in cli("chaos", "--list").stdout
 
 
 # ---- watch and doctor

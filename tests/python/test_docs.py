@@ -10,6 +10,7 @@ from typing import Any
 
 import longconn
 import pytest
+from longconn import aio
 from peers import python
 from run_page import BLOCK, blocks
 
@@ -95,6 +96,14 @@ def public(cls: type) -> list[str]:
 def test_every_public_name_is_in_the_reference(name: str) -> None:
     word = longconn.Cause[name.removeprefix("Cause.")].value if "." in name else name
     assert re.search(rf"\b{word}\b", code(REFERENCE))
+
+
+def test_every_public_name_of_asyncio_is_in_its_section() -> None:
+    words = code(section("asyncio"))
+    assert [name for name in aio.__all__ if f"aio.{name}" not in words] == []
+    # What has the same name in threads is told there.
+    own = {*public(aio.LongServer), *vars(aio.LongConnection)} - {"abandon"}
+    assert [name for name in sorted(own) if not name.startswith("_") and not re.search(rf"\b{name}\b", words)] == []
 
 
 @pytest.mark.parametrize(("title", "cls"), [(title, cls) for title, each in SECTIONS.items() for cls in each])

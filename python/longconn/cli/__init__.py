@@ -14,7 +14,7 @@ __all__ = ["main"]
 
 SUMMARY = "Long-lived TCP connections that know when the other side is gone."
 #: What the extra brings; `app.py` has each of them.
-OTHERS = ("ping", "probe", "serve", "connect", "watch", "doctor")
+OTHERS = ("ping", "probe", "serve", "connect", "chaos", "watch", "doctor")
 EXTRA = "pip install 'longconn[cli]'"
 
 

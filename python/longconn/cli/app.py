@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import LongConnError
-from . import SUMMARY, bare, doctor, ping, probe, talk, watch
+from . import SUMMARY, bare, chaos, doctor, ping, probe, talk, watch
 
 __all__ = ["run"]
 
@@ -46,7 +46,7 @@ def _exiting(command: Callable[..., int | None]) -> Callable[..., None]:
     return run_it
 
 
-for _command in (ping.ping, probe.probe, talk.serve, talk.connect, watch.watch, doctor.doctor):
+for _command in (ping.ping, probe.probe, talk.serve, talk.connect, chaos.chaos, watch.watch, doctor.doctor):
     app.command()(_exiting(_command))
 
 

@@ -52,7 +52,7 @@ def _tell(connection: LongConnection, event: Event) -> None:
     _note(f"{time.strftime('%H:%M:%S', time.localtime(event.time))} {who}: {what}")
 
 
-def _input() -> Iterator[bytes]:
+def lines_of_input() -> Iterator[bytes]:
     """Each line of the standard input; the last may lack its end.
 
     Not by `sys.stdin`: a thread that still waits in it when the interpreter ends has that abort.
@@ -109,7 +109,7 @@ def serve(
 
 def _broadcast_input(server: LongServer) -> None:
     with suppress(LongConnError):  # it is closed
-        for line in _input():
+        for line in lines_of_input():
             server.broadcast(line)
 
 
@@ -171,7 +171,7 @@ class _Conversation:
 
     def send_input(self) -> None:
         with suppress(LongConnError, OSError):  # who receives is told
-            for line in _input():
+            for line in lines_of_input():
                 self._conn.send(line if self._is_plain else line.rstrip(b"\n"))
             self._conn.flush(timeout=None)
         self._sent = time.monotonic()

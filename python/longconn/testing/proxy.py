@@ -320,6 +320,7 @@ class FaultProxy(_ProxyFaults):
         port: 0 takes a free one, which `address` tells.
         buffer_bytes: What each direction of a connection holds at most. The sender keeps the rest: its window closes.
         seed: For everything that chance decides (jitter, sizes, what is corrupted).
+        capture_bytes: What is kept of what each side says, from the beginning of each connection on: see `captured`.
 
     Raises:
         OSError: The address can't be had; ``errno`` is kept.
@@ -333,11 +334,14 @@ class FaultProxy(_ProxyFaults):
         port: int = 0,
         buffer_bytes: int = 256 * 1024,
         seed: int = 0,
+        capture_bytes: int = 0,
     ) -> None:
+        keeps = _whole(capture_bytes, "capture_bytes", 0, 1 << 30)
         room = _whole(buffer_bytes, "buffer_bytes", 1, 1 << 30)
         _whole(port, "port", 0, 65535)
         self._upstream = _places(address_of(upstream))
-        self._native = _longconn.Proxy((host, port), self._upstream, room, _whole(seed, "seed", 0, (1 << 64) - 1))
+        dice = _whole(seed, "seed", 0, (1 << 64) - 1)
+        self._native = _longconn.Proxy((host, port), self._upstream, room, dice, keeps)
         _open.add(self)
 
     def _order(self, verb: str, direction: str, *numbers: float, text: str = "") -> None:
@@ -399,6 +403,10 @@ class FaultProxy(_ProxyFaults):
     def record(self) -> list[ProxyEvent]:
         """What happened, in order: the newest 10,000 events."""
         return [ProxyEvent(*entry) for entry in self._native.record()[0]]
+
+    def captured(self, connection: int, direction: Literal["to_server", "to_client"]) -> bytes:
+        """What was said in this direction of a connection (by its number), over or not: the first ``capture_bytes``."""
+        return self._native.captured(connection, direction)
 
     def report(self) -> str:
         """The record for people, and what is there now."""

@@ -1,0 +1,127 @@
+"""`longconn chaos`: the fault proxy from the shell, for any client and any server."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+import threading
+import time
+from contextlib import suppress
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..short import split_address
+from ..testing.proxy import FaultProxy, LaterFaults
+from .talk import lines_of_input
+
+__all__ = ["chaos"]
+
+_LOOK = 0.1
+#: What can be ordered: the proxy's faults by their own names.
+_VERBS = sorted(name for name, _ in inspect.getmembers(LaterFaults, inspect.isfunction) if not name.startswith("_"))
+
+
+def _value(text: str) -> Any:
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+def carry_out(proxy: FaultProxy, line: str) -> None:
+    """One order: ``[SECONDS] VERB [VALUE | NAME=VALUE ...]``, the verb and its arguments those of `FaultProxy`.
+
+    Raises:
+        ValueError: It makes no sense; the text says what would.
+    """
+    words = line.split()
+    if not words:
+        return
+    target: Any = proxy
+    after = _value(words[0])
+    if isinstance(after, int | float):
+        target = proxy.after(after)
+        words = words[1:]
+    if not words or words[0] not in _VERBS:
+        raise ValueError(f"{line!r}: [SECONDS] and one of {', '.join(_VERBS)}")
+    verb, *arguments = words
+    values = [_value(word) for word in arguments if "=" not in word]
+    named = {name: _value(value) for name, _, value in (word.partition("=") for word in arguments if "=" in word)}
+    method = getattr(target, verb)
+    try:
+        inspect.signature(method).bind(*values, **named)
+    except TypeError as error:
+        raise ValueError(f"{line!r}: {verb}{inspect.signature(method)}: {error}") from None
+    try:
+        method(*values, **named)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{line!r}: {error}") from None
+
+
+def _list_verbs() -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for verb in _VERBS:
+        method = getattr(FaultProxy, verb)
+        parameters = [str(each) for each in list(inspect.signature(method).parameters.values())[1:]]
+        signature = " ".join(
+            each.split(":")[0] + ("=" + each.split("= ")[1] if "= " in each else "") for each in parameters
+        )
+        table.add_row(f"[bold]{verb}[/] {signature}", (inspect.getdoc(method) or "").split("\n")[0])
+    Console(highlight=False).print(table)
+
+
+def chaos(
+    upstream: Annotated[str, typer.Argument(metavar="HOST:PORT", help="the server that is behind it")] = "",
+    listen: Annotated[
+        str, typer.Option("--listen", "-l", metavar="HOST:PORT", help="for clients; port 0: a free one")
+    ] = ("127.0.0.1:0"),
+    order: Annotated[
+        list[str] | None, typer.Option("--order", "-o", metavar="ORDER", help="[SECONDS] FAULT [VALUE ...]; several")
+    ] = None,
+    seconds: Annotated[float, typer.Option("--time", min=0, help="end after so long; 0: at Ctrl-C")] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="for what chance decides")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="what happens, an object a line")] = False,
+    faults: Annotated[bool, typer.Option("--list", help="what can be ordered, and nothing else")] = False,
+) -> int:
+    """Stand between a client and a server, and break their connections on purpose.
+
+    Orders come by --order and, a line each, by the standard input: "drop to_server", "latency 0.2 jitter=0.05",
+    "5 pull_cable" (in five seconds), "restore". What happens is printed.
+    """
+    if faults:
+        _list_verbs()
+        return 0
+    if not upstream:
+        raise typer.BadParameter("whose server?", param_hint="HOST:PORT")
+    host, port = split_address(listen)
+    with FaultProxy(upstream, host=host, port=port, seed=seed) as proxy:
+        for line in order or ():
+            carry_out(proxy, line)
+        if as_json:
+            print(json.dumps({"what": "listening", "address": list(proxy.address)}), flush=True)
+        else:
+            print("listening on {}:{}".format(*proxy.address), flush=True)
+        threading.Thread(target=_obey, args=(proxy,), daemon=True).start()
+        began, told = time.monotonic(), 0
+        with suppress(KeyboardInterrupt):
+            while not seconds or time.monotonic() - began < seconds:
+                time.sleep(_LOOK)
+                record = proxy.record
+                for event in record[told:]:
+                    print(json.dumps(event._asdict()) if as_json else event, flush=True)
+                told = len(record)
+    return 0
+
+
+def _obey(proxy: FaultProxy) -> None:
+    for line in lines_of_input():
+        try:
+            carry_out(proxy, line.decode(errors="replace").strip())
+        except ValueError as error:
+            print(f"longconn chaos: {error}", file=sys.stderr, flush=True)
+        except Exception:
+            return  # it is closed
