@@ -867,6 +867,33 @@ def test_in_pythons_own_tasks_all_is_the_same(run: Run) -> None:
     run(main())
 
 
+def test_a_loop_may_be_run_within_a_step_of_one_of_its_tasks() -> None:
+    """As nest_asyncio does it, which lets notebooks call `asyncio.run` in a running loop; uvloop's can't be nested."""
+
+    async def main() -> bytes:
+        loop: Any = asyncio.get_running_loop()
+        async with pair() as (client, ours):
+            receiving = [asyncio.ensure_future(client.recv()) for _ in range(2)]
+            sending = asyncio.ensure_future(client.send(b"to be answered"))
+            await ours.recv()
+            await sending
+            answering = asyncio.ensure_future(ours.send_many([b"1", b"2"]))
+            me = asyncio.current_task()
+            asyncio.tasks._leave_task(loop, me)  # type: ignore[attr-defined]
+            end = time.monotonic() + PATIENCE
+            while not all(task.done() for task in [answering, *receiving]) and time.monotonic() < end:
+                loop._run_once()
+            asyncio.tasks._enter_task(loop, me)  # type: ignore[attr-defined]
+            return b"".join(sorted(task.result() for task in receiving))
+
+    def task_factory(loop: Any, work: Any, **rest: Any) -> Any:
+        return asyncio.tasks._PyTask(work, loop=loop, **rest)  # type: ignore[attr-defined]
+
+    with asyncio.Runner() as runner:
+        runner.get_loop().set_task_factory(task_factory)
+        assert runner.run(main()) == b"12"
+
+
 def test_ctrl_c_ends_asyncio_run() -> None:
     says = python_says(
         """
