@@ -825,8 +825,8 @@ impl Drop for LongConnection {
     on_event,
     coming_back,
     raises_when_full,
-    learnt,
-    keeper
+    learnt = Vec::new(),
+    keeper = None
 ))]
 pub(super) fn open_link(
     py: Python<'_>,
