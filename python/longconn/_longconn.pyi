@@ -569,8 +569,8 @@ def open_link(
     raises_when_full: bool,
     tls: ClientSettings | None,
     handshaken: Handshaken | None,
-    learnt: list[tuple[str, float, float | None, int]],
-    keeper: Callable[[list[tuple[str, float, float | None, int]]], object] | None,
+    learnt: list[tuple[str, float, float | None, int]] = [],
+    keeper: Callable[[list[tuple[str, float, float | None, int]]], object] | None = None,
     hub: Hub | None = None,
 ) -> Any: ...
 def dial_async(

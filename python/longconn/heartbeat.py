@@ -34,24 +34,25 @@ class Adaptive:
     or firewall turns out to forget so quiet a connection, twice, it goes back by a margin and stays there for a week
     before it tries again. Each overshoot costs two connections, which come back as any other; sessions lose nothing.
 
-    How soon a death is noticed: while something is in flight, as with ``Heartbeat(interval=min)``. While nothing is, with the
-    interval that is in force and one and a half of `min`: nobody can hear that a quiet peer is gone but by asking.
+    How soon a death is noticed: while something is in flight, nearly as with ``Heartbeat(interval=min)``. While nothing
+    is, after the interval that is in force and one and a half of `min`: nobody can hear that a quiet peer is gone but
+    by asking.
 
     In a `LongServer`'s `Heartbeat` it lets such clients go up to `max`, and is `min` for all others. A server that
-    wishes to hear more often is heeded, and so is an explicit `limit` of either side: the interval never exceeds half of
-    it. The client needs to come back (``reconnect``) to learn from what it loses.
+    wishes to hear more often is heeded, and so is an explicit `limit` of either side: the interval never exceeds half
+    of it. The client needs to come back (``reconnect``) to learn from what it loses.
 
     After the SmartHeartbeat of Tencent's mars.
 
     Args:
         min: Seconds that every path bears, at least 0.001. int, float or timedelta.
         max: The longest interval in seconds, more than `min`, at most 86400.
-        step: What an interval that has been borne is multiplied by for the next to be tried, 1.01 to 4. Smaller ones come closer to what
-            the path bears, and take longer.
+        step: What an interval that has been borne is multiplied by for the next to be tried, 1.01 to 4. Smaller ones
+            come closer to what the path bears, and take longer.
         remember: Whether what is learnt is kept in a file: False, the default; True:
-            ``$XDG_CACHE_HOME/longconn/intervals.json``; a path; or a function that gives one, called at each `connect`. What is kept: for
-            each peer as it was dialled, and each network of one's own (the first 24 bits of the address, or 64 of IPv6),
-            the interval, since when, and how often it failed.
+            ``$XDG_CACHE_HOME/longconn/intervals.json``; a path; or a function that gives one, called at each `connect`.
+            What is kept, for each peer as it was dialled and each network of one's own (the first 24 bits of the
+            address, or 64 of IPv6): the interval, since when, and how often it failed.
 
     Raises:
         ValueError: A value is out of range.
@@ -133,7 +134,8 @@ class Heartbeat:
     Python: a busy interpreter is told from a dead peer.
 
     Args:
-        interval: Seconds between beats that this side wishes, 0.001 to 86400. int, float or timedelta; or an `Adaptive`.
+        interval: Seconds between beats that this side wishes, 0.001 to 86400. int, float or timedelta; or an
+            `Adaptive`.
         limit: Silence in seconds after which the peer counts as lost; at least `interval`. None, the default: 2.5
             of the peer's intervals, at least 1.1 s, and two round trips. A limit under two of the peer's intervals is
             refused in the handshake. With an `Adaptive` interval: None, or at least twice its `max`.
@@ -219,8 +221,8 @@ class Heartbeat:
                 raise ValueError("detector='phi' learns a rhythm, and an Adaptive interval has none; take 'limit'")
             if self.limit is not None and self.limit < 2 * self.interval.max:
                 raise ValueError(
-                    f"limit={self.limit:g} is under twice the interval's max={self.interval.max:g}: leave it out, and it "
-                    "follows the interval, or take a smaller max"
+                    f"limit={self.limit:g} is under twice the interval's max={self.interval.max:g}: leave it out, "
+                    "and it follows the interval, or take a smaller max"
                 )
             if self.floor > self.interval.min:
                 raise ValueError(f"floor={self.floor:g} is above the interval's min={self.interval.min:g}")
@@ -298,9 +300,7 @@ class Heartbeat:
         found = []
         limit, interval = self.detection_time(), self.least_interval
         if interval < self.floor:
-            found.append(
-                f"interval={interval:g} is below floor={self.floor:g}: this side beats each {self.floor:g} s"
-            )
+            found.append(f"interval={interval:g} is below floor={self.floor:g}: this side beats each {self.floor:g} s")
         if limit is not None and self.limit is not None:
             if limit < 2 * max(self.floor, interval):
                 found.append(
@@ -326,7 +326,9 @@ class Heartbeat:
 
     def __repr__(self) -> str:
         plain = Heartbeat._DEFAULTS
-        parts = [f"interval={self.interval!r}" if isinstance(self.interval, Adaptive) else f"interval={self.interval:g}"]
+        parts = [
+            f"interval={self.interval!r}" if isinstance(self.interval, Adaptive) else f"interval={self.interval:g}"
+        ]
         parts += [
             f"{name}={value!r}"
             for name, value, default in zip(self.__match_args__[1:], self._values()[1:], plain[1:], strict=True)

@@ -46,17 +46,19 @@ class Memory:
         ]
 
     def save(self, learnt: list[Kept]) -> None:
-        """Puts these in the place of what is there of the same networks. The file is replaced as a whole, or not at all.
+        """Puts these in the place of what is there of the same networks. The file is replaced whole or not at all.
 
-        Two processes that save at the same moment may lose what one of them has learnt since it last saved; it will save
-        again.
+        Two processes that save at the same moment may lose what one of them has learnt since it last saved; it will
+        save again.
         """
         import json
         import tempfile
 
         now = time.time()
         networks = {prefix for prefix, *_ in learnt}
-        entries = [entry for entry in self._read() if (entry["peer"], entry["network"] in networks) != (self._peer, True)]
+        entries = [
+            entry for entry in self._read() if (entry["peer"], entry["network"] in networks) != (self._peer, True)
+        ]
         for prefix, interval, settled_for, failures in learnt:
             settled = None if settled_for is None else now - settled_for
             entries.append(
@@ -81,7 +83,7 @@ class Memory:
             raise
 
     def _read(self) -> list[dict[str, Any]]:
-        """The entries that make sense, oldest first: a file may have been cut short, or be of another version, or a joke."""
+        """The entries that make sense, oldest first: a file may be cut short, of another version, or a joke."""
         import json
 
         try:

@@ -954,8 +954,8 @@ impl Drop for Connection {
     raises_when_full,
     tls,
     handshaken,
-    learnt,
-    keeper,
+    learnt = Vec::new(),
+    keeper = None,
     hub = None
 ))]
 pub(super) fn open_link(

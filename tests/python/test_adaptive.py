@@ -179,7 +179,9 @@ def test_entries_without_sense_are_skipped_and_the_others_kept(tmp_path, change)
     # And what a program would be given is taken.
     with longconn.LongServer(("127.0.0.1", 0)) as server:
         peer = f"{server.address[0]}:{server.address[1]}"
-        path.write_text(json.dumps({"version": 1, "networks": [{**SOUND, **change, "peer": peer}, {**good, "peer": peer}]}))
+        path.write_text(
+            json.dumps({"version": 1, "networks": [{**SOUND, **change, "peer": peer}, {**good, "peer": peer}]})
+        )
         with longconn.connect(server.address, heartbeat=Heartbeat(Adaptive(1, 10, remember=path))) as conn:
             assert conn.stats().send_interval_seconds == 1.0
 

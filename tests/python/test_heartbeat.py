@@ -142,7 +142,13 @@ def test_an_adaptive_interval_that_can_t_be_is_refused(arguments, complaint):
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
-    [(("1", 10), "min"), ((1, None), "max"), ((1, 10, "2"), "step"), ((1, 10, True), "step"), ((1, 10, 2, 3), "remember")],
+    [
+        (("1", 10), "min"),
+        ((1, None), "max"),
+        ((1, 10, "2"), "step"),
+        ((1, 10, True), "step"),
+        ((1, 10, 2, 3), "remember"),
+    ],
 )
 def test_what_is_no_adaptive_interval_is_named(arguments, complaint):
     with pytest.raises(TypeError, match=complaint):
