@@ -10,7 +10,7 @@ from typing import Any
 
 import longconn
 import pytest
-from longconn import aio
+from longconn import aio, testing
 from peers import python
 from run_page import BLOCK, blocks
 
@@ -19,6 +19,7 @@ RUNNER = Path(__file__).with_name("run_page.py")
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 REFERENCE = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
 EXCEPTIONS = [each for each in vars(longconn).values() if isinstance(each, type) and issubclass(each, Exception)]
+CAUSES = [f"Cause.{cause.name}" for cause in longconn.Cause]
 #: Where the reference has a class's names.
 SECTIONS: dict[str, list[type]] = {
     "Sockets": [longconn.TcpInfo],
@@ -28,6 +29,13 @@ SECTIONS: dict[str, list[type]] = {
     "Servers": [longconn.LongServer, longconn.ServerStats, longconn.Broadcast],
     "TLS": [longconn.TLSInfo, longconn.Identity, longconn.TLS],
     "Errors": EXCEPTIONS,
+    "The test kit": [
+        testing.FaultProxy,
+        testing.FaultConnection,
+        testing.FlowStats,
+        testing.ProxyEvent,
+        testing.DeadPeer,
+    ],
 }
 
 
@@ -92,7 +100,9 @@ def public(cls: type) -> list[str]:
     return sorted(set(own))
 
 
-@pytest.mark.parametrize("name", [*longconn.__all__, *(f"Cause.{cause.name}" for cause in longconn.Cause)])
+@pytest.mark.parametrize(
+    "name", [*longconn.__all__, *testing.__all__, *(f"Cause.{cause.name}" for cause in longconn.Cause)]
+)
 def test_every_public_name_is_in_the_reference(name: str) -> None:
     word = longconn.Cause[name.removeprefix("Cause.")].value if "." in name else name
     assert re.search(rf"\b{word}\b", code(REFERENCE))
@@ -123,6 +133,8 @@ def test_every_public_attribute_is_in_its_section(title: str, cls: type) -> None
         longconn.LongServer,
         longconn.LongServer.close,
         longconn.LongConnection.close,
+        testing.FaultProxy,
+        testing.assert_not_told_within,
     ],
     ids=lambda target: target.__qualname__,
 )

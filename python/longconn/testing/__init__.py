@@ -20,3 +20,7 @@ __all__ = [
     "freeze",
     "hold_gil",
 ]
+
+for _value in list(vars().values()):
+    if getattr(_value, "__module__", "").startswith("longconn.testing."):
+        _value.__module__ = "longconn.testing"

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from .. import _longconn
+from ..errors import ForkedError
 from ..keepalive import in_seconds
 from ..links import _places, _whole
 
@@ -342,6 +343,7 @@ class FaultProxy(_ProxyFaults):
         self._upstream = _places(address_of(upstream))
         dice = _whole(seed, "seed", 0, (1 << 64) - 1)
         self._native = _longconn.Proxy((host, port), self._upstream, room, dice, keeps)
+        self._closed = False
         _open.add(self)
 
     def _order(self, verb: str, direction: str, *numbers: float, text: str = "") -> None:
@@ -440,8 +442,9 @@ class FaultProxy(_ProxyFaults):
         return self not in _open
 
     def close(self) -> None:
-        """Reset what is there, and stop listening. Closing twice is fine."""
+        """Reset what is there, and stop listening. Closing twice is fine; the record stays."""
         self._native.close()
+        self._closed = True
         _open.discard(self)
 
     def __enter__(self) -> FaultProxy:
@@ -453,12 +456,27 @@ class FaultProxy(_ProxyFaults):
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_native"):
+        if not getattr(self, "_closed", True):
+            try:
+                import warnings
+
+                self._native.accepted()
+            except ImportError:
+                return  # so late in the interpreter's exit nobody is warned any more
+            except ForkedError:
+                return  # it is another process's to close
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=1, source=self)
             self._native.close()
 
     def __repr__(self) -> str:
-        there = len(self._native.connections())
-        return f"<FaultProxy {self.address[0]}:{self.address[1]}, {there} connections>"
+        host, port = self.address
+        if self._closed:
+            return f"<FaultProxy {host}:{port}, closed>"
+        try:
+            there = len(self._native.connections())
+        except ForkedError:
+            return f"<FaultProxy {host}:{port}, of the process that forked this one>"
+        return f"<FaultProxy {host}:{port}, {there} connections>"
 
     def _repr_html_(self) -> str:
         from .. import pictures
