@@ -13,7 +13,7 @@ SOURCES := $(shell find src -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
 # A wheel's speed: benches and users see the same.
 MATURIN := $(BIN)/maturin develop --release --quiet
 
-.PHONY: help build demo test test-pythons loom lint bench compare detect chaos conformance fuzz wheel sdist docs clean check-tools
+.PHONY: help build notebooks demo test test-pythons loom lint bench compare detect chaos conformance fuzz wheel sdist docs clean check-tools
 .DELETE_ON_ERROR:
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo 'make chaos        what sessions survive, and docs/chaos.md; a quarter of an hour, needs root'
 	@echo "make conformance  CPython's own tests with KeepaliveSocket in the place of socket.socket"
 	@echo 'make fuzz         the decoder and sequences of operations, FUZZ_SECONDS=600 each'
+	@echo 'make notebooks    run examples/notebooks, and keep what comes; some two minutes'
 	@echo 'make docs         the documentation as a site, into site/'
 	@echo 'make wheel        the abi3 wheel, audited, into dist/; MANYLINUX=2_17 for older systems'
 	@echo 'make sdist        the source distribution, and a wheel built of it'
@@ -122,6 +123,9 @@ sdist: $(STAMPS)/build
 	mkdir -p dist
 	rm -f dist/*.tar.gz
 	PATH="$(CURDIR)/$(BIN):$$PATH" maturin build --release --sdist --out dist
+
+notebooks: build $(STAMPS)/test
+	set -e; for notebook in examples/notebooks/*.ipynb; do $(BIN)/python tests/python/run_notebook.py --save $$notebook; done
 
 # The site, into site/; a link that leads nowhere, or a name that isn't there, fails.
 docs: build $(STAMPS)/docs

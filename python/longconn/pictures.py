@@ -62,8 +62,10 @@ def duration(seconds: float | None) -> str:
         return f"{seconds * 1e6:.0f} µs"
     if seconds < 1:
         return f"{seconds * 1e3:.3g} ms"
-    if seconds < 120:
+    if seconds < 100:
         return f"{seconds:.3g} s"
+    if seconds < 600:
+        return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
 
 
@@ -84,6 +86,10 @@ def _card(*parts: str) -> str:
 
 def _line(content: str, style: str = "") -> str:
     return f'<div style="{style}">{content}</div>'
+
+
+def _code(content: str) -> str:
+    return f'<code style="background:none;padding:0;color:inherit">{content}</code>'
 
 
 def _dot(colour: str) -> str:
@@ -218,7 +224,7 @@ def connection(subject: Any) -> str:
         _levels(stats, why or "lost; being made again"),
         *(_facts(fact) for fact in facts),
         _facts(*counts),
-        _facts(("peer's status", f"<code>{text(status)}</code>" if status else "")),
+        _facts(("peer's status", _code(text(status)) if status else "")),
     )
 
 
@@ -319,7 +325,7 @@ def keepalive(subject: Keepalive) -> str:
     facts.append(("guard's limit", duration(subject.guard_limit) if subject.guard_limit else "off"))
     warnings = "".join(f'<li style="margin:0">{escape(each)}</li>' for each in subject.warnings())
     return _card(
-        _line(f"<b>Keepalive</b> <code>{escape(repr(subject))}</code>"),
+        _line(f"<b>Keepalive</b> {_code(escape(repr(subject)))}"),
         _facts(*facts),
         _line("A dead path is told at the latest after", f"{_SOFT};margin-top:.3em"),
         _svg(340, height * len(cases), "".join(bars), "seconds until told, by case"),
@@ -348,7 +354,7 @@ def proxy(subject: Any) -> str:
     state = (text(wrong), BAD) if wrong else ("closed", FAINT) if history.is_over else ("passes everything", GOOD)
     passed = {way: sum(e.bytes for e in history.record if e.what == "forwarded" and e.direction == way) for way in WAYS}
     lost = sum(event.bytes for event in history.record if event.what == "lost")
-    events = "".join(_line(f"<code>{text(str(event), 120)}</code>") for event in history.record[-5:])
+    events = "".join(_line(_code(text(str(event), 120))) for event in history.record[-5:])
     return _card(
         _head("FaultProxy", "{}:{} → {}".format(*subject.address, text(upstream, 128)), *state),
         _facts(
