@@ -12,7 +12,7 @@ import longconn
 import pytest
 from longconn import aio, notebook, pictures, sampling
 from longconn.testing import FaultProxy, hold_gil
-from peers import PATIENCE, python, python_says, wait_until
+from peers import PATIENCE, python_says, wait_until
 
 QUICK = longconn.Heartbeat(0.2)
 EVIL = "<script>alert('x')</script>\u202e&"
