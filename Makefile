@@ -88,6 +88,7 @@ lint: build $(STAMPS)/lint $(STAMPS)/test
 bench: build $(STAMPS)/bench
 	$(BIN)/python benches/bench.py
 	$(BIN)/python benches/messages.py
+	$(BIN)/python benches/asyncio_bench.py
 
 compare: build $(STAMPS)/bench
 	$(BIN)/python benches/compare.py

@@ -14,17 +14,22 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import importlib
 import json
 import os
+import resource
+import statistics
+import struct
 import sys
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import MESSAGE, MESSAGE_BYTES, Effort, RowError, describe_machine, quietest_cpu, rows_of
+from bench import MESSAGE, MESSAGE_BYTES, Effort, RowError, describe_machine, fork_peer, quietest_cpu, rows_of, workers
 from messages import (
     FULL,
     QUICK,
@@ -302,6 +307,212 @@ ROWS = tuple(
 ROW_NAMES = (*(row.name for row in ROWS), CROWD_ROW)
 
 
+# The crowd: each makes a server whose connections have a task each, and clients for it in another process.
+
+
+def private_bytes() -> int:
+    """Memory that is this process's alone."""
+    with open("/proc/self/smaps_rollup") as lines:
+        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+
+
+class Crowd:
+    async def serve(self) -> int:
+        """Returns the port."""
+        raise NotImplementedError
+
+    async def connect(self, port: int) -> Any:
+        raise NotImplementedError
+
+
+class LongconnCrowd(Crowd):
+    async def serve(self) -> int:
+        longconn, aio = importlib.import_module("longconn"), importlib.import_module("longconn.aio")
+
+        async def handler(connection: Any) -> None:
+            async for _ in connection:
+                pass
+
+        self.server = await aio.serve(handler, ("127.0.0.1", 0), heartbeat=longconn.Heartbeat(1.0))
+        return self.server.address[1]
+
+    async def connect(self, port: int) -> Any:
+        longconn, aio = importlib.import_module("longconn"), importlib.import_module("longconn.aio")
+        return await aio.connect(("127.0.0.1", port), heartbeat=longconn.Heartbeat(1.0), reconnect=False, timeout=60)
+
+
+class WebsocketsCrowd(Crowd):
+    async def serve(self) -> int:
+        async def handler(connection: Any) -> None:
+            async for _ in connection:
+                pass
+
+        serve = importlib.import_module("websockets.asyncio.server").serve
+        self.server = await serve(
+            handler, "127.0.0.1", 0, compression=None, ping_interval=1, ping_timeout=20, open_timeout=60
+        )
+        return next(iter(self.server.sockets)).getsockname()[1]
+
+    async def connect(self, port: int) -> Any:
+        connect = importlib.import_module("websockets.asyncio.client").connect
+        return await connect(
+            f"ws://127.0.0.1:{port}", compression=None, ping_interval=1, ping_timeout=20, open_timeout=60
+        )
+
+
+class AiohttpCrowd(Crowd):
+    async def serve(self) -> int:
+        web = importlib.import_module("aiohttp.web")
+
+        async def on_request(request: Any) -> Any:
+            ws = web.WebSocketResponse(compress=False, heartbeat=1)
+            await ws.prepare(request)
+            async for _ in ws:
+                pass
+            return ws
+
+        app = web.Application()
+        app.router.add_get("/", on_request)
+        self.runner = web.AppRunner(app)
+        await self.runner.setup()
+        await web.TCPSite(self.runner, "127.0.0.1", 0, backlog=4096).start()
+        return self.runner.addresses[0][1]
+
+    async def connect(self, port: int) -> Any:
+        aiohttp = importlib.import_module("aiohttp")
+        if not hasattr(self, "session"):
+            self.session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        return await self.session.ws_connect(f"ws://127.0.0.1:{port}/", heartbeat=1)
+
+
+class PicowsCrowd(Crowd):
+    """Its listener has a queue, which a task awaits."""
+
+    async def serve(self) -> int:
+        picows = importlib.import_module("picows")
+        tasks = self.tasks = set()
+
+        class Listener(picows.WSListener):  # type: ignore[name-defined, misc]
+            def on_ws_connected(self, transport: Any) -> None:
+                self.queue: asyncio.Queue[bytes] = asyncio.Queue()
+                tasks.add(asyncio.get_running_loop().create_task(self.work()))
+
+            async def work(self) -> None:
+                while True:
+                    await self.queue.get()
+
+            def on_ws_frame(self, transport: Any, frame: Any) -> None:
+                if frame.msg_type == picows.WSMsgType.BINARY:
+                    self.queue.put_nowait(frame.get_payload_as_bytes())
+
+        self.server = await picows.ws_create_server(lambda _: Listener(), "127.0.0.1", 0, **self.beating(picows))
+        return self.server.sockets[0].getsockname()[1]
+
+    def beating(self, picows: Any) -> dict[str, Any]:
+        return {
+            "enable_auto_ping": True,
+            "auto_ping_idle_timeout": 1,
+            "auto_ping_reply_timeout": 1,
+            "auto_ping_strategy": picows.WSAutoPingStrategy.PING_PERIODICALLY,
+        }
+
+    async def connect(self, port: int) -> Any:
+        picows = importlib.import_module("picows")
+        return await picows.ws_connect(picows.WSListener, f"ws://127.0.0.1:{port}", **self.beating(picows))
+
+
+CROWDS: dict[str, type[Crowd]] = {
+    OURS: LongconnCrowd,
+    "websockets": WebsocketsCrowd,
+    "aiohttp": AiohttpCrowd,
+    "picows, awaited": PicowsCrowd,
+}
+
+
+def new_event_loop(loop: str) -> asyncio.AbstractEventLoop:
+    return asyncio.new_event_loop() if loop == "asyncio" else importlib.import_module("uvloop").new_event_loop()
+
+
+def run_crowd_worker(task: dict[str, Any]) -> None:
+    """The server; the clients are its child."""
+    crowd, seconds = CROWDS[task["contender"]](), task["seconds"]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+
+    def run_clients(orders: int, answers: int) -> None:
+        async def connect() -> None:
+            (port,) = struct.unpack("Q", os.read(orders, 8))
+            connections = []
+            while len(connections) < CROWD:
+                connections += await asyncio.gather(*(crowd.connect(port) for _ in range(50)))
+            os.write(answers, b"r")
+            await asyncio.get_running_loop().run_in_executor(None, os.read, orders, 8)  # until the server has gone
+            os._exit(0)
+
+        with asyncio.Runner(loop_factory=lambda: new_event_loop(task["loop"])) as runner:
+            runner.run(connect())
+
+    orders, answers = fork_peer(run_clients)
+
+    async def serve() -> None:
+        port = await crowd.serve()
+        gc.collect()
+        before = private_bytes()
+        os.write(orders, struct.pack("Q", port))
+        loop = asyncio.get_running_loop()
+        if await loop.run_in_executor(None, os.read, answers, 1) != b"r":
+            raise RowError("the clients' process failed")
+        await asyncio.sleep(3)
+        gc.collect()
+        memory = (private_bytes() - before) / CROWD
+        times, began = os.times(), time.monotonic()
+        await asyncio.sleep(seconds)
+        used, took = os.times(), time.monotonic() - began
+        cpu = (used.user + used.system - times.user - times.system) / took
+        tasks = len(asyncio.all_tasks())
+        if tasks < CROWD:
+            raise RowError(f"only {tasks} tasks are left")
+        print(json.dumps({"cpu": cpu, "memory": memory, "tasks": tasks}), flush=True)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        loop = new_event_loop(task["loop"])
+        loop.run_until_complete(serve())
+    os._exit(0)
+
+
+def measure_crowd(effort: Effort) -> list[Line]:
+    lines = []
+    seconds = effort.guard_seconds * 2
+    for loop in LOOPS:
+        for contender in CROWDS:
+            answers: list[dict[str, Any]] = []
+            title = f"{CROWD:,} connections, a beat each second, {loop}"
+            try:
+                for _ in range(1 if effort.rounds < FULL.rounds else 3):
+                    task = {"row": CROWD_ROW, "contender": contender, "loop": loop, "seconds": seconds}
+                    with workers([task], __file__) as (worker,):
+                        answers.append(worker.read())
+            except RowError as error:
+                lines.append(Line(CROWD_ROW, title, contender, "not measured", str(error), "", None, {}))
+                continue
+            cpu = statistics.median(answer["cpu"] for answer in answers)
+            memory = statistics.median(answer["memory"] for answer in answers)
+            least_tasks = min(answer["tasks"] for answer in answers)
+            is_ours = contender == OURS
+            lines.append(
+                Line(
+                    CROWD_ROW,
+                    title,
+                    f"{contender} ({loop})",
+                    f"{100 * cpu:.1f} % of a core, {memory / 1024:.2f} KiB each",
+                    f"{least_tasks} tasks",
+                    "≤ 6 %, ≤ 4 KiB" if is_ours else "",
+                    (cpu <= 0.06 and memory <= 4096) if is_ours else None,
+                    {"answers": answers},
+                )
+            )
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -321,6 +532,8 @@ def main() -> None:
 
 
 def run_worker(task: dict[str, Any]) -> None:
+    if task["row"] == CROWD_ROW:
+        run_crowd_worker(task)
     row = next(row for row in ROWS if row.name == task["row"])
     run_contender(row, task["contender"], maker(task["contender"]))
 
@@ -331,14 +544,26 @@ def run_controller(arguments: argparse.Namespace) -> None:
         effort = Effort(**{**effort.__dict__, "rounds": arguments.rounds})
     cpu = quietest_cpu() if arguments.cpu is None else arguments.cpu
     os.sched_setaffinity(0, {cpu})  # inherited by all workers
-    describe_machine(cpu)
+    machine = describe_machine(cpu)
     lines: list[Line] = []
     for name in arguments.rows:
-        found = measure_row(next(row for row in ROWS if row.name == name), effort, __file__)
+        if name == CROWD_ROW:
+            found = measure_crowd(effort)
+        else:
+            found = measure_row(next(row for row in ROWS if row.name == name), effort, __file__)
         for line in found:
             print(f"{line.row}: {line.contender}: {line.result} {line.against}", file=sys.stderr, flush=True)
         lines.extend(found)
+    print(
+        f"asyncio. {machine['kernel']}, {machine['cpu']}, {machine['cores']} cores, all on CPU {cpu}; "
+        f"{machine['python']}, {machine['python_build']}. Load when it began: {machine['load_average']:.1f}.\n"
+    )
     print(table(lines))
+    missed = [f"{line.row} ({line.contender})" for line in lines if line.met is False]
+    print(f"\nMissed: {', '.join(missed)}." if missed else "\nNo bound was missed.")
+    if arguments.json:
+        rows = [dict(line.__dict__) for line in lines]
+        arguments.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

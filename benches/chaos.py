@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "network"))
 
 from campaign import CASES, Campaign
 from detect import table, where
+from link_programs import OVER_TLS
 from longconn.testing.network import HOSTS, reason_unavailable
 from session_cases import CABLES, CROWDS, FLAT, KILLED, LONG_CHAOS, PROTECTION, SURVIVES, Chaos
 from stage import SLACK
@@ -37,10 +38,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="of the chaos; left out, another one each time")
     parser.add_argument("--json", metavar="FILE", help="write every single outcome there")
     parser.add_argument("--only", metavar="TEXT", default="", help="only cases with this in them; writes no page")
+    parser.add_argument("--tls", action="store_true", help="all of it over TLS; writes no page")
     arguments = parser.parse_args()
     if reason := reason_unavailable():
         print(f"no network lab can be made here: {reason}", file=sys.stderr)
         return 2
+    if arguments.tls:
+        os.environ[OVER_TLS] = "1"
     if arguments.seed is not None:
         os.environ[Chaos.SEED] = str(arguments.seed)
     runs = dict.fromkeys([*CABLES, *KILLED, *SURVIVES], arguments.runs) | dict.fromkeys([*CROWDS, LONG_CHAOS], 1)
@@ -65,7 +69,8 @@ def main() -> int:
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(outcomes) + "\n")
     # A machine that does other things as well may miss a bound of time: the page shows it.
-    if not arguments.only and all("failure" not in outcome for results in outcomes.values() for outcome in results):
+    is_page = not arguments.only and not arguments.tls
+    if is_page and all("failure" not in outcome for results in outcomes.values() for outcome in results):
         PAGE.write_text("\n\n".join(_page(outcomes, complaints)) + "\n")
     return min(len(complaints), 1)
 

@@ -1,7 +1,7 @@
 """Owns the table of `make compare`: who is told that the other side is gone, when, and who accuses the living.
 
 Each library's two programs (`compare_peers.py`) are connected over a small network of namespaces, something is broken
-for real, and it is measured until the client's program is told. Faults are spread over a heartbeat's period. Needs root.
+for real, and it is measured until the client's program is told, with faults spread over a heartbeat. Needs root.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "network"))
 
-from lab import Lab, reason_unavailable
+from longconn.testing.network import Lab, reason_unavailable
 
 PEERS = Path(__file__).with_name("compare_peers.py")
 PORT = 8083

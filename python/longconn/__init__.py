@@ -23,7 +23,7 @@ from .errors import (
 )
 from .framing import LengthPrefixed, Lines, PlainHeartbeat
 from .guarding import Guard, guard
-from .heartbeat import Heartbeat
+from .heartbeat import Adaptive, Heartbeat
 from .imports import when_imported as _when_imported
 from .installing import install, uninstall
 from .keepalive import Applied, DetectionTime, Keepalive, default_keepalive, set_default_keepalive
@@ -32,8 +32,8 @@ from .links import Broadcast, Event, LinkStats, LongServer, ServerStats, connect
 from .short import exchange
 from .tls import TLS, Identity, TLSInfo
 
-__all__ = [
-    "TLS",
+__all__ = [  # noqa: RUF022  one that is an acronym is a name like the others
+    "Adaptive",
     "AlreadyClosed",
     "Applied",
     "Backoff",
@@ -65,6 +65,7 @@ __all__ = [
     "ProtocolError",
     "ServerStats",
     "SessionLost",
+    "TLS",
     "TLSInfo",
     "TcpInfo",
     "connect",

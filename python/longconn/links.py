@@ -12,7 +12,7 @@ from ._longconn import LongConnection
 from .backoff import Backoff
 from .errors import AlreadyClosed, Cause, LongConnError
 from .framing import plain_settings
-from .heartbeat import Heartbeat
+from .heartbeat import Adaptive, Heartbeat
 from .keepalive import Keepalive, in_seconds
 from .keepalive_socket import KeepaliveSocket
 from .short import split_address
@@ -80,6 +80,11 @@ class LinkStats(NamedTuple):
     """How many there have been, one after another, in this session; what is counted above is of the last."""
     messages_after_close: int = 0
     """That came after this side's goodbye, or weren't received by then: nobody takes them."""
+    proven_interval_seconds: float | None = None
+    """With an `Adaptive` interval: the longest that the present network is known to bear. The one in force is
+    `send_interval_seconds`: shorter at first, and longer while more is tried."""
+    settled_seconds_ago: float | None = None
+    """Since when nothing longer is tried; None: it is, or the interval isn't adaptive."""
 
 
 class Event(NamedTuple):
@@ -150,8 +155,9 @@ def _rhythm(heartbeat: object) -> tuple[Any, ...]:
         heartbeat = Heartbeat()
     elif not isinstance(heartbeat, Heartbeat):
         raise TypeError(f"heartbeat: a Heartbeat, or None for the default, not {type(heartbeat).__name__}")
+    adaptive = heartbeat.interval if isinstance(heartbeat.interval, Adaptive) else None
     return (
-        heartbeat.interval,
+        heartbeat.least_interval,
         heartbeat.limit,
         heartbeat.detector == "phi",
         heartbeat.floor,
@@ -161,6 +167,7 @@ def _rhythm(heartbeat: object) -> tuple[Any, ...]:
         heartbeat.acceptable_pause,
         heartbeat.application_limit,
         heartbeat.interpreter_limit,
+        adaptive and (adaptive.max, adaptive.step),
     )
 
 
@@ -385,6 +392,7 @@ def plan_of(
     sys.audit("longconn.connect", places)
     settings: dict[str, Any] = {"on_event": on_event, "raises_when_full": raises_when_full}
     if plain is None:
+        memory = heartbeat.interval.memory(places) if heartbeat and isinstance(heartbeat.interval, Adaptive) else None
         settings |= {
             "heartbeat": rhythm,
             "largest_message_bytes": largest_message_bytes,
@@ -392,6 +400,8 @@ def plan_of(
             "token": token,
             "coming_back": coming_back,
             "tls": security,
+            "learnt": memory.load() if memory else [],
+            "keeper": memory.save if memory else None,
         }
     return Plan(places, deadline, probes, plain, security, settings)
 

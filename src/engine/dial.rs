@@ -252,7 +252,7 @@ impl Dial {
         let Some(settings) = &self.config.tls else { return Ok(Progress::Done) };
         if secured.is_none() {
             let host = answered().map_or("", |place| self.target.places[place].host.as_str());
-            *secured = Some(Secured::client(socket, || Tls::client(settings, host))?);
+            *secured = Some(Secured::begin(socket, || Tls::client(settings, host))?);
         }
         secured.as_mut().map_or(Ok(Progress::Done), |secured| secured.advance(socket))
     }

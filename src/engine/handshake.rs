@@ -67,7 +67,7 @@ pub(super) enum Progress {
 }
 
 impl Secured {
-    pub(super) fn client(socket: &OwnedFd, make: impl FnOnce() -> Result<Tls, TlsError>) -> io::Result<Self> {
+    pub(super) fn begin(socket: &OwnedFd, make: impl FnOnce() -> Result<Tls, TlsError>) -> io::Result<Self> {
         let tls = Box::new(spend(make).map_err(TlsError::into_io)?);
         let acked_before = tcp_info::sample(socket.as_raw_fd())
             .map_or(0, |sample| u32::try_from(sample.bytes_acked).unwrap_or_default());
@@ -144,7 +144,7 @@ impl Newcomer {
         now: Instant,
         timeout: Duration,
     ) -> io::Result<usize> {
-        let secured = Secured::client(&socket, || Tls::server(settings))?;
+        let secured = Secured::begin(&socket, || Tls::server(settings))?;
         let key = engine.new_key();
         let newcomer = Arc::new(Self {
             engine: engine.clone(),

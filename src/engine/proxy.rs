@@ -1,9 +1,9 @@
 //! The fault proxy: listens, connects each client to the server behind it, and carries bytes between them over paths that are
 //! as bad as is wished ([`crate::fault`]).
 //!
-//! A cut is one for the kernels too: a filter on the socket of who isn't to be heard (`SO_ATTACH_FILTER`, socket(7)) drops each
-//! segment before TCP sees it, so nothing is acknowledged, no probe is answered, a RST is lost and a FIN is repeated, and what was sent
-//! meanwhile comes when the sender's kernel sends it again. What the proxy has handed to its own kernel it can't call back.
+//! A cut is one for the kernels too: our socket on the sender's side is made deaf and the one on the receiver's side mute, so nothing
+//! is acknowledged, no probe is answered, a RST is lost and a FIN is repeated, and what was sent meanwhile comes when the sender's
+//! kernel sends it again.
 //!
 //! Whoever gives an order carries it out: when the call returns, the cable is out. The lock is never kept while anything waits.
 
@@ -11,7 +11,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::io;
 use std::mem::{self, MaybeUninit};
-use std::net::{Shutdown, SocketAddr};
+use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -49,6 +49,8 @@ pub struct ProxyConfig {
     pub room_bytes: usize,
     /// For everything that chance decides.
     pub seed: u64,
+    /// What is kept of what each side says, from the beginning of a connection on.
+    pub captured_bytes: usize,
 }
 
 /// What is to become of connections.
@@ -114,6 +116,8 @@ struct Course {
     most_connections: usize,
     upstream: Arc<Target>,
     seed: u64,
+    captured_bytes: usize,
+    captured: HashMap<u64, [Vec<u8>; 2]>,
     accepted: u64,
     /// What new connections begin with.
     flows: [Flow; 2],
@@ -131,7 +135,9 @@ struct End {
     /// What a forked child closes.
     number: Arc<AtomicI32>,
     socket: Socket,
+    is_on_loopback: bool,
     is_deaf: bool,
+    is_mute: bool,
     /// Its program has ended its stream.
     has_ended: bool,
     /// We have told it the end of the other's.
@@ -204,6 +210,21 @@ fn set_deaf(socket: &Socket, is_deaf: &mut bool, deaf: bool) {
     }
 }
 
+impl End {
+    fn set_deaf(&mut self, deaf: bool) {
+        set_deaf(&self.socket, &mut self.is_deaf, deaf);
+    }
+
+    fn set_mute(&mut self, mute: bool) {
+        // What does it on loopback may do anything elsewhere.
+        if self.is_mute != mute && self.is_on_loopback {
+            // Without the right to it, the kernel acknowledges what comes the other way, and repeats what it has.
+            let _ = sys::set_mute(self.socket.as_fd(), mute);
+            self.is_mute = mute;
+        }
+    }
+}
+
 // ---- life
 
 impl Proxy {
@@ -223,6 +244,8 @@ impl Proxy {
             most_connections: usize::MAX,
             upstream,
             seed: config.seed,
+            captured_bytes: config.captured_bytes,
+            captured: HashMap::new(),
             accepted: 0,
             flows: [healthy.clone(), healthy],
             forgets: None,
@@ -364,7 +387,11 @@ impl Proxy {
         Ok(self.enter()?.accepted)
     }
 
-    /// Times are since the proxy began.
+    /// What was said in one direction of a connection, which may be over; as much of it as is kept.
+    pub fn captured(&self, connection: u64, way: Way) -> Result<Vec<u8>, LinkError> {
+        Ok(self.enter()?.captured.get(&connection).map(|said| said[way as usize].clone()).unwrap_or_default())
+    }
+
     pub fn record(&self) -> Result<Record, LinkError> {
         Ok(self.enter()?.record.clone())
     }
@@ -430,13 +457,19 @@ impl Proxy {
                 ways.iter().for_each(|way| connection.flows[*way as usize].handle_fault(now, *fault));
             }
             Order::Reset(ways) => {
-                for way in *ways {
-                    course.record.note(Entry::new(now, What::Reset, Some(connection.number), Some(*way)));
-                    self.abort(course, connection, *way);
+                for way in ways.iter().copied() {
+                    if connection.end(way).is_none() {
+                        continue;
+                    }
+                    course.record.note(Entry::new(now, What::Reset, Some(connection.number), Some(way)));
+                    self.abort(course, connection, way);
                 }
             }
             Order::End => {
                 for way in Way::BOTH {
+                    if connection.end(way).is_none() {
+                        continue;
+                    }
                     course.record.note(Entry::new(now, What::Ended, Some(connection.number), Some(way)));
                     self.end(course, connection, way);
                 }
@@ -585,13 +618,18 @@ impl Proxy {
         socket.set_nosigpipe(true)?;
         #[cfg(target_os = "linux")]
         socket.set_tcp_notsent_lowat(UNSENT_BYTES)?;
-        tuning::unbound_retransmissions(socket.as_fd());
+        // What our kernel has to repeat after a cut comes soon.
+        let _ = tuning::bound_retransmissions(socket.as_fd(), Duration::ZERO);
+        let peer = socket.peer_addr()?.as_socket();
         let key = self.engine.new_key();
         let end = End {
             key,
             number: Arc::new(AtomicI32::new(socket.as_raw_fd())),
+            is_on_loopback: peer
+                .is_some_and(|peer| matches!(peer.ip().to_canonical(), IpAddr::V4(ip) if ip.is_loopback())),
             socket,
             is_deaf: false,
+            is_mute: false,
             has_ended: false,
             is_told: false,
             is_full: false,
@@ -778,6 +816,7 @@ impl Proxy {
                 Ok(bytes) => {
                     let lost = flow.counts().lost;
                     flow.handle_bytes(now, bytes);
+                    course.capture(connection.number, way, bytes);
                     let lost = flow.counts().lost - lost;
                     if lost > 0 {
                         course.record.note(Entry { bytes: lost, ..Entry::new(now, What::Lost, number, Some(way)) });
@@ -854,7 +893,10 @@ impl Proxy {
         {
             dial.cancel();
         }
-        let End { key, number, socket, .. } = connection.end(way).take()?;
+        let mut end = connection.end(way).take()?;
+        // What an order says is heard, whatever path is cut.
+        end.set_mute(false);
+        let End { key, number, socket, .. } = end;
         course.by_key.remove(&key);
         self.engine.unwatch(socket.as_fd());
         self.engine.release(key);
@@ -872,6 +914,16 @@ impl Proxy {
     }
 }
 
+impl Course {
+    fn capture(&mut self, connection: u64, way: Way, bytes: &[u8]) {
+        if self.captured_bytes > 0 {
+            let said = &mut self.captured.entry(connection).or_default()[way as usize];
+            let room = self.captured_bytes.saturating_sub(said.len());
+            said.extend_from_slice(&bytes[..room.min(bytes.len())]);
+        }
+    }
+}
+
 impl Connection {
     /// Who is at the end of `way`.
     fn end(&mut self, way: Way) -> &mut Option<End> {
@@ -881,13 +933,16 @@ impl Connection {
         }
     }
 
-    /// Who sends into a path that is cut isn't heard by our kernel either.
+    /// Who sends into a path that is cut isn't heard by our kernel either, and who is at its end doesn't hear that.
     fn attend_to_filters(&mut self) {
         let is_forgotten = self.forgotten == Some(false);
         for way in Way::BOTH {
-            let deaf = is_forgotten || self.flows[way as usize].is_cut();
-            if let Some(End { socket, is_deaf, .. }) = self.end(way.back()) {
-                set_deaf(socket, is_deaf, deaf);
+            let is_cut = is_forgotten || self.flows[way as usize].is_cut();
+            if let Some(sender) = self.end(way.back()) {
+                sender.set_deaf(is_cut);
+            }
+            if let Some(receiver) = self.end(way) {
+                receiver.set_mute(is_cut);
             }
         }
     }

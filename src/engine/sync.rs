@@ -164,16 +164,19 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How a thread that is attached to Python waits for something, detached. Only for interpreters without a GIL.
+/// How a thread waits that may be attached to Python: detached, if it is.
 #[cfg(not(loom))]
 static WAIT_DETACHED: OnceLock<fn(&mut dyn FnMut())> = OnceLock::new();
-
-/// Whoever holds a GIL may wait for these locks, for who has them doesn't wait for the GIL. Without one, a fork and the
-/// collector of garbage stop all threads that are attached, and wait until each has come to a point where it can be
-/// stopped; a lock of ours may be held meanwhile (over a fork all of `fork` are). So nobody may wait attached, and nobody
-/// attaches with a lock that it got while it was detached.
+/// So often a lock is tried before it counts as held for long. Arbitrary: whoever else has one needs a few instructions.
 #[cfg(not(loom))]
-#[cfg_attr(not(feature = "python"), allow(dead_code, reason = "it is Python that has threads which are attached"))]
+const TRIES: usize = 100;
+
+/// Over a fork some of these locks are held by who forks, and that thread may have to wait for Python meanwhile: for the GIL,
+/// where another hook of the program gives it away, and without a GIL for all attached threads to be stopped. So nobody may
+/// wait for them attached. To be brief is no reason to detach: to attach again can take as long as other threads compute,
+/// and who asks may have a link's lock.
+#[cfg(not(loom))]
+#[cfg_attr(not(feature = "python"), allow(dead_code, reason = "it is Python that threads are attached to"))]
 pub(crate) fn wait_detached_by(wait: fn(&mut dyn FnMut())) {
     let _ = WAIT_DETACHED.set(wait);
 }
@@ -182,14 +185,17 @@ pub(crate) fn wait_detached_by(wait: fn(&mut dyn FnMut())) {
 /// told to be over (`Reactor::end_all`).
 #[cfg(not(loom))]
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    if let Some(wait) = WAIT_DETACHED.get() {
-        loop {
+    loop {
+        for _ in 0..TRIES {
             match mutex.try_lock() {
                 Ok(guard) => return guard,
                 Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
-                Err(TryLockError::WouldBlock) => wait(&mut || drop(mutex.lock())),
+                Err(TryLockError::WouldBlock) => thread::yield_now(),
             }
         }
+        match WAIT_DETACHED.get() {
+            Some(wait) => wait(&mut || drop(mutex.lock())),
+            None => return mutex.lock().unwrap_or_else(PoisonError::into_inner),
+        }
     }
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -261,12 +261,10 @@ impl Flow {
         room.min((width as usize).max(1))
     }
 
-    /// When there is room again that a narrow place has not got now.
+    /// When there is room again that a narrow place has not got now; half of it, for each byte in turn would keep everybody awake.
     #[must_use]
     pub fn poll_room_timeout(&self, now: Instant) -> Option<Instant> {
-        let free = self.busy_until?.checked_sub(QUEUE)?;
-        // Not at the very moment, when there would be none yet.
-        (free >= now && !self.is_closed()).then(|| free + Duration::from_micros(100))
+        self.busy_until?.checked_sub(QUEUE / 2).filter(|at| *at > now && !self.is_closed())
     }
 
     pub fn handle_bytes(&mut self, now: Instant, mut bytes: &[u8]) {

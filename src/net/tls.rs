@@ -24,11 +24,11 @@ pub use settings::{ClientTls, Files, Pem, ServerTls, SettingsError};
 pub use trouble::TlsError;
 use trouble::{Side, explain};
 
-/// Plaintext that is encrypted in one go: four records at their largest. What is encrypted can't be overtaken any more, so a beat
-/// waits behind at most this.
-pub const SEALED_BYTES: usize = 64 * 1024;
+/// Plaintext that is encrypted in one go: five records at their largest, for a burst of small messages is 64 KiB of them, and their
+/// headers. What is encrypted can't be overtaken any more, so a beat waits behind at most this.
+pub const SEALED_BYTES: usize = 80 * 1024;
 /// What a record adds, at most (RFC 8446, section 5.2), for each of these, and room for what rustls puts before them.
-const SEALED_ROOM: usize = SEALED_BYTES + 4 * (5 + 256) + 1024;
+const SEALED_ROOM: usize = SEALED_BYTES + 5 * (5 + 256) + 1024;
 /// What tells who doesn't speak TLS from who does.
 const HEAD_BYTES: usize = 16;
 

@@ -4,6 +4,7 @@
 use std::mem::MaybeUninit;
 use std::time::{Duration, Instant};
 
+use super::adaptive::Network;
 use super::cause::{Cause, SessionEnd};
 use super::close::Close;
 use super::codec::Framing;
@@ -255,6 +256,13 @@ impl Core {
         match self {
             Self::Framed(connection) => connection.abandon(now, detail),
             Self::Plain(plain) => plain.handle_failure(now, Cause::Reset, detail),
+        }
+    }
+
+    /// Where a client is whose link opens next.
+    pub fn set_network(&mut self, network: Network) {
+        if let Self::Framed(connection) = self {
+            connection.set_network(network);
         }
     }
 

@@ -61,7 +61,7 @@ impl Rhythm {
     }
 
     /// WANT: another `want` from here on, and so another interval both ways.
-    pub(super) fn encode_want(&self, out: &mut Vec<u8>) {
+    pub fn encode_want(&self, out: &mut Vec<u8>) {
         let ms = u32::try_from(self.want.as_millis()).unwrap_or(u32::MAX);
         put_frame(out, Kind::Want, |out| out.extend_from_slice(&ms.to_be_bytes()));
     }

@@ -2,8 +2,8 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyException, PyResourceWarning, PyRuntimeError, PyStopIteration, PyTimeoutError, PyValueError};
@@ -13,6 +13,7 @@ use pyo3::{PyTraverseError, PyVisit};
 
 use super::aio::AsyncConnection;
 use super::buffer::Buffer;
+use super::callback::call;
 use super::dial::{Places, target};
 use super::errors::{ended, link_error, seconds};
 use super::events::{Events, observe, time_of};
@@ -25,9 +26,10 @@ use super::tcp_info::TcpInfo;
 use super::timeout::Timeout;
 use super::tls::{self, ClientSettings, Handshaken};
 use super::waiting::{Handshake, Waiting};
-use crate::engine::clock;
-use crate::engine::link::{Attempt, Link, LinkError, Reconnect};
+use crate::engine::link::{Attempt, Keeper, Link, LinkError, Reconnect};
+use crate::engine::{clock, notices};
 use crate::net::tls::ClientTls;
+use crate::proto::adaptive::{AdaptiveConfig, Learnt, Losses, Network};
 use crate::proto::backoff::BackoffConfig;
 use crate::proto::cause::{Cause, Ending};
 use crate::proto::close::{Close, CloseCode, FIRST_APPLICATION_CODE};
@@ -60,14 +62,24 @@ pub(super) fn state_name(state: State) -> &'static str {
 }
 
 /// What `Heartbeat` hands over: interval, limit, is it phi, floor, threshold, window, least deviation, acceptable pause,
-/// application limit, interpreter limit; seconds.
-pub(super) type Rhythm = (f64, Option<f64>, bool, f64, f64, usize, f64, f64, Option<f64>, Option<f64>);
+/// application limit, interpreter limit; seconds. And how far the interval may grow, and by which steps.
+pub(super) type Rhythm =
+    (f64, Option<f64>, bool, f64, f64, usize, f64, f64, Option<f64>, Option<f64>, Option<(f64, f64)>);
+
+/// Of all connections that this process has made.
+static LOSSES: OnceLock<Arc<Losses>> = OnceLock::new();
 
 pub(super) fn config(heartbeat: Rhythm, largest_message_bytes: u64, handshake_timeout: Duration) -> PyResult<Config> {
-    let (interval, limit, is_phi, floor, threshold, window, min_std, pause, application, interpreter) = heartbeat;
+    let (interval, limit, is_phi, floor, threshold, window, min_std, pause, application, interpreter, adaptive) =
+        heartbeat;
+    let want = seconds(interval)?;
+    let adaptive = match adaptive {
+        Some((max, step)) => Some(AdaptiveConfig { min: want, max: seconds(max)?, step }),
+        None => None,
+    };
     let heartbeat = HeartbeatConfig {
-        want: seconds(interval)?,
-        adaptive: None,
+        want,
+        adaptive,
         floor: seconds(floor)?,
         limit: limit.map(seconds).transpose()?,
         detector: if is_phi {
@@ -80,7 +92,38 @@ pub(super) fn config(heartbeat: Rhythm, largest_message_bytes: u64, handshake_ti
         interpreter_limit: interpreter.map(seconds).transpose()?,
     };
     heartbeat.validate().map_err(|error| PyValueError::new_err(error.to_string()))?;
-    Ok(Config { heartbeat, largest_message_bytes, handshake_timeout, ..Config::default() })
+    let losses = LOSSES.get_or_init(Arc::default).clone();
+    Ok(Config { heartbeat, largest_message_bytes, handshake_timeout, losses, ..Config::default() })
+}
+
+/// What is known of a network: its prefix, the longest interval that was borne, for how long that has been settled, and how often it
+/// has failed since; seconds.
+type Kept = (String, f64, Option<f64>, u32);
+
+fn learnt_before((prefix, proven, settled_for, failures): Kept) -> PyResult<(Network, Learnt)> {
+    let prefix = prefix.parse().map_err(|_| PyValueError::new_err(format!("not an IP address: {prefix}")))?;
+    let settled_for = settled_for.map(seconds).transpose()?;
+    Ok((Network::of(prefix), Learnt { proven: seconds(proven)?, settled_for, failures }))
+}
+
+/// Has `keeper` called with a list of [`Kept`], on the thread of the notices.
+fn keep_by(keeper: Py<PyAny>) -> Keeper {
+    let keeper = Arc::new(keeper);
+    Box::new(move |learnt| {
+        let keeper = keeper.clone();
+        let kept = move |(network, learnt): (Network, Learnt)| -> Kept {
+            let settled_for = learnt.settled_for.map(|age| age.as_secs_f64());
+            (network.prefix().to_string(), learnt.proven.as_secs_f64(), settled_for, learnt.failures)
+        };
+        notices::call(Box::new(move || {
+            Python::try_attach(move |py| {
+                let learnt: Vec<_> = learnt.into_iter().map(kept).collect();
+                if let Err(error) = call(keeper.bind(py), (learnt,)) {
+                    error.write_unraisable(py, Some(keeper.bind(py)));
+                }
+            });
+        }));
+    })
 }
 
 /// How a client comes back: to which places, the first spread, the cap and the factor of its backoff, whether it follows the
@@ -797,6 +840,10 @@ impl Connection {
         fields.set_item("tcp_info", tcp_info.map(|info| Py::new(py, TcpInfo::new(&info))).transpose()?)?;
         fields.set_item("connections", connections)?;
         fields.set_item("messages_after_close", after_close)?;
+        if let Some(learnt) = stats.learnt {
+            fields.set_item("proven_interval_seconds", learnt.proven.as_secs_f64())?;
+            fields.set_item("settled_seconds_ago", number(learnt.settled_for))?;
+        }
         py.import("longconn.links")?.getattr("LinkStats")?.call((), Some(&fields))
     }
 
@@ -907,6 +954,8 @@ impl Drop for Connection {
     raises_when_full,
     tls,
     handshaken,
+    learnt = Vec::new(),
+    keeper = None,
     hub = None
 ))]
 pub(super) fn open_link(
@@ -922,6 +971,8 @@ pub(super) fn open_link(
     raises_when_full: bool,
     tls: Option<Py<ClientSettings>>,
     handshaken: Option<Py<Handshaken>>,
+    learnt: Vec<Kept>,
+    keeper: Option<Py<PyAny>>,
     hub: Option<Py<Hub>>,
 ) -> PyResult<Py<PyAny>> {
     let socket = take_over(fd)?;
@@ -933,7 +984,8 @@ pub(super) fn open_link(
         config.resends = *resends;
         config.give_up_after = give_up_after.map(seconds).transpose()?;
     }
-    let introduction = Introduction { client_id, token, will_resume: coming_back.is_some() };
+    let learnt = learnt.into_iter().map(learnt_before).collect::<PyResult<_>>()?;
+    let introduction = Introduction { client_id, token, will_resume: coming_back.is_some(), learnt };
     let tls = tls.map(|settings| settings.get().0.clone());
     let coming_back = coming_back.map(|how| reconnect(how, tls)).transpose()?;
     let secured = handshaken.and_then(|handshaken| handshaken.get().take());
@@ -949,6 +1001,10 @@ pub(super) fn open_link(
     pulse::begin();
     let mut opening = Opening { link, raises_when_full, is_over: false };
     observe(py, &opening.link, on_event).map_err(|error| link_error(py, error, &opening.link, false))?;
+    if let Some(keeper) = keeper {
+        let keeper = keep_by(keeper);
+        py.detach(|| opening.link.set_keeper(keeper)).map_err(|error| link_error(py, error, &opening.link, false))?;
+    }
     if let Some(hub) = hub {
         return Waiting::of(py, &hub, Box::new(Handshake { opening, hub: hub.clone_ref(py) }), timeout.or(None));
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 
 use super::connection::pair;
 use super::dial::{Places, target};
@@ -35,29 +36,35 @@ fn proxy_error(py: Python<'_>, error: LinkError) -> PyErr {
     }
 }
 
+fn ways(direction: &str) -> PyResult<&'static [Way]> {
+    match direction {
+        "both" => Ok(&Way::BOTH),
+        "to_server" => Ok(&[Way::ToServer]),
+        "to_client" => Ok(&[Way::ToClient]),
+        _ => {
+            let text = format!("direction={direction:?}: \"to_server\", \"to_client\" or \"both\"");
+            Err(PyValueError::new_err(text))
+        }
+    }
+}
+
+fn not_one_direction(direction: &str) -> PyErr {
+    PyValueError::new_err(format!("direction={direction:?}: \"to_server\" or \"to_client\""))
+}
+
 /// Python has checked names and ranges, and gives all numbers as floats, which hold each number of bytes that a connection carries.
 fn order(verb: &str, direction: &str, numbers: &[f64]) -> PyResult<Order> {
-    let ways: &'static [Way] = match direction {
-        "both" => &Way::BOTH,
-        "to_server" => &[Way::ToServer],
-        "to_client" => &[Way::ToClient],
-        _ => {
-            return Err(PyValueError::new_err(format!(
-                "direction={direction:?}: \"to_server\", \"to_client\" or \"both\""
-            )));
-        }
-    };
-    let time = |value: f64| seconds(value);
+    let ways = ways(direction)?;
     let count = |value: f64| value as u64;
     let fault = match (verb, numbers) {
         ("open", []) => Fault::Passage(Passage::Open),
         ("stall", []) => Fault::Passage(Passage::Stalled),
         ("cut", []) => Fault::Passage(Passage::Cut),
         ("lose", [loses]) => Fault::Lose(*loses != 0.0),
-        ("latency", [delay, jitter]) => Fault::Latency { delay: time(*delay)?, jitter: time(*jitter)? },
+        ("latency", [delay, jitter]) => Fault::Latency { delay: seconds(*delay)?, jitter: seconds(*jitter)? },
         ("bandwidth", [width]) => Fault::Bandwidth((*width > 0.0).then(|| count(*width).max(1))),
         ("slice", [size, spread, delay]) => {
-            Fault::Slice { size: count(*size), spread: count(*spread), delay: time(*delay)? }
+            Fault::Slice { size: count(*size), spread: count(*spread), delay: seconds(*delay)? }
         }
         ("corrupt", [probability]) => Fault::Corrupt(*probability),
         ("corrupt_at", [bytes]) => Fault::CorruptAt(count(*bytes)),
@@ -65,13 +72,13 @@ fn order(verb: &str, direction: &str, numbers: &[f64]) -> PyResult<Order> {
         ("cut_after", [bytes]) => Fault::Limit(count(*bytes), Then::Cut),
         ("end_after", [bytes]) => Fault::Limit(count(*bytes), Then::End),
         ("reset_after", [bytes]) => Fault::Limit(count(*bytes), Then::Reset),
-        ("slow_end", [delay]) => Fault::SlowEnd(time(*delay)?),
+        ("slow_end", [delay]) => Fault::SlowEnd(seconds(*delay)?),
         ("half_close", []) => Fault::End,
         ("reset", []) => return Ok(Order::Reset(ways)),
         ("end", []) => return Ok(Order::End),
         ("forget", [resets]) => return Ok(Order::Forget { resets: *resets != 0.0 }),
         ("forget_after", [idle, resets]) => {
-            let idle = idle.is_finite().then(|| time(*idle)).transpose()?;
+            let idle = idle.is_finite().then(|| seconds(*idle)).transpose()?;
             return Ok(Order::ForgetAfter(idle, *resets != 0.0));
         }
         ("refuse", [refuses]) => return Ok(Order::Refuse(*refuses != 0.0)),
@@ -87,10 +94,17 @@ fn order(verb: &str, direction: &str, numbers: &[f64]) -> PyResult<Order> {
 #[pymethods]
 impl Proxy {
     #[new]
-    fn new(py: Python<'_>, address: (String, u16), upstream: Places, room_bytes: usize, seed: u64) -> PyResult<Self> {
+    fn new(
+        py: Python<'_>,
+        address: (String, u16),
+        upstream: Places,
+        room_bytes: usize,
+        seed: u64,
+        captured_bytes: usize,
+    ) -> PyResult<Self> {
         let (host, port) = address;
         let ip = host.parse().map_err(|_| PyValueError::new_err(format!("host={host:?}: an IP address")))?;
-        let config = ProxyConfig { room_bytes, seed };
+        let config = ProxyConfig { room_bytes, seed, captured_bytes };
         py.detach(|| EngineProxy::new(SocketAddr::new(ip, port), target(upstream), &config))
             .map(Self)
             .map_err(|error| os_error(&error))
@@ -147,6 +161,12 @@ impl Proxy {
                 (it.number, client, it.is_connected, it.is_forgotten, counts(to_server), counts(to_client))
             })
             .collect())
+    }
+
+    fn captured<'py>(&self, py: Python<'py>, connection: u64, direction: &str) -> PyResult<Bound<'py, PyBytes>> {
+        let [way] = ways(direction)? else { return Err(not_one_direction(direction)) };
+        let said = py.detach(|| self.0.captured(connection, *way)).map_err(|error| proxy_error(py, error))?;
+        Ok(PyBytes::new(py, &said))
     }
 
     /// And how many entries were too many.

@@ -8,7 +8,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyWeakrefMethods, PyWeakrefReference};
+use pyo3::types::{PyCFunction, PyDict, PyWeakrefMethods, PyWeakrefReference};
 use pyo3::{PyTraverseError, PyVisit};
 use slab::Slab;
 
@@ -176,6 +176,10 @@ impl Ticket {
         let callback = this.callback.take();
         drop(this);
         if let Some((callback, context)) = callback {
+            // Tasks in Python are there where a loop may be run within a step of one (nest_asyncio): the loop's call of us, in
+            // its context, must not be around that.
+            let is_native = callback.bind(slf.py()).is_instance_of::<PyCFunction>();
+            let when = if is_native { when } else { When::Soon };
             Self::call(slf, &callback, context.as_ref(), when)?;
         }
         Ok(true)

@@ -10,7 +10,7 @@ use pyo3::exceptions::{
 };
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyIterator};
+use pyo3::types::{PyBytes, PyIterator, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 
 use super::buffer::Buffer;
@@ -74,7 +74,7 @@ enum What {
 }
 
 /// A coroutine (`collections.abc.Coroutine`), for a task to drive.
-#[pyclass(weakref, module = "longconn._longconn")]
+#[pyclass(freelist = 32, module = "longconn._longconn")]
 pub(super) struct Waiting {
     hub: Py<Hub>,
     what: What,
@@ -120,14 +120,14 @@ impl Waiting {
         Ok(Self::new(this.hub()?.clone_ref(connection.py()), what, timeout.or(this.settled())))
     }
 
-    /// What is to be yielded; the end is an error, StopIteration with what it came to.
-    fn step(&mut self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+    /// What is to be yielded, or what it came to.
+    fn step(&mut self, py: Python<'_>) -> PyResult<Step> {
         if matches!(self.what, What::Nothing) {
             return Err(PyRuntimeError::new_err("it was awaited already; call the method again"));
         }
         if !std::mem::replace(&mut self.is_begun, true) && self.hub.get().is_due() {
             // The loop has its turn, and comes back.
-            return Ok(py.None());
+            return Ok(Step::Yield(py.None()));
         }
         let is_late = match &self.seated {
             Some((_, ticket)) => ticket.borrow_mut(py).reuse() == Some(Word::Late),
@@ -136,7 +136,7 @@ impl Waiting {
         match self.look(py) {
             Ok(Some(value)) => {
                 self.settle(py);
-                Err(stop(py, value))
+                Ok(Step::End(value))
             }
             Ok(None) if is_late || self.timeout.is_some_and(|timeout| timeout.is_zero()) => {
                 let error = self.late(py);
@@ -165,8 +165,8 @@ impl Waiting {
         }
     }
 
-    fn wait(&mut self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        let Some((_, ticket)) = &self.seated else { return Ok(py.None()) };
+    fn wait(&mut self, py: Python<'_>) -> PyResult<Step> {
+        let Some((_, ticket)) = &self.seated else { return Ok(Step::Yield(py.None())) };
         if let Some(timeout) = self.timeout
             && self.timer.is_none()
         {
@@ -175,7 +175,7 @@ impl Waiting {
             self.timer =
                 Some(event_loop.call_method1(intern!(py, "call_later"), (timeout.as_secs_f64(), expire))?.unbind());
         }
-        Ok(ticket.clone_ref(py).into_any())
+        Ok(Step::Yield(ticket.clone_ref(py).into_any()))
     }
 
     fn late(&mut self, py: Python<'_>) -> PyErr {
@@ -205,9 +205,18 @@ impl Waiting {
     }
 }
 
-/// StopIteration as an instance: what it is made of may be a tuple, or an exception.
+enum Step {
+    Yield(Py<PyAny>),
+    End(Py<PyAny>),
+}
+
+/// StopIteration with this value. A tuple would be taken for the arguments of the exception.
 fn stop(py: Python<'_>, value: Py<PyAny>) -> PyErr {
-    PyStopIteration::new_err((value.into_bound(py).unbind(),))
+    if value.bind(py).is_instance_of::<PyTuple>() {
+        PyStopIteration::new_err((value,))
+    } else {
+        PyStopIteration::new_err(value)
+    }
 }
 
 impl What {
@@ -326,12 +335,20 @@ impl Waiting {
         slf
     }
 
-    fn __next__(&mut self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        self.step(py)
+    fn __next__(&mut self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        match self.step(py)? {
+            Step::Yield(value) => Ok(Some(value)),
+            // Which is what the interpreter makes of an end without an exception.
+            Step::End(value) if value.is_none(py) => Ok(None),
+            Step::End(value) => Err(stop(py, value)),
+        }
     }
 
     fn send(&mut self, py: Python<'_>, _value: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
-        self.step(py)
+        match self.step(py)? {
+            Step::Yield(value) => Ok(value),
+            Step::End(value) => Err(stop(py, value)),
+        }
     }
 
     /// Given up: by a cancellation, or whatever it is.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -360,4 +360,31 @@ AGES = [
 ]
 # fmt: on
 
-CASES: dict[str, Any] = {case.name: case for case in [*BROKEN, *ALIVE, *AGES]}
+
+def _over_tls(cases: list[Any], *names: str) -> list[Any]:
+    """The same bounds hold there."""
+    chosen = {f"link-{name}" for name in names}
+    over_tls = [
+        replace(
+            case,
+            name=case.name.replace("link-", "link-tls-"),
+            title=f"{case.title}, TLS",
+            client=replace(case.client, tls=True),
+            server=replace(case.server, tls=True),
+        )
+        for case in cases
+        if case.name in chosen
+    ]
+    assert len(over_tls) == len(chosen)
+    return over_tls
+
+
+# What TLS could change: what the kernel counts, what lies in front of a beat, and how a connection ends.
+BROKEN_TLS = _over_tls(
+    BROKEN,
+    *("cable-idle", "cable-sending", "nat-idle", "frozen", "frozen-client", "frozen-flooded", "unheard-sending"),
+    *("unanswered", "larger", "larger-patient", "swallowed", "hung-interpreter", "quick-cable", "killed", "reset"),
+)
+ALIVE_TLS = _over_tls(ALIVE, "peer-gil", "loss", "slow-consumer", "large", "idle")
+
+CASES: dict[str, Any] = {case.name: case for case in [*BROKEN, *ALIVE, *AGES, *BROKEN_TLS, *ALIVE_TLS]}

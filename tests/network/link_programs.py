@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from programs import PORT, describe, die_with_parent
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from longconn import Event, LongConnection
 
 LARGEST = 128 << 20
+#: In the environment, it has sessions go over TLS, too.
+OVER_TLS = "LONGCONN_LAB_TLS"
+#: A CA that nobody trusts, and a server's certificate of it.
+CERTIFICATES = Path(__file__).parents[1] / "rust/tls"
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class End:
     limit: float | None = None
     application_limit: float | None = None
     interpreter_limit: float | None = None
+    tls: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ class Line:
                 heartbeat=heartbeat,
                 largest_message_bytes=LARGEST,
                 on_event=lambda _, event: self._on_event(event),
+                tls=longconn.TLS(certificate=CERTIFICATES / "server.pem") if end.tls else None,
             )
             link.send("listening")
             self.connection = self.server.accept()
@@ -80,6 +87,7 @@ class Line:
                 largest_message_bytes=LARGEST,
                 reconnect=False,
                 on_event=self._on_event,
+                tls=longconn.TLS(ca=CERTIFICATES / "ca.pem", server_name="server.example") if end.tls else None,
             )
         link.send(descriptor_of(self.connection))
 

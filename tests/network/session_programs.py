@@ -7,6 +7,7 @@ counters in memory that both share: who is stopped or killed can't be asked.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import threading
@@ -18,6 +19,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
+from link_programs import CERTIFICATES, OVER_TLS
 from programs import PORT, describe, die_with_parent
 from stage import SLACK
 
@@ -86,6 +88,7 @@ class Line:
                 heartbeat=heartbeat,
                 session_retention=talk.retention,
                 on_event=lambda _, event: self._on_event(event),
+                tls=longconn.TLS(certificate=CERTIFICATES / "server.pem") if OVER_TLS in os.environ else None,
             )
             link.send("listening")
             self.connection = self.server.accept()
@@ -98,6 +101,9 @@ class Line:
                 reconnect=longconn.Backoff(first, cap),
                 on_session_lost="resend" if talk.resends else "raise",
                 on_event=self._on_event,
+                tls=longconn.TLS(ca=CERTIFICATES / "ca.pem", server_name="server.example")
+                if OVER_TLS in os.environ
+                else None,
             )
 
     def _on_event(self, event: Event) -> None:

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from link_cases import AGES, ALIVE, BROKEN, PROTECTION
+from link_cases import AGES, ALIVE, ALIVE_TLS, BROKEN, BROKEN_TLS, PROTECTION
 from stage import SLACK
 
 pytest.importorskip("longconn")
@@ -35,7 +35,7 @@ def _each(cases: list[Any]) -> Any:
     )
 
 
-@_each(BROKEN)
+@_each([*BROKEN, *BROKEN_TLS])
 def test_each_side_that_survives_is_told_in_time_and_why(campaign, case, name, protection):
     outcome = _outcome(campaign, case)
     assert case.complaint(outcome, ALLOWANCE) is None
@@ -63,7 +63,7 @@ def expect_peer_lost(report: dict[str, Any]) -> None:
         assert report["limit"] >= (report["limit_was"] or 2.5)
 
 
-@_each(ALIVE)
+@_each([*ALIVE, *ALIVE_TLS])
 def test_a_living_peer_is_not_given_up_and_everything_arrives(campaign, case, name, protection):
     assert case.complaint(_outcome(campaign, case)) is None
 

@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from lab import Lab
+from longconn.testing.network import Lab
 
 FORGETS_AFTER = 20
 LISTENER = """

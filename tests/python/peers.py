@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
-import select
 import socket
 import struct
 import subprocess
 import sys
 import sysconfig
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -125,86 +123,6 @@ def fill(sock: socket.socket) -> int:
         pass
     sock.setblocking(True)
     return sent
-
-
-class Proxy:
-    """Between clients and a server: what goes through it can be cut, and refused."""
-
-    def __init__(self, upstream: tuple[str, int]) -> None:
-        self.upstream = upstream
-        self.is_refusing = False
-        self.accepted = 0
-        self.heard_of_server = b""  # in all
-        self._listener = STDLIB(socket.AF_INET, socket.SOCK_STREAM)
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listener.bind(("127.0.0.1", 0))
-        self._listener.listen(128)
-        self.address: tuple[str, int] = self._listener.getsockname()
-        self._pairs: list[tuple[socket.socket, socket.socket]] = []
-        self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._accept)]
-        self._threads[0].start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:  # closed
-                return
-            self.accepted += 1
-            server = STDLIB(socket.AF_INET, socket.SOCK_STREAM)
-            try:
-                if self.is_refusing:
-                    raise ConnectionRefusedError
-                server.connect(self.upstream)
-            except OSError:
-                server.close()
-                reset(client)
-                continue
-            for each in (client, server):
-                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with self._lock:
-                self._pairs.append((client, server))
-            self._threads.append(threading.Thread(target=self._carry, args=(client, server)))
-            self._threads[-1].start()
-
-    def _carry(self, client: socket.socket, server: socket.socket) -> None:
-        targets = {client: server, server: client}
-        with client, server, suppress(OSError):
-            while targets:
-                for source in select.select(list(targets), [], [])[0]:
-                    data = source.recv(65536)
-                    if source is server:
-                        self.heard_of_server += data
-                    if data:
-                        targets[source].sendall(data)
-                    else:
-                        targets.pop(source).shutdown(socket.SHUT_WR)
-
-    def cut(self) -> None:
-        """Both ends of each connection are told that it is over."""
-        with self._lock:
-            pairs, self._pairs = self._pairs, []
-        for each in (sock for pair in pairs for sock in pair):
-            with suppress(OSError):  # it has ended, and was closed
-                each.shutdown(socket.SHUT_RDWR)
-
-    def refuse(self) -> None:
-        """Cut, and nobody is let through, until `admit`."""
-        self.is_refusing = True
-        self.cut()
-
-    def admit(self) -> None:
-        self.is_refusing = False
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._threads[0].join(PATIENCE)
-        self.cut()
-        for thread in self._threads:
-            thread.join(PATIENCE)
-            assert not thread.is_alive()
 
 
 # ---- what can be seen of them

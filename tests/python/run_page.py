@@ -61,7 +61,7 @@ def contradiction(source: str, said: str) -> str | None:
 
 
 def listens(source: str, port: int) -> bool:
-    return re.search(rf"(?:LongServer|create_server)\(\s*\(.*, {port}\)", source) is not None
+    return re.search(rf"(?:LongServer|create_server|serve)\(\s*(?:\w+, )?\(.*, {port}\)", source) is not None
 
 
 def free_port() -> int:

@@ -64,10 +64,12 @@ def run(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> Run:
 
 
 @contextlib.asynccontextmanager
-async def pair(**options: Any) -> AsyncIterator[tuple[aio.LongConnection, aio.LongConnection]]:
+async def pair(
+    heartbeat: Heartbeat | None = None, **options: Any
+) -> AsyncIterator[tuple[aio.LongConnection, aio.LongConnection]]:
     """A client, and the server's connection with it."""
-    async with aio.serve(None, ("127.0.0.1", 0)) as server:
-        async with aio.connect(server.address, **options) as client:
+    async with aio.serve(None, ("127.0.0.1", 0), heartbeat=heartbeat) as server:
+        async with aio.connect(server.address, heartbeat=heartbeat, **options) as client:
             ours = await server.accept()
             try:
                 yield client, ours
@@ -509,7 +511,7 @@ def test_a_message_that_came_in_the_very_turn_of_the_cancellation_is_the_next_on
     """The wake-up has been sent, and what it was for isn't taken yet."""
 
     async def main() -> None:
-        async with pair() as (client, ours):
+        async with pair(Heartbeat(60)) as (client, ours):  # the next beat would help out
             for verb in (client.recv, lambda: client.recv_many(10), lambda: anext(client)):
                 first = asyncio.ensure_future(verb())
                 second = asyncio.ensure_future(client.recv())
@@ -654,16 +656,18 @@ def test_who_receives_as_fast_as_messages_come_leaves_others_their_turn(run: Run
     run(main())
 
 
-def test_a_blocked_loop_misses_no_beat_and_answers_pings(run: Run) -> None:
+@pytest.mark.parametrize("heartbeat", [Heartbeat(0.1, limit=1.0), Heartbeat(3600.0)], ids=["quick", "slow"])
+def test_a_blocked_loop_misses_no_beat_and_answers_pings(run: Run, heartbeat: Heartbeat) -> None:
     """The engine reads when the loop is late, and beats whatever the loop does."""
 
     async def main() -> None:
-        with LongServer(("127.0.0.1", 0), heartbeat=Heartbeat(interval=0.1, limit=1.0)) as server:
-            client = await aio.connect(server.address, heartbeat=Heartbeat(interval=0.1, limit=1.0))
+        with LongServer(("127.0.0.1", 0), heartbeat=heartbeat) as server:
+            client = await aio.connect(server.address, heartbeat=heartbeat)
             async with client:
                 with server.accept(timeout=PATIENCE) as ours:
+                    await asyncio.sleep(0.1)  # whatever the handshake has left to do
                     receiving = asyncio.create_task(client.recv())
-                    await is_waiting(receiving)
+                    await asyncio.sleep(0)  # not longer: the loop's thread has just become the reader
                     round_trips: list[float] = []
 
                     def ping() -> None:
@@ -678,9 +682,34 @@ def test_a_blocked_loop_misses_no_beat_and_answers_pings(run: Run) -> None:
                     time.sleep(2.5 * SLACK)  # the loop's thread; far beyond the limit
                     assert not thread.is_alive()
                     assert len(round_trips) == 20
-                    assert ours.stats().beats_heard - beats > 10
+                    # Each ping is answered by one.
+                    assert ours.stats().beats_heard - beats > (30 if heartbeat.interval < 1 else 19)
                     assert (ours.state, client.state) == ("open", "open")
                     assert await receiving == b"while it was blocked"
+
+    run(main())
+
+
+def test_beats_of_connections_that_wait_do_not_wake_the_loop(run: Run) -> None:
+    async def main() -> None:
+        async with pair(heartbeat=Heartbeat(0.05)) as (client, ours):
+            tasks = [asyncio.ensure_future(each.recv()) for each in (client, ours)]
+            await asyncio.sleep(0.2)  # the engine has the reader's role
+            loop, hub, calls = asyncio.get_running_loop(), aio._hub(), 0
+
+            def run_hub() -> None:
+                nonlocal calls
+                calls += 1
+                hub.run()
+
+            loop.add_reader(hub.fileno(), run_hub)
+            heard = client.stats().beats_heard
+            await until(lambda: client.stats().beats_heard >= heard + 10)
+            assert calls == 0
+            await client.send(b"x")
+            assert await tasks[1] == b"x"
+            assert calls > 0
+            await cancelled(tasks[0])
 
     run(main())
 
@@ -838,6 +867,33 @@ def test_in_pythons_own_tasks_all_is_the_same(run: Run) -> None:
     run(main())
 
 
+def test_a_loop_may_be_run_within_a_step_of_one_of_its_tasks() -> None:
+    """As nest_asyncio does it, which lets notebooks call `asyncio.run` in a running loop; uvloop's can't be nested."""
+
+    async def main() -> bytes:
+        loop: Any = asyncio.get_running_loop()
+        async with pair() as (client, ours):
+            receiving = [asyncio.ensure_future(client.recv()) for _ in range(2)]
+            sending = asyncio.ensure_future(client.send(b"to be answered"))
+            await ours.recv()
+            await sending
+            answering = asyncio.ensure_future(ours.send_many([b"1", b"2"]))
+            me = asyncio.current_task()
+            asyncio.tasks._leave_task(loop, me)  # type: ignore[attr-defined]
+            end = time.monotonic() + PATIENCE
+            while not all(task.done() for task in [answering, *receiving]) and time.monotonic() < end:
+                loop._run_once()
+            asyncio.tasks._enter_task(loop, me)  # type: ignore[attr-defined]
+            return b"".join(sorted(task.result() for task in receiving))
+
+    def task_factory(loop: Any, work: Any, **rest: Any) -> Any:
+        return asyncio.tasks._PyTask(work, loop=loop, **rest)  # type: ignore[attr-defined]
+
+    with asyncio.Runner() as runner:
+        runner.get_loop().set_task_factory(task_factory)
+        assert runner.run(main()) == b"12"
+
+
 def test_ctrl_c_ends_asyncio_run() -> None:
     says = python_says(
         """
@@ -869,6 +925,7 @@ def test_a_child_of_a_fork_leaves_the_parents_loop_alone(run: Run) -> None:
         async with pair() as (client, ours):
             receiving = asyncio.create_task(client.recv())
             await is_waiting(receiving)
+            number = aio._hub().fileno()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # other tests' threads
                 process = os.fork()
@@ -881,6 +938,9 @@ def test_a_child_of_a_fork_leaves_the_parents_loop_alone(run: Run) -> None:
                     with contextlib.suppress(longconn.ForkedError):
                         client.stats()
                         os._exit(2)
+                    with contextlib.suppress(OSError):
+                        os.fstat(number)
+                        os._exit(3)
                     asyncio.events._set_running_loop(None)
 
                     async def anew() -> None:

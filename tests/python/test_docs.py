@@ -10,6 +10,7 @@ from typing import Any
 
 import longconn
 import pytest
+from longconn import aio, testing
 from peers import python
 from run_page import BLOCK, blocks
 
@@ -18,6 +19,7 @@ RUNNER = Path(__file__).with_name("run_page.py")
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 REFERENCE = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
 EXCEPTIONS = [each for each in vars(longconn).values() if isinstance(each, type) and issubclass(each, Exception)]
+CAUSES = [f"Cause.{cause.name}" for cause in longconn.Cause]
 #: Where the reference has a class's names.
 SECTIONS: dict[str, list[type]] = {
     "Sockets": [longconn.TcpInfo],
@@ -27,6 +29,13 @@ SECTIONS: dict[str, list[type]] = {
     "Servers": [longconn.LongServer, longconn.ServerStats, longconn.Broadcast],
     "TLS": [longconn.TLSInfo, longconn.Identity, longconn.TLS],
     "Errors": EXCEPTIONS,
+    "The test kit": [
+        testing.FaultProxy,
+        testing.FaultConnection,
+        testing.FlowStats,
+        testing.ProxyEvent,
+        testing.DeadPeer,
+    ],
 }
 
 
@@ -91,10 +100,20 @@ def public(cls: type) -> list[str]:
     return sorted(set(own))
 
 
-@pytest.mark.parametrize("name", [*longconn.__all__, *(f"Cause.{cause.name}" for cause in longconn.Cause)])
+@pytest.mark.parametrize(
+    "name", [*longconn.__all__, *testing.__all__, *(f"Cause.{cause.name}" for cause in longconn.Cause)]
+)
 def test_every_public_name_is_in_the_reference(name: str) -> None:
     word = longconn.Cause[name.removeprefix("Cause.")].value if "." in name else name
     assert re.search(rf"\b{word}\b", code(REFERENCE))
+
+
+def test_every_public_name_of_asyncio_is_in_its_section() -> None:
+    words = code(section("asyncio"))
+    assert [name for name in aio.__all__ if f"aio.{name}" not in words] == []
+    # What has the same name in threads is told there.
+    own = {*public(aio.LongServer), *vars(aio.LongConnection)} - {"abandon"}
+    assert [name for name in sorted(own) if not name.startswith("_") and not re.search(rf"\b{name}\b", words)] == []
 
 
 @pytest.mark.parametrize(("title", "cls"), [(title, cls) for title, each in SECTIONS.items() for cls in each])
@@ -114,6 +133,8 @@ def test_every_public_attribute_is_in_its_section(title: str, cls: type) -> None
         longconn.LongServer,
         longconn.LongServer.close,
         longconn.LongConnection.close,
+        testing.FaultProxy,
+        testing.assert_not_told_within,
     ],
     ids=lambda target: target.__qualname__,
 )

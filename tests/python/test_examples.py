@@ -421,3 +421,21 @@ def marked(mark: str) -> list[str]:
             if f"LONGCONN_TEST_DEMO={mark}".encode() in (place / "environ").read_bytes().split(b"\0"):
                 found.append(place.name)
     return found
+
+
+@needs_ctrl_c
+def test_a_chat_of_tasks_has_the_same_clients(start: Starter) -> None:
+    server = start("stdlib", "async_chat.py", "127.0.0.1", 0)
+    port = server.line().split()[-1]
+    anna = start("stdlib", "chat_client.py", "Anna", "127.0.0.1", port)
+    assert server.line() == "* Anna is here"
+    bert = start("stdlib", "chat_client.py", "Bert", "127.0.0.1", port)
+    assert server.line() == "* Bert is here"
+    anna.say("hello")
+    for script in (server, bert):
+        assert script.line_after("* ") == "Anna: hello"
+    bert.say(None)
+    assert bert.status() == 0
+    assert server.line() == "* Bert has left"
+    server.process.send_signal(signal.SIGINT)
+    assert server.status() == 0

@@ -301,6 +301,53 @@ def test_forks_while_other_threads_begin_and_end_guards_deadlock_neither_side():
     assert (done.returncode, done.stdout, done.stderr) == (0, "fine\n", "")
 
 
+ANOTHER_HOOK = """
+import os, socket, struct, threading, time, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of CPython 3.12 and later: a thread of ours talks
+talk_now, peers = threading.Event(), []
+
+def hook():
+    # Behind longconn's, which was registered later and holds its locks by now.
+    for peer in peers:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()
+    talk_now.set()
+    time.sleep(0.3)  # without the interpreter, and the other thread has it
+
+os.register_at_fork(before=hook)
+import longconn
+listener = socket.create_server(("127.0.0.1", 0))
+ours = []
+for _ in range(5):
+    ours.append(longconn.connect(listener.getsockname(), framing="raw", on_event=lambda event: None))
+    peers.append(listener.accept()[0])
+told = []
+
+def talk():
+    talk_now.wait()
+    for connection in ours:
+        try:
+            while True:
+                connection.send(b"x")  # finds out that it is over, which is logged and told: that takes a lock
+        except longconn.PeerLost as error:
+            told.append(error.cause)
+
+thread = threading.Thread(target=talk)
+thread.start()
+child = os.fork()
+if child == 0:
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+thread.join()
+print(*told, flush=True)
+os._exit(0)
+"""
+
+
+def test_another_hook_may_give_the_interpreter_away_to_a_thread_that_wants_what_we_hold_over_the_fork():
+    assert python_says(ANOTHER_HOOK) == "7\n" + " ".join(["reset"] * 5) + "\n"
+
+
 def test_a_grandchild_is_as_good_as_a_child():
     with connected(keepalive=QUICK) as (ours, peer):
 

@@ -1,4 +1,4 @@
-"""Heartbeat: a value that says what it means, and refuses what can't be."""
+"""Heartbeat and Adaptive: values that say what they mean, and refuse what can't be."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import datetime
 import pickle
 
 import pytest
-from longconn import Heartbeat
+from longconn import Adaptive, Heartbeat
 
 
 def test_it_is_a_value():
@@ -51,10 +51,13 @@ def test_what_is_no_number_is_named(name, value):
         {"window": 1},
         {"window": 100_001},
         {"acceptable_pause": -0.1},
+        {"interval": Adaptive(30, 600), "detector": "phi"},
+        {"interval": Adaptive(30, 600), "limit": 1199},
+        {"interval": Adaptive(0.04, 600)},
     ],
 )
 def test_what_contradicts_is_refused(arguments):
-    with pytest.raises(ValueError, match="=" if "limit" not in arguments else "below"):
+    with pytest.raises(ValueError, match="=" if "limit" not in arguments else "below|under twice"):
         Heartbeat(**arguments)
 
 
@@ -68,6 +71,9 @@ def test_what_contradicts_is_refused(arguments):
         (Heartbeat.quick(), 1.25),
         (Heartbeat.patient(), 60.0),
         (Heartbeat(detector="phi"), None),
+        (Heartbeat(Adaptive(30, 600)), 645.0),
+        (Heartbeat(Adaptive(0.1, 600)), 601.0),
+        (Heartbeat(Adaptive(30, 600), limit=1200), 1200.0),
     ],
 )
 def test_it_tells_how_soon_it_notices(beat, seconds):
@@ -88,8 +94,62 @@ def test_presets_have_nothing_to_warn_of(beat):
         (Heartbeat(detector="phi", limit=20), "phi"),
         (Heartbeat(120), "middleboxes"),
         (Heartbeat(5, application_limit=2), "application_limit"),
+        (Heartbeat(Adaptive(30, 600), application_limit=1000), "application_limit"),
     ],
 )
 def test_it_warns_of_what_does_not_do_what_it_seems_to(beat, word):
     (said,) = beat.warnings()
     assert word in said
+
+
+def test_an_adaptive_interval_is_a_value(tmp_path):
+    adaptive = Adaptive(30, 600.0, remember=tmp_path)
+    assert adaptive == Adaptive(min=datetime.timedelta(seconds=30), max=600, step=1.25, remember=tmp_path)
+    assert hash(adaptive) == hash(Adaptive(30, 600, remember=tmp_path))
+    assert adaptive != Adaptive(30, 600)
+    assert adaptive != 30
+    assert pickle.loads(pickle.dumps(adaptive)) == copy.copy(adaptive) == adaptive
+    assert repr(Adaptive(30, 600)) == "Adaptive(min=30, max=600)"
+    for value in (Adaptive(0.5, 7.25, 2, "x"), Adaptive(30, 600, remember=True)):
+        assert eval(repr(value)) == value
+    beat = Heartbeat(Adaptive(30, 600))
+    assert eval(repr(beat)) == beat
+    assert pickle.loads(pickle.dumps(beat)) == beat
+    assert (beat.least_interval, Heartbeat(7).least_interval) == (30.0, 7.0)
+    assert beat.warnings() == ()
+    for change in (lambda: setattr(adaptive, "min", 2), lambda: delattr(adaptive, "max")):
+        with pytest.raises(AttributeError, match="change"):
+            change()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ((0, 10), "min"),
+        ((1, 86401), "max"),
+        ((10, 10), "below"),
+        ((11, 10), "below"),
+        ((1, float("nan")), "max"),
+        ((1, 10, 1.0), "step"),
+        ((1, 10, 4.5), "step"),
+        ((1, 10, float("nan")), "step"),
+    ],
+)
+def test_an_adaptive_interval_that_can_t_be_is_refused(arguments, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        Adaptive(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("1", 10), "min"),
+        ((1, None), "max"),
+        ((1, 10, "2"), "step"),
+        ((1, 10, True), "step"),
+        ((1, 10, 2, 3), "remember"),
+    ],
+)
+def test_what_is_no_adaptive_interval_is_named(arguments, complaint):
+    with pytest.raises(TypeError, match=complaint):
+        Adaptive(*arguments)

@@ -14,7 +14,7 @@ from typing import Any
 import longconn
 import pytest
 from longconn import Heartbeat, KeepaliveSocket, LongConnection, LongServer, PeerLost
-from longconn.testing import DeadPeer, FaultProxy, assert_told_within
+from longconn.testing import DeadPeer, FaultProxy, assert_not_told_within, assert_told_within
 from peers import PATIENCE, QUICK, SLACK, is_asleep, let_go, python, python_says, wait_until
 
 BEAT = Heartbeat(0.2, limit=1.5 * SLACK)
@@ -120,17 +120,43 @@ def test_who_isnt_told_is_let_go_and_the_story_says_so(fault_proxy: Callable[...
     with DeadPeer() as peer, socket.create_connection(fault_proxy(peer).address) as client:
         story = failure(assert_told_within(0.2 / SLACK), lambda: client.recv(1))
     assert "ConnectionResetError" in story
-    assert "the test has waited" in story
+    assert "is let go" in story
 
 
 def test_a_block_that_ends_well_was_told_nothing(fault_proxy: Callable[..., FaultProxy]):
     with DeadPeer() as peer:
         proxy = fault_proxy(peer)
-        story = failure(assert_told_within(PATIENCE), lambda: None)
+        story = failure(assert_told_within(0.1 / SLACK), lambda: None)
         assert "nobody was told anything" in story
-        # what was to let the client go is called off
-        assert proxy._native.order("open", "both", [], None, 60.0, "") == 1
-        proxy.cancel()
+        # what was to let the client go, after 1.2 s, is called off
+        proxy.after(1.5).latency(0.1)
+        assert "latency" in proxy.wait_for("fault")[0].detail
+
+
+def test_who_hangs_is_shown_to_hang_and_let_go(fault_proxy: Callable[..., FaultProxy]):
+    with DeadPeer() as peer, socket.create_connection(fault_proxy(peer).address) as client:
+        with assert_not_told_within(0.3) as told:
+            client.recv(1)
+        assert isinstance(told.error, ConnectionResetError)
+        assert told.seconds >= 0.3
+
+
+def test_who_is_told_doesnt_hang(pair: Pair):
+    pair.proxy.reset()
+    story = failure(assert_not_told_within(PATIENCE), pair.client.recv)
+    assert "was told PeerReset" in story
+
+
+def test_a_cause_is_found_behind_a_librarys_own_error(pair: Pair):
+    def library() -> None:
+        try:
+            pair.client.recv()
+        except OSError as error:
+            raise RuntimeError("the database is gone") from error
+
+    pair.proxy.reset()
+    with assert_told_within(PATIENCE, cause="reset", error=RuntimeError):
+        library()
 
 
 def test_another_error_is_the_tests_own():

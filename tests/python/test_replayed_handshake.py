@@ -4,65 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import threading
 
 import longconn
 import pytest
+from longconn.testing import FaultProxy
 from peers import PATIENCE, wait_until
 from plain_peer import CLOSE, PREAMBLE
 
 STALE = 10
-
-
-class Recorder:
-    """A proxy that keeps what each client says, and, told so, doesn't hand it on."""
-
-    def __init__(self, server: tuple[str, int]) -> None:
-        self.server = server
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.address = self.listener.getsockname()
-        self.said: list[bytes] = []
-        self.is_holding = False
-        self._ends: list[socket.socket] = []
-        self._threads = [threading.Thread(target=self._serve)]
-        self._threads[0].start()
-
-    def _serve(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, upstream = self.listener.accept()[0], socket.create_connection(self.server)
-                self._ends += [client, upstream]
-                self.said.append(b"")
-                for arguments in ((client, upstream, len(self.said) - 1), (upstream, client, None)):
-                    thread = threading.Thread(target=self._carry, args=arguments)
-                    self._threads.append(thread)
-                    thread.start()
-
-    def _carry(self, source: socket.socket, sink: socket.socket, number: int | None) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                if number is not None:
-                    self.said[number] += data
-                    if self.is_holding:
-                        continue
-                sink.sendall(data)
-        for end in (source, sink):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def cut(self) -> None:
-        for end in self._ends:
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        # close() alone doesn't wake accept()
-        self.listener.shutdown(socket.SHUT_RDWR)
-        self.cut()
-        for thread in self._threads:
-            thread.join()
-        for end in [self.listener, *self._ends]:
-            end.close()
 
 
 @pytest.fixture
@@ -73,9 +22,8 @@ def server():
 
 @pytest.fixture
 def proxy(server):
-    proxy = Recorder(server.address)
-    yield proxy
-    proxy.close()
+    with FaultProxy(server, capture_bytes=65536) as proxy:
+        yield proxy
 
 
 def hello(said: bytes) -> bytes:
@@ -107,20 +55,21 @@ def test_an_old_hello_is_refused_and_the_link_that_is_up_stays_up(server, proxy,
     with longconn.connect(proxy.address, reconnect=backoff) as client, server.accept(timeout=PATIENCE) as accepted:
         client.send(b"before")
         assert accepted.recv(timeout=PATIENCE) == b"before"
-        proxy.is_holding = was_held
-        proxy.cut()
+        if was_held:
+            proxy.stall("to_server")
+        proxy.end()
         # its HELLO names the session, with the first epoch
-        assert wait_until(lambda: len(proxy.said) > 1 and len(proxy.said[1]) > 100)
+        wait_until(lambda: len(proxy.captured(2, "to_server")) > 100)
         if not was_held:
             assert wait_until(lambda: accepted.stats().connections == 2)
-        proxy.is_holding = False
         connections = accepted.stats().connections
-        proxy.cut()
+        proxy.end()
+        proxy.resume()
         assert wait_until(lambda: accepted.stats().connections == connections + 1)
         client.send(b"now")
         assert accepted.recv(timeout=PATIENCE) == b"now"
 
-        assert refusal(answer_to(server, hello(proxy.said[1]))) == (CLOSE, STALE)
+        assert refusal(answer_to(server, hello(proxy.captured(2, "to_server")))) == (CLOSE, STALE)
 
         assert server.stats().refused_stale == 1
         # neither end has noticed anything
@@ -135,9 +84,9 @@ def test_an_old_hello_is_refused_and_the_link_that_is_up_stays_up(server, proxy,
 def test_another_ones_session_is_not_resumed_with_a_wrong_secret(server, proxy):
     backoff = longconn.Backoff(first=0.01, cap=0.05)
     with longconn.connect(proxy.address, reconnect=backoff) as client, server.accept(timeout=PATIENCE) as accepted:
-        proxy.cut()
+        proxy.end()
         assert wait_until(lambda: accepted.stats().connections == 2)
-        said = bytearray(hello(proxy.said[1]))
+        said = bytearray(hello(proxy.captured(2, "to_server")))
         # the session stands at its end: id, secret, and the epoch and two offsets of eight bytes each (docs/SPEC.md)
         said[-25] ^= 1
         said[-17] += 1  # an epoch that would do

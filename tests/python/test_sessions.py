@@ -1,4 +1,4 @@
-"""Sessions: connections that are cut, on purpose, by a proxy in between, and what the program sees of it."""
+"""Sessions: connections that are cut, on purpose, by a fault proxy, and what the program sees of it."""
 
 from __future__ import annotations
 
@@ -17,19 +17,17 @@ from typing import Any
 import longconn
 import pytest
 from longconn import Backoff, Cause, LongConnection, LongServer
-from peers import PATIENCE, SLACK, Proxy, let_go, listening, python_says, wait_until, wait_until_blocked
+from longconn.testing import FaultProxy
+from peers import PATIENCE, SLACK, let_go, listening, python_says, wait_until, wait_until_blocked
 
 #: Comes back at once, or nearly.
 SOON = Backoff(first=0.01, cap=0.05)
 
 
-@contextmanager
-def proxied(upstream: tuple[str, int]) -> Iterator[Proxy]:
-    proxy = Proxy(upstream)
-    try:
-        yield proxy
-    finally:
-        proxy.close()
+def keep_out(proxy: FaultProxy) -> None:
+    """Both ends of each connection are told that it is over, and nobody is let through, until `proxy.admit()`."""
+    proxy.refuse()
+    proxy.end()
 
 
 @contextmanager
@@ -47,7 +45,7 @@ def connected(address: object, **kwargs: Any) -> Iterator[LongConnection]:
 class Trio:
     """A client and the server's connection with it, and what is between them."""
 
-    def __init__(self, server: LongServer, proxy: Proxy, client: LongConnection) -> None:
+    def __init__(self, server: LongServer, proxy: FaultProxy, client: LongConnection) -> None:
         self.server, self.proxy, self.client = server, proxy, client
         self.ours = server.accept(timeout=PATIENCE)
         self.ours.settimeout(PATIENCE)
@@ -55,7 +53,7 @@ class Trio:
 
     def part(self) -> None:
         """Both sides know that the connection is lost, and there is no other until `proxy.admit()`."""
-        self.proxy.refuse()
+        keep_out(self.proxy)
         for connection in self.both:
             connection.wait_for("reconnecting")
 
@@ -68,7 +66,10 @@ class Trio:
 @contextmanager
 def trio(server: dict[str, Any] | None = None, **client: Any) -> Iterator[Trio]:
     with LongServer(("127.0.0.1", 0), **(server or {})) as listening_server:
-        with proxied(listening_server.address) as proxy, connected(proxy.address, **client) as connection:
+        with (
+            FaultProxy(listening_server, capture_bytes=1024) as proxy,
+            connected(proxy.address, **client) as connection,
+        ):
             three = Trio(listening_server, proxy, connection)
             try:
                 yield three
@@ -83,8 +84,8 @@ def lost(message: bytes = b"sent", **client: Any) -> Iterator[LongConnection]:
     with trio(**client) as three, LongServer(("127.0.0.1", 0)) as other:
         three.client.send(message)
         wait_until(lambda: three.ours.stats().inbox_messages)
-        three.proxy.upstream = other.address
-        three.proxy.cut()
+        three.proxy.upstream = other
+        three.proxy.end()
         yield three.client
 
 
@@ -129,7 +130,7 @@ def test_a_loop_over_messages_goes_on_over_many_cuts():
         for number, message in enumerate(messages):
             three.client.send(message)
             if number % 400 == 200:
-                three.proxy.cut()
+                three.proxy.end()
             if number >= 10:
                 got.append(three.client.recv())
         got += [three.client.recv() for _ in range(10)]
@@ -141,12 +142,12 @@ def test_a_loop_over_messages_goes_on_over_many_cuts():
 
 
 def test_one_loop_over_all_connections_goes_on_and_each_is_the_same_object():
-    with LongServer(("127.0.0.1", 0)) as server, proxied(server.address) as proxy:
+    with LongServer(("127.0.0.1", 0)) as server, FaultProxy(server) as proxy:
         messages = server.messages(timeout=PATIENCE)
         with connected(proxy.address) as client:
             seen = []
             for number in range(10):
-                proxy.cut()
+                proxy.end()
                 client.send(b"%d" % number)
                 seen.append(next(messages))
             assert [message for _, message in seen] == [b"%d" % number for number in range(10)]
@@ -175,7 +176,7 @@ def test_large_messages_survive_cuts():
             for _ in range(10):
                 sender = threading.Thread(target=three.client.send, args=(message,))
                 sender.start()
-                three.proxy.cut()
+                three.proxy.end()
                 sender.join(PATIENCE)
         assert received == [[message] * 10]
 
@@ -199,7 +200,7 @@ def test_many_threads_share_a_connection_over_cuts():
         for thread in senders + receivers:
             thread.start()
         while any(thread.is_alive() for thread in senders):
-            three.proxy.cut()
+            three.proxy.end()
             time.sleep(0.02)
         for thread in senders:
             thread.join(PATIENCE)
@@ -337,7 +338,7 @@ def test_a_server_that_knows_nothing_of_a_session_in_which_all_was_taken_begins_
         three.client.send(b"taken")
         assert three.ours.recv() == b"taken"
         three.client.flush()
-        three.proxy.upstream = other.address
+        three.proxy.upstream = other
         three.part()
         three.client.send(b"to the next")
         three.proxy.admit()
@@ -354,7 +355,7 @@ def test_a_server_that_knows_nothing_of_a_session_in_which_all_was_taken_begins_
 def test_it_can_be_waited_for():
     with trio() as three:
         with meanwhile(lambda: three.client.wait_for("reconnecting")) as lost:
-            three.proxy.refuse()
+            keep_out(three.proxy)
         with meanwhile(lambda: three.client.wait_for("open")) as back:
             three.proxy.admit()
         assert lost == back == [None]
@@ -407,7 +408,7 @@ def test_no_secret_is_told(caplog):
         told += [repr(event) for each in three.both for event in each.events()]
         told += [repr(each.stats()) for each in three.both] + [repr(three.server.stats()), repr(three.server)]
         # preamble, header, and of WELCOME what docs/SPEC.md has before the secret
-        secret = three.proxy.heard_of_server[8 + 4 + 30 + 16 :][:32]
+        secret = three.proxy.captured(1, "to_client")[8 + 4 + 30 + 16 :][:32]
     wait_until(lambda: [each for each in caplog.records if "went again" in each.getMessage()])
     text = caplog.text + "\n".join(told)
     assert len(set(secret)) > 8
@@ -467,8 +468,8 @@ def test_messages_that_arrived_are_received_before_the_loss_is_told():
         three.ours.send_many([b"one", b"two"])
         wait_until(lambda: three.ours.stats().inbox_messages)
         wait_until(lambda: three.client.stats().inbox_messages == 2)
-        three.proxy.upstream = other.address
-        three.proxy.cut()
+        three.proxy.upstream = other
+        three.proxy.end()
         three.client.wait_for("closed")
         assert [three.client.recv() for _ in range(2)] == [b"one", b"two"]
         with pytest.raises(longconn.SessionLost):
@@ -479,8 +480,8 @@ def test_who_wants_it_has_everything_sent_again():
     with trio(on_session_lost="resend") as three, LongServer(("127.0.0.1", 0)) as other:
         three.client.send_many([b"one", b"two"])
         wait_until(lambda: three.ours.stats().inbox_messages == 2)
-        three.proxy.upstream = other.address
-        three.proxy.cut()
+        three.proxy.upstream = other
+        three.proxy.end()
         with other.accept(timeout=PATIENCE) as again:
             assert [again.recv(timeout=PATIENCE) for _ in range(2)] == [b"one", b"two"]
             three.client.flush()
@@ -493,7 +494,7 @@ def test_a_client_may_give_up(is_untaken):
     with trio(give_up_after=0.3 * SLACK) as three:
         if is_untaken:
             three.client.send(b"never taken")
-        three.proxy.refuse()
+        keep_out(three.proxy)
         with pytest.raises(longconn.PeerLost, match="given up") as raised:
             three.client.recv()
         assert isinstance(raised.value, longconn.SessionLost) == is_untaken
@@ -518,7 +519,7 @@ def test_without_reconnecting_the_first_loss_is_the_end_of_both():
         three.client.send(b"one")
         three.ours.send(b"two")
         wait_until(lambda: three.client.stats().inbox_messages and three.ours.stats().inbox_messages)
-        three.proxy.cut()
+        three.proxy.end()
         for connection, received, sent in ((three.client, b"two", b"one"), (three.ours, b"one", b"two")):
             assert connection.recv() == received
             with pytest.raises(longconn.PeerLost) as raised:
@@ -549,11 +550,11 @@ def test_a_server_keeps_a_session_for_its_retention():
 
 
 def test_a_loop_over_all_messages_goes_on_without_those_whose_retention_is_over():
-    with LongServer(("127.0.0.1", 0), session_retention=0.2 * SLACK) as server, proxied(server.address) as proxy:
+    with LongServer(("127.0.0.1", 0), session_retention=0.2 * SLACK) as server, FaultProxy(server) as proxy:
         messages = server.messages(timeout=PATIENCE)
         with connected(proxy.address), connected(server.address) as other:
             wait_until(lambda: server.stats().open == 2)
-            proxy.refuse()
+            keep_out(proxy)
             wait_until(lambda: server.stats().expired == 1)
             other.send(b"x")
             assert next(messages)[1] == b"x"
@@ -562,7 +563,7 @@ def test_a_loop_over_all_messages_goes_on_without_those_whose_retention_is_over(
 
 def test_without_retention_a_session_ends_with_its_connection():
     with trio({"session_retention": 0}) as three:
-        three.proxy.cut()
+        three.proxy.end()
         with pytest.raises(longconn.PeerLost):
             three.ours.recv()
         with three.server.accept(timeout=PATIENCE) as again:
@@ -575,7 +576,7 @@ def test_without_retention_a_session_ends_with_its_connection():
 def test_what_a_server_keeps_for_who_is_away_is_bounded(limit):
     with trio(limit) as three:
         three.ours.send(b"more than ten bytes")
-        three.proxy.refuse()
+        keep_out(three.proxy)
         with pytest.raises(longconn.SessionLost):
             three.ours.wait_for("closing")
         assert three.server.stats().expired == 1
@@ -590,7 +591,7 @@ def test_who_is_somebody_else_by_now_does_not_get_the_session():
         assert three.ours.principal == "ada"
         three.client.send(b"ada's")
         wait_until(lambda: three.ours.stats().inbox_messages)
-        three.proxy.cut()
+        three.proxy.end()
         with pytest.raises(longconn.LongConnError) as raised:
             three.client.recv()
         assert three.client.undelivered == [b"ada's"]
@@ -624,7 +625,7 @@ def test_who_is_not_let_in_any_more_is_told_at_once(is_untaken):
     with trio({"authenticate": lambda *_: next(welcome, False)}) as three:
         if is_untaken:
             three.client.send(b"never taken")
-        three.proxy.cut()
+        three.proxy.end()
         with pytest.raises(longconn.LongConnError, match="not authorized") as raised:
             three.client.recv()
         error = raised.value
@@ -869,10 +870,10 @@ def test_a_signals_handler_may_end_connecting():
 @pytest.mark.parametrize("is_untaken", [False, True])
 def test_one_that_nobody_knows_of_any_more_does_not_go_on_for_ever(is_untaken):
     told: list[str] = []
-    with LongServer(("127.0.0.1", 0)) as server, proxied(server.address) as proxy:
+    with LongServer(("127.0.0.1", 0)) as server, FaultProxy(server) as proxy:
         clients = [longconn.connect(proxy.address, reconnect=SOON, on_event=lambda event: told.append(event.state))]
         with server.accept(timeout=PATIENCE):
-            proxy.refuse()
+            keep_out(proxy)
             clients[0].wait_for("reconnecting", timeout=PATIENCE)
             if is_untaken:
                 clients[0].send(b"x")

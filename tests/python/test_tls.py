@@ -322,6 +322,18 @@ def test_a_client_with_tls_at_a_server_without_is_told_so(theirs):
         assert caught.value.cause is Cause.TLS
 
 
+def test_of_several_addresses_the_one_that_is_trusted_wins(ours, theirs, other_authority):
+    stranger = TLS(**pem(other_authority.issue_cert("127.0.0.1")))
+    with LongServer(("127.0.0.1", 0), tls=stranger) as other, LongServer(("127.0.0.1", 0), tls=ours) as server:
+        with connected([other.address, server.address], tls=theirs) as client:
+            assert client.peer_address == server.address
+            wait_until(lambda: other.stats().failed_tls == 1, "the other was asked")
+        server.close()
+        with pytest.raises(ConnectFailed, match=r"issued by nobody whom this side trusts.*; .*refused") as caught:
+            longconn.connect([other.address, server.address], tls=theirs, timeout=PATIENCE)
+        assert caught.value.cause is Cause.TLS
+
+
 def test_a_handshake_that_is_cut_is_no_fault_of_tls(theirs):
     with listening() as listener:
 

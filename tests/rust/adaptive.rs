@@ -1,6 +1,6 @@
 //! Adaptive intervals against middle boxes of many kinds, in simulated time.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests unwrap as the tests do")]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests; any instant will do as an origin")]
 
 mod pair;
 
@@ -32,8 +32,10 @@ enum Fate {
     Dies,
 }
 
-/// A client's path through a middle box, and what its links come to. Only the learner is real: `tests` further down have the
-/// protocol as well.
+/// What becomes of the first packet after so long a quiet, sent by either side.
+type MiddleBox<'b> = Box<dyn FnMut(&mut Dice, Instant, Duration, First) -> Fate + 'b>;
+
+/// A client's path through a middle box, and what its links come to. Only the learner is real: `pace.rs` has the protocol as well.
 struct World<'b> {
     now: Instant,
     learning: Learning,
@@ -41,8 +43,7 @@ struct World<'b> {
     network: Network,
     cap: Duration,
     dice: Dice,
-    /// What the box does to the first packet after so long a quiet.
-    middle_box: Box<dyn FnMut(&mut Dice, Instant, Duration, First) -> Fate + 'b>,
+    middle_box: MiddleBox<'b>,
     drops: u32,
     longest_quiet: Duration,
 }

@@ -1,6 +1,6 @@
 //! Links whose interval changes while they last: two whole machines with a middle box between them, in simulated time.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests unwrap as the tests do")]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests; any instant will do as an origin")]
 
 mod pair;
 
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use longconn::proto::adaptive::{AdaptiveConfig, Learnt, Network};
 use longconn::proto::cause::Cause;
+use longconn::proto::close::{Close, CloseCode};
 use longconn::proto::connection::{Config, Event, Introduction, Stats};
 use longconn::proto::detector::{DetectorConfig, PhiConfig};
 use longconn::proto::heartbeat::{HeartbeatConfig, HeartbeatConfigError};
@@ -179,6 +180,11 @@ fn one_direction_that_closes_earlier_sets_the_interval_and_costs_no_link() {
         let proven = world.learnt().proven;
         assert!((secs(65)..=secs(100)).contains(&proven), "{side}: {proven:?}");
         assert_eq!(world.drops, 0, "{side}");
+        // The interval has become shorter on this link, and each side counts on it.
+        for index in 0..2 {
+            let stats = world.stats(index);
+            assert_eq!([stats.send_interval, stats.hear_interval].map(|at| at.as_secs()), [proven.as_secs(); 2]);
+        }
     }
 }
 
@@ -191,8 +197,8 @@ fn both_sides_are_quiet_together_for_as_long_as_was_agreed_and_no_longer() {
     world.longest_quiet = Duration::ZERO;
     world.run(10 * HOUR);
     assert!(world.longest_quiet >= MAX.mul_f64(0.94) && world.longest_quiet <= MAX, "{:?}", world.longest_quiet);
-    for index in 0..2 {
-        let sent = world.stats(index).beats.sent - before[index];
+    for (index, before) in before.into_iter().enumerate() {
+        let sent = world.stats(index).beats.sent - before;
         // 60 quiet times of 95 to 100 %, and rarely both come first.
         assert!((60..=70).contains(&sent), "{sent}");
     }
@@ -352,6 +358,33 @@ fn a_link_that_is_cut_while_data_flows_teaches_nothing() {
     assert_eq!(world.drops, 1);
     assert_eq!((world.learnt().proven, world.learnt().failures), (MAX, 0));
     assert_eq!(world.pair.sides[1].received.len(), 200);
+}
+
+#[test]
+fn what_ends_a_quiet_link_without_the_path_s_doing_teaches_nothing() {
+    for way in 0..3 {
+        let mut world = World::new(adaptive(), slow(), HOUR, Forgets::Silently);
+        world.run(12 * HOUR);
+        // Just before the next beat.
+        while world.stats(0).silence < MAX.mul_f64(0.93) {
+            world.run(secs(1));
+        }
+        let now = world.pair.now;
+        match way {
+            0 => {
+                let close = Close::new(CloseCode::GOING_AWAY, "restart").link_only();
+                let mut frame = Vec::new();
+                close.encode(&mut frame);
+                world.pair.sides[0].connection.handle_input(now, &frame);
+            }
+            1 => world.pair.sides[0].connection.handle_end(now),
+            // What a load balancer says that has forgotten it, and so it is the path's.
+            _ => world.pair.sides[0].connection.handle_reset(now),
+        }
+        world.pair.turn(0);
+        world.run(secs(60));
+        assert_eq!((world.drops, world.learnt().failures), (1, u32::from(way == 2)), "{way}");
+    }
 }
 
 #[test]

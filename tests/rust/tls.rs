@@ -2,6 +2,8 @@
 //!
 //! The certificates (tests/rust/tls) are of a CA that nobody trusts, and valid for a thousand years.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests unwrap as the tests do")]
+
 use std::io::{Read, Write};
 use std::sync::Arc;
 
@@ -62,7 +64,7 @@ fn records(mut bytes: &[u8]) -> Vec<usize> {
         lengths.push(length);
         bytes = &rest[length..];
     }
-    assert_eq!(bytes, []);
+    assert!(bytes.is_empty());
     lengths
 }
 

@@ -636,6 +636,20 @@ fn the_examples_of_the_specification_are_what_the_encoder_makes() {
     beat.encode(&mut bytes);
     assert_eq!(bytes, example("beat"));
 
+    let beat = Beat {
+        extra: false,
+        sent_at: 1_000_002,
+        echo: 78,
+        held: 2501,
+        application_age: Some(Duration::ZERO),
+        status: b"",
+        ..beat
+    };
+    let mut bytes = Vec::new();
+    Rhythm { want: ms(90_000), floor: ms(50), limit: None }.encode_want(&mut bytes);
+    beat.encode(&mut bytes);
+    assert_eq!(bytes, example("want"));
+
     let close = Close::new(CloseCode::GOING_AWAY, "restart").coming_back(ms(2000), "b:9000");
     let mut bytes = Vec::new();
     Close { taken: 9, ..close }.encode(&mut bytes);

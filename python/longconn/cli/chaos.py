@@ -107,13 +107,17 @@ def chaos(
             print("listening on {}:{}".format(*proxy.address), flush=True)
         threading.Thread(target=_obey, args=(proxy,), daemon=True).start()
         began, told = time.monotonic(), 0
-        with suppress(KeyboardInterrupt):
-            while not seconds or time.monotonic() - began < seconds:
+        is_over = False
+        while not is_over:
+            try:
                 time.sleep(_LOOK)
-                record = proxy.record
-                for event in record[told:]:
-                    print(json.dumps(event._asdict()) if as_json else event, flush=True)
-                told = len(record)
+                is_over = 0 < seconds <= time.monotonic() - began
+            except KeyboardInterrupt:
+                is_over = True
+            record = proxy.record
+            for event in record[told:]:
+                print(json.dumps(event._asdict()) if as_json else event, flush=True)
+            told = len(record)
     return 0
 
 

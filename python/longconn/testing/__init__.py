@@ -5,7 +5,7 @@ With pytest the fixtures come by themselves (`pytest_longconn`); everything here
 
 from .programs import DeadPeer, freeze, hold_gil
 from .proxy import FaultConnection, FaultProxy, FlowStats, LaterFaults, ProxyEvent
-from .telling import Told, assert_told_within
+from .telling import Told, assert_not_told_within, assert_told_within
 
 __all__ = [
     "DeadPeer",
@@ -15,7 +15,12 @@ __all__ = [
     "LaterFaults",
     "ProxyEvent",
     "Told",
+    "assert_not_told_within",
     "assert_told_within",
     "freeze",
     "hold_gil",
 ]
+
+for _value in list(vars().values()):
+    if getattr(_value, "__module__", "").startswith("longconn.testing."):
+        _value.__module__ = "longconn.testing"

@@ -287,6 +287,13 @@ class Lab:
         with self.inside("router"):
             _flush_connection_tracking()
 
+    def forget_after(self, seconds: int) -> None:
+        """From now on the NAT forgets each connection of which it has seen nothing for so long; whole seconds."""
+        if not self.nat:
+            raise LabError("forget_after() needs Lab(nat=True)")
+        with self.inside("router"):
+            Path("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established").write_text(str(seconds))
+
     def freeze(self, process: subprocess.Popen[Any] | int) -> None:
         """Stops a child process (SIGSTOP), at once and whole; its kernel goes on answering for it."""
         pid = process if isinstance(process, int) else process.pid

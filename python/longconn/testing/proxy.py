@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from .. import _longconn
+from ..errors import ForkedError
 from ..keepalive import in_seconds
 from ..links import _places, _whole
 
@@ -320,6 +321,7 @@ class FaultProxy(_ProxyFaults):
         port: 0 takes a free one, which `address` tells.
         buffer_bytes: What each direction of a connection holds at most. The sender keeps the rest: its window closes.
         seed: For everything that chance decides (jitter, sizes, what is corrupted).
+        capture_bytes: What is kept of what each side says, from the beginning of each connection on: see `captured`.
 
     Raises:
         OSError: The address can't be had; ``errno`` is kept.
@@ -333,11 +335,15 @@ class FaultProxy(_ProxyFaults):
         port: int = 0,
         buffer_bytes: int = 256 * 1024,
         seed: int = 0,
+        capture_bytes: int = 0,
     ) -> None:
+        keeps = _whole(capture_bytes, "capture_bytes", 0, 1 << 30)
         room = _whole(buffer_bytes, "buffer_bytes", 1, 1 << 30)
         _whole(port, "port", 0, 65535)
         self._upstream = _places(address_of(upstream))
-        self._native = _longconn.Proxy((host, port), self._upstream, room, _whole(seed, "seed", 0, (1 << 64) - 1))
+        dice = _whole(seed, "seed", 0, (1 << 64) - 1)
+        self._native = _longconn.Proxy((host, port), self._upstream, room, dice, keeps)
+        self._closed = False
         _open.add(self)
 
     def _order(self, verb: str, direction: str, *numbers: float, text: str = "") -> None:
@@ -400,6 +406,10 @@ class FaultProxy(_ProxyFaults):
         """What happened, in order: the newest 10,000 events."""
         return [ProxyEvent(*entry) for entry in self._native.record()[0]]
 
+    def captured(self, connection: int, direction: Literal["to_server", "to_client"]) -> bytes:
+        """What was said in this direction of a connection (by its number), over or not: the first ``capture_bytes``."""
+        return self._native.captured(connection, direction)
+
     def report(self) -> str:
         """The record for people, and what is there now."""
         entries, dropped = self._native.record()
@@ -432,8 +442,9 @@ class FaultProxy(_ProxyFaults):
         return self not in _open
 
     def close(self) -> None:
-        """Reset what is there, and stop listening. Closing twice is fine."""
+        """Reset what is there, and stop listening. Closing twice is fine; the record stays."""
         self._native.close()
+        self._closed = True
         _open.discard(self)
 
     def __enter__(self) -> FaultProxy:
@@ -445,12 +456,27 @@ class FaultProxy(_ProxyFaults):
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_native"):
+        if not getattr(self, "_closed", True):
+            try:
+                import warnings
+
+                self._native.accepted()
+            except ImportError:
+                return  # so late in the interpreter's exit nobody is warned any more
+            except ForkedError:
+                return  # it is another process's to close
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=1, source=self)
             self._native.close()
 
     def __repr__(self) -> str:
-        there = len(self._native.connections())
-        return f"<FaultProxy {self.address[0]}:{self.address[1]}, {there} connections>"
+        host, port = self.address
+        if self._closed:
+            return f"<FaultProxy {host}:{port}, closed>"
+        try:
+            there = len(self._native.connections())
+        except ForkedError:
+            return f"<FaultProxy {host}:{port}, of the process that forked this one>"
+        return f"<FaultProxy {host}:{port}, {there} connections>"
 
     def _repr_html_(self) -> str:
         from .. import pictures

@@ -17,6 +17,7 @@ use crate::net::dial::{DialError, Failure, Place, Target};
 use crate::net::keepalive::Keepalive;
 use crate::net::tls::{ClientTls, Tls};
 use crate::net::{sys, tcp_info, tuning};
+use crate::proto::adaptive::Network;
 use crate::proto::backoff::{Backoff, BackoffConfig, Why};
 use crate::proto::cause::{Cause, Ending, GivenUp, SessionEnd};
 use crate::proto::close::{Close, CloseCode};
@@ -240,6 +241,7 @@ impl Link {
                 match equipped.and_then(|equipped| self.attach(inner, equipped)) {
                     Ok(()) => {
                         inner.core.relink(now, new_seed().unwrap_or_default());
+                        inner.core.set_network(Network::of(self.local_address().ip()));
                         inner.hear_early(now);
                         return;
                     }

@@ -50,6 +50,7 @@ use crate::engine::{clock, fork};
 use crate::net::sys::{self, RawTcpInfo};
 use crate::net::tls::{Agreed, Tls};
 use crate::net::tuning;
+use crate::proto::adaptive::{Learnt, Network};
 use crate::proto::cause::Ending;
 use crate::proto::close::{Close, CloseCode};
 use crate::proto::codec::{EncodeError, Framing};
@@ -175,6 +176,9 @@ pub enum What {
     Ended(Arc<Ending>),
 }
 
+/// Is given what a client with an adaptive interval knows of the networks that it was in, under the link's lock: posts, and doesn't
+/// wait.
+pub type Keeper = Box<dyn Fn(Vec<(Network, Learnt)>) + Send>;
 /// Told of each occurrence under the link's lock: posts, and doesn't wait.
 pub type Observer = Arc<dyn Fn(&Occurrence) + Send + Sync>;
 
@@ -367,6 +371,7 @@ struct Untold {
 struct Extras {
     notification: Option<Notification>,
     observer: Option<Observer>,
+    keeper: Option<Keeper>,
     /// The newest ping that was answered.
     last_pong: Option<(u64, Option<Duration>)>,
     /// Why nothing can be written; it counts once everything is read.
@@ -403,6 +408,7 @@ impl Link {
         let client_id = introduction.client_id.as_str().into();
         let core = Core::Framed(Connection::client(now, config, new_seed()?, introduction)?);
         let link = Self::new(socket, secured, core, now, None, client_id)?;
+        link.lock().core.set_network(Network::of(link.local_address().ip()));
         link.begin(now)?;
         Ok(link)
     }

@@ -14,8 +14,8 @@ use socket2::SockRef;
 
 use super::attend::PARTING;
 use super::{
-    Attempt, CHUNK_BYTES, Extras, Guard, Inner, Link, LinkError, Notification, Observer, Occurrence, ROOM, Reader,
-    TURN_BYTES, Untold, What,
+    Attempt, CHUNK_BYTES, Extras, Guard, Inner, Keeper, Link, LinkError, Notification, Observer, Occurrence, ROOM,
+    Reader, TURN_BYTES, Untold, What,
 };
 use crate::engine::budget::Wish;
 use crate::engine::listener::going_away;
@@ -251,6 +251,15 @@ impl Link {
                 Interest::PONG
             }
             Event::Taken => Interest::TAKEN | Interest::ROOM,
+            Event::Learnt => {
+                let keeper = inner.extras.as_ref().and_then(|extras| extras.keeper.as_ref());
+                if let (Some(keeper), Core::Framed(core)) = (keeper, &inner.core)
+                    && let Some(learning) = core.learning()
+                {
+                    keeper(learning.kept(now));
+                }
+                Interest::NOTHING
+            }
             Event::Ended(ending) => {
                 let mut ending = *ending;
                 let last_attempt = inner.stay_away();
@@ -318,6 +327,12 @@ impl Link {
         iter::successors(inner.untold.as_deref(), |untold| untold.next.as_deref())
             .for_each(|untold| observer(&untold.occurrence));
         inner.extras().observer = Some(observer);
+        Ok(())
+    }
+
+    /// Has what the client learns of its paths kept.
+    pub fn set_keeper(&self, keeper: Keeper) -> Result<(), LinkError> {
+        self.enter()?.extras().keeper = Some(keeper);
         Ok(())
     }
 

@@ -136,7 +136,11 @@ impl Link {
         let has_read = inner.read(now);
         // Edge-triggered, and what is left is reported at once.
         match hub.watch(socket.as_fd(), self.key, this) {
-            Ok(()) => inner.extras().hub = Some(hub.clone()),
+            Ok(()) => {
+                inner.extras().hub = Some(hub.clone());
+                // However soon the loop comes to read, somebody has to see that it does.
+                self.set_alarm(inner, now);
+            }
             Err(_) => self.give_role_to_engine(inner, now),
         }
         has_read

@@ -133,6 +133,18 @@ pub fn set_deaf(fd: BorrowedFd<'_>, deaf: bool) -> io::Result<()> {
     if deaf { socket.attach_filter(&[SockFilter::new(BPF_RETURN, 0, 0, 0)]) } else { socket.detach_filter() }
 }
 
+/// While it is mute nothing that it sends over loopback arrives, neither data nor acknowledgements: it asks for a strict source route
+/// (RFC 791), which hosts refuse (`accept_source_route` of ip-sysctl, off by default). New kernels want CAP_NET_RAW for that (6.18 does).
+pub fn set_mute(fd: BorrowedFd<'_>, mute: bool) -> io::Result<()> {
+    /// Type, length, the place of the next of its addresses, that address, and the end of the list.
+    const STRICT_ROUTE: [u8; 8] = [137, 7, 4, 127, 0, 0, 1, 0];
+    if mute {
+        set_option(fd, libc::IPPROTO_IP, libc::IP_OPTIONS, &STRICT_ROUTE)
+    } else {
+        set_option(fd, libc::IPPROTO_IP, libc::IP_OPTIONS, &())
+    }
+}
+
 /// `recv(2)`, but no cancellation point: as soon as a process has a second thread, glibc brackets its own with two atomic
 /// operations, which a round trip on loopback feels. Nobody cancels a thread of Python's.
 pub fn receive(fd: RawFd, room: &mut [MaybeUninit<u8>], flags: libc::c_int) -> io::Result<usize> {

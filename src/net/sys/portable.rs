@@ -43,6 +43,10 @@ pub fn set_deaf(_: BorrowedFd<'_>, _: bool) -> io::Result<()> {
     unsupported("SO_ATTACH_FILTER")
 }
 
+pub fn set_mute(_: BorrowedFd<'_>, _: bool) -> io::Result<()> {
+    unsupported("a mute socket")
+}
+
 pub fn cookie(_: RawFd) -> io::Result<u64> {
     unsupported("SO_COOKIE")
 }

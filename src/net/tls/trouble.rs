@@ -37,7 +37,7 @@ pub(super) fn explain(error: &Error, side: Side, name: &str, head: Option<&[u8]>
         Side::Server => "client",
     };
     // A record of handshake or alert (RFC 8446, section 5.1) begins so.
-    let is_tls = head.is_none_or(|head| matches!(head, [20..=23, 3, ..]));
+    let is_tls = head.is_none_or(|head| matches!(head, [] | [20..=23, 3, ..]));
     let text = match error {
         _ if !is_tls => {
             let said = head.unwrap_or_default().escape_ascii();

@@ -114,6 +114,7 @@ impl LastStats {
             untaken_messages: 0,
             inbox_bytes: 0,
             inbox_messages: 0,
+            learnt: None,
         }
     }
 }
@@ -147,8 +148,8 @@ pub enum ResumeError {
 }
 
 impl Continuity {
-    pub(super) fn of_client(introduction: Introduction) -> Self {
-        let Introduction { client_id, token, will_resume } = introduction;
+    pub(super) fn of_client(introduction: Introduction, learning: Option<Box<Learning>>) -> Self {
+        let Introduction { client_id, token, will_resume, .. } = introduction;
         let client = ClientSide {
             client_id: client_id.into(),
             token: token.into(),
@@ -158,7 +159,7 @@ impl Continuity {
             taken_before: 0,
             proof: Proof::default(),
         };
-        Self { client: Some(client), ..Self::default() }
+        Self { client: Some(client), learning, ..Self::default() }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Connection, Phase, State};
+use crate::proto::adaptive::Learnt;
 use crate::proto::heartbeat::{Ages, BeatCounts, RoundTrip, age_from_wire};
 use crate::proto::moment::Moment;
 
@@ -22,6 +23,8 @@ pub struct Stats {
     pub untaken_messages: u64,
     pub inbox_bytes: usize,
     pub inbox_messages: u64,
+    /// Of an adaptive client: what the path that it is on, or was on last, is known to bear.
+    pub learnt: Option<Learnt>,
 }
 
 impl Connection {
@@ -139,9 +142,10 @@ impl Connection {
     pub fn stats(&self, now: Instant) -> Option<Stats> {
         let (untaken_bytes, untaken_messages) = self.untaken();
         let (inbox_bytes, inbox_messages) = (self.session.inbox.buffered_bytes(), self.session.inbox.messages());
+        let learnt = self.learning().and_then(|learning| learning.learnt(now));
         let Some(supervision) = &self.supervision else {
             let stats = self.lost.as_ref()?.stats.as_ref()?.unpacked();
-            return Some(Stats { untaken_bytes, untaken_messages, inbox_bytes, inbox_messages, ..stats });
+            return Some(Stats { untaken_bytes, untaken_messages, inbox_bytes, inbox_messages, learnt, ..stats });
         };
         Some(Stats {
             beats: supervision.heartbeat.counts(),
@@ -157,6 +161,7 @@ impl Connection {
             untaken_messages,
             inbox_bytes,
             inbox_messages,
+            learnt,
         })
     }
 }

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 
 use self::continuity::{Continuity, Lost};
 use self::pace::Pace;
-use super::adaptive::{Losses, Network};
+use super::adaptive::{Learning, Learnt, Losses, Network};
 use super::cause::Ending;
 use super::close::Close;
 use super::detector::Detector;
@@ -87,6 +87,8 @@ pub struct Introduction {
     pub token: Vec<u8>,
     /// It comes back when its link breaks: its driver does what [`Event::Parted`] asks for.
     pub will_resume: bool,
+    /// What it has learnt before, if its interval is adaptive; the most recently used network last.
+    pub learnt: Vec<(Network, Learnt)>,
 }
 
 /// The client's introduction doesn't fit HELLO.
@@ -139,6 +141,8 @@ pub enum Event {
     },
     /// The peer's application took something of ours.
     Taken,
+    /// What the path bears is known better than before: [`Connection::learning`].
+    Learnt,
     Ended(Box<Ending>),
 }
 
@@ -443,9 +447,10 @@ impl Connection {
         if length > MAX_TOKEN_BYTES {
             return Err(IntroductionError::Token { length });
         }
+        let adaptive = config.heartbeat.adaptive;
+        let learning = adaptive.map(|adaptive| Box::new(Learning::new(now, adaptive, &introduction.learnt)));
         let mut connection = Self::new(now, config, seed, Role::Client);
-        connection.continuity = Some(Box::new(Continuity::of_client(introduction)));
-        connection.recall(now, &[]);
+        connection.continuity = Some(Box::new(Continuity::of_client(introduction, learning)));
         connection.introduce();
         Ok(connection)
     }

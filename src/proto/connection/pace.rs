@@ -7,8 +7,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Connection, ProtocolError, Role};
-use crate::proto::adaptive::{First, Learning, Learnt, Loss, Network};
+use super::{Connection, Event, ProtocolError, Role};
+use crate::proto::adaptive::{First, Learning, Loss, Network};
 use crate::proto::cause::{Cause, Ending, GivenUp};
 use crate::proto::detector::Detector;
 use crate::proto::frame::{Frame, Kind};
@@ -165,14 +165,6 @@ impl Leader {
 }
 
 impl Connection {
-    /// What this client has learnt, and kept from before.
-    pub fn recall(&mut self, now: Instant, kept: &[(Network, Learnt)]) {
-        if let (Role::Client, Some(adaptive)) = (self.role, self.config.heartbeat.adaptive) {
-            let learning = Box::new(Learning::new(now, adaptive, kept));
-            self.continuity.get_or_insert_default().learning = Some(learning);
-        }
-    }
-
     /// The network that the link which opens next goes over.
     pub fn set_network(&mut self, network: Network) {
         if let Some(opening) = &mut self.opening {
@@ -229,12 +221,16 @@ impl Connection {
         let lesson = leader.learn(now, beat, &supervision.heartbeat);
         let losses = self.config.losses.clone();
         let Some(learning) = self.learning_mut() else { return };
+        let before = learning.changes();
         match lesson {
             Some(Lesson::Survived(quiet, first)) => learning.on_survived(now, quiet, first, &losses),
             Some(Lesson::Stalled(quiet)) => learning.on_stalled(now, quiet),
             None => return,
         }
-        let interval = learning.interval();
+        let (interval, is_known_better) = (learning.interval(), learning.changes() != before);
+        if is_known_better {
+            self.tell(Event::Learnt);
+        }
         if let Some(supervision) = &mut self.supervision
             && let Some(pace) = &mut supervision.pace
             && let Some(leader) = &mut pace.leader
@@ -257,8 +253,11 @@ impl Connection {
         let heard = now.checked_sub(supervision.detector.silence(now)).unwrap_or(now);
         let quiet = supervision.pace.as_ref().and_then(|pace| pace.quiet_before(now));
         let losses = self.config.losses.clone();
-        if let Some(learning) = self.learning_mut() {
-            learning.on_lost(&Loss { heard, now, quiet }, &losses);
+        let Some(learning) = self.learning_mut() else { return };
+        let before = learning.changes();
+        learning.on_lost(&Loss { heard, now, quiet }, &losses);
+        if learning.changes() != before {
+            self.tell(Event::Learnt);
         }
     }
 }
