@@ -300,10 +300,19 @@ class _Sampler:
                         self._listeners.remove(listener)
 
     def end(self) -> None:
+        """Until `go_on`, or for good."""
         self._is_ending.set()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(2.0)
+            if not thread.is_alive():
+                self._thread = None
+
+    def go_on(self) -> None:
+        self._is_ending.clear()
+        with self._lock:
+            if self._histories or self._listeners:
+                self._begin()
 
 
 _sampler = _Sampler()
@@ -329,7 +338,9 @@ def _begin_anew() -> None:
     _sampler = _Sampler()
 
 
-os.register_at_fork(after_in_child=_begin_anew)
+# As the native threads do: CPython 3.12 and later warn at a fork beside a thread. Registered after theirs, so that it
+# has ended before they end, and begins after them.
+os.register_at_fork(before=lambda: _sampler.end(), after_in_parent=lambda: _sampler.go_on(), after_in_child=_begin_anew)
 # A daemon thread that comes back from native code while the interpreter is taken down would be ended in the midst of
 # it. Registered after longconn's own end, so that it runs before.
 atexit.register(lambda: _sampler.end())
