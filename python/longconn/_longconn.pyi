@@ -377,7 +377,7 @@ def open_link(
     on_event: Callable[[Event], object] | None,
     coming_back: tuple[Any, ...] | None,
     raises_when_full: bool,
-    learnt: list[tuple[str, float, float | None, int]] = [],
+    learnt: list[tuple[str, float, float | None, int]] | None = None,
     keeper: Callable[[list[tuple[str, float, float | None, int]]], object] | None = None,
 ) -> LongConnection: ...
 def dial(places: list[tuple[str, int]], timeout: float | timedelta | EllipsisType | None) -> int: ...

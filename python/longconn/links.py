@@ -330,7 +330,7 @@ def connect(
         on_event=on_event,
         coming_back=coming_back,
         raises_when_full=raises_when_full,
-        learnt=memory.load() if memory else [],
+        learnt=memory.load() if memory else None,
         keeper=memory.save if memory else None,
     )
 

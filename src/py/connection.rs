@@ -825,7 +825,7 @@ impl Drop for LongConnection {
     on_event,
     coming_back,
     raises_when_full,
-    learnt = Vec::new(),
+    learnt = None,
     keeper = None
 ))]
 pub(super) fn open_link(
@@ -839,7 +839,7 @@ pub(super) fn open_link(
     on_event: Option<Py<PyAny>>,
     coming_back: Option<ComingBack>,
     raises_when_full: bool,
-    learnt: Vec<Kept>,
+    learnt: Option<Vec<Kept>>,
     keeper: Option<Py<PyAny>>,
 ) -> PyResult<LongConnection> {
     let socket = take_over(fd)?;
@@ -851,7 +851,7 @@ pub(super) fn open_link(
         config.resends = *resends;
         config.give_up_after = give_up_after.map(seconds).transpose()?;
     }
-    let learnt = learnt.into_iter().map(learnt_before).collect::<PyResult<_>>()?;
+    let learnt = learnt.into_iter().flatten().map(learnt_before).collect::<PyResult<_>>()?;
     let introduction = Introduction { client_id, token, will_resume: coming_back.is_some(), learnt };
     let coming_back = coming_back.map(reconnect).transpose()?;
     let link = py
