@@ -567,7 +567,7 @@ def open_link(
     raises_when_full: bool,
     tls: ClientSettings | None,
     handshaken: Handshaken | None,
-    learnt: list[tuple[str, float, float | None, int]] = [],
+    learnt: list[tuple[str, float, float | None, int]] | None = None,
     keeper: Callable[[list[tuple[str, float, float | None, int]]], object] | None = None,
     hub: Hub | None = None,
 ) -> Any: ...

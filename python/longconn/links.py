@@ -400,7 +400,7 @@ def plan_of(
             "token": token,
             "coming_back": coming_back,
             "tls": security,
-            "learnt": memory.load() if memory else [],
+            "learnt": memory.load() if memory else None,
             "keeper": memory.save if memory else None,
         }
     return Plan(places, deadline, probes, plain, security, settings)

@@ -954,7 +954,7 @@ impl Drop for Connection {
     raises_when_full,
     tls,
     handshaken,
-    learnt = Vec::new(),
+    learnt = None,
     keeper = None,
     hub = None
 ))]
@@ -971,7 +971,7 @@ pub(super) fn open_link(
     raises_when_full: bool,
     tls: Option<Py<ClientSettings>>,
     handshaken: Option<Py<Handshaken>>,
-    learnt: Vec<Kept>,
+    learnt: Option<Vec<Kept>>,
     keeper: Option<Py<PyAny>>,
     hub: Option<Py<Hub>>,
 ) -> PyResult<Py<PyAny>> {
@@ -984,7 +984,7 @@ pub(super) fn open_link(
         config.resends = *resends;
         config.give_up_after = give_up_after.map(seconds).transpose()?;
     }
-    let learnt = learnt.into_iter().map(learnt_before).collect::<PyResult<_>>()?;
+    let learnt = learnt.into_iter().flatten().map(learnt_before).collect::<PyResult<_>>()?;
     let introduction = Introduction { client_id, token, will_resume: coming_back.is_some(), learnt };
     let tls = tls.map(|settings| settings.get().0.clone());
     let coming_back = coming_back.map(|how| reconnect(how, tls)).transpose()?;
