@@ -171,12 +171,12 @@ def _plot_server(axes: Axes, history: sampling.History, begin: float) -> None:
 
 
 def _plot_proxy(axes: Axes, history: sampling.History, begin: float) -> None:
+    began = history.proxy_began - begin
     for row, way in enumerate(pictures.WAYS):
-        for event in history.record:
-            if event.direction == way and event.what in ("forwarded", "lost"):
-                left = history.proxy_began + event.at - begin
-                colour = pictures.BAD if event.what == "lost" else pictures.GOOD
-                axes.broken_barh([(left, max(event.until - event.at, 0.02))], (-row - 0.3, 0.6), color=colour)
+        for what, colour in (("forwarded", pictures.GOOD), ("lost", pictures.BAD)):
+            events = [event for event in history.record if event.direction == way and event.what == what]
+            spans = [(began + event.at, max(event.until - event.at, 0.02)) for event in events]
+            axes.broken_barh(spans, (-row - 0.3, 0.6), color=colour)
     axes.set_yticks([0, -1], [way.replace("_", " ") for way in pictures.WAYS], fontsize=8)
     axes.set_ylim(-1.6, 0.6)
     axes.set_ylabel("proxy", fontsize=9)
