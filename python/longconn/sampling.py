@@ -37,8 +37,6 @@ CLIENTS, _FEW = 12, 200
 #: Of LongConnections, asyncio's too.
 _CONNECTION: type = _longconn.LongConnection.__mro__[1]
 
-Kind = Literal["connection", "server", "proxy"]
-
 
 class Client(NamedTuple):
     """One of a server's connections, at one moment."""
@@ -77,8 +75,8 @@ class Span(NamedTuple):
     value: str
 
 
-def kind_of(subject: object) -> Kind:
-    """Which of the three it is.
+def kind_of(subject: object) -> str:
+    """``"connection"``, ``"server"`` or ``"proxy"``.
 
     Raises:
         TypeError: None of them.
