@@ -519,9 +519,7 @@ class Proxy:
     def set_upstream(self, upstream: list[tuple[str, int]]) -> None: ...
     def order(
         self,
-        verb: str,
-        direction: str,
-        numbers: list[float],
+        fault: tuple[str, str, list[float]],
         connection: int | None,
         after: float | None,
         detail: str,

@@ -124,14 +124,12 @@ impl Proxy {
     fn order(
         &self,
         py: Python<'_>,
-        verb: &str,
-        direction: &str,
-        numbers: Vec<f64>,
+        fault: (String, String, Vec<f64>),
         connection: Option<u64>,
         after: Option<f64>,
         detail: String,
     ) -> PyResult<Option<u64>> {
-        let order = order(verb, direction, &numbers)?;
+        let order = order(&fault.0, &fault.1, &fault.2)?;
         let after: Option<Duration> = after.map(seconds).transpose()?;
         py.detach(|| match after {
             None => self.0.order(&order, connection, &detail).map(|()| None),

@@ -345,6 +345,13 @@ def test_a_reset_in_one_direction_tells_one_and_the_other_when_it_sends(ends: En
     assert outcome(ends.server) == errno.ECONNRESET
 
 
+@pytest.mark.parametrize("verb", ["reset", "end"])
+def test_what_is_said_on_purpose_is_heard_over_a_pulled_cable(ends: Ends, verb: str):
+    ends.proxy.pull_cable()
+    getattr(ends.proxy, verb)()
+    assert outcome(ends.client) == outcome(ends.server) == (errno.ECONNRESET if verb == "reset" else b"")
+
+
 def test_an_end_is_told_to_both_as_of_programs_that_have_ended(ends: Ends):
     assert ends.arrives("to_server")
     ends.proxy.end()
@@ -482,6 +489,28 @@ def test_one_connection_has_faults_of_its_own(proxy: FaultProxy, listener: socke
         assert outcome(second.client) == errno.ECONNRESET
         one.restore()
         assert receive(first.server, 1) == b"x"
+
+
+def test_what_each_side_has_said_is_kept(listener: socket.socket):
+    with FaultProxy(listener, capture_bytes=4) as proxy:
+        with through(proxy, listener) as ends:
+            assert ends.arrives("to_server", b"question")
+            assert ends.arrives("to_client", b"yes")
+        proxy.wait_for("closed")
+        said = [proxy.captured(1, "to_server"), proxy.captured(1, "to_client"), proxy.captured(2, "to_client")]
+        assert said == [b"ques", b"yes", b""]
+        with pytest.raises(ValueError, match="direction"):
+            proxy.captured(1, "both")  # type: ignore[arg-type]
+
+
+def test_a_proxy_leads_elsewhere_when_told_so(proxy: FaultProxy, listener: socket.socket):
+    with listening() as other:
+        proxy.upstream = other
+        with socket.create_connection(proxy.address, timeout=PATIENCE), other.accept()[0] as server:
+            assert proxy.upstream == [server.getsockname()]
+    proxy.upstream = "{}:{}".format(*listener.getsockname())
+    with through(proxy, listener) as ends:
+        assert ends.arrives("to_server")
 
 
 # ---- when, and what happened

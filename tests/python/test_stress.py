@@ -89,6 +89,7 @@ def test_many_threads_on_one_connection_and_each_message_arrives_once_and_whole(
     sent: Counter[tuple[int, int]] = Counter()
     received: Counter[tuple[int, int]] = Counter()
     lock = threading.Lock()
+    ended: list[int] = []
     with longconn.LongServer(("127.0.0.1", 0)) as server, longconn.connect(server.address) as ours:
         theirs = server.accept(timeout=PATIENCE)
 
@@ -96,16 +97,17 @@ def test_many_threads_on_one_connection_and_each_message_arrives_once_and_whole(
             def job(over: threading.Event) -> None:
                 for number in range(1_000_000):
                     if over.is_set():
-                        return
+                        break
                     data: Any = message(sender, number)
                     ours.send(data if number % 3 else bytearray(data))
                     with lock:
                         sent[sender, number] += 1
+                ended.append(sender)
 
             return job
 
         def receive(over: threading.Event) -> None:
-            while not over.is_set():
+            while len(ended) < THREADS:  # who sends may wait for room
                 with suppress(TimeoutError):
                     data = theirs.recv(timeout=0.05)
                     with lock:

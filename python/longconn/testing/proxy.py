@@ -358,7 +358,7 @@ class FaultProxy(_ProxyFaults):
         after: float | None,
         text: str,
     ) -> int | None:
-        return self._native.order(verb, direction, list(numbers), connection, after, text)
+        return self._native.order((verb, direction, list(numbers)), connection, after, text)
 
     # ---- who is here
 
