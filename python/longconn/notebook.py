@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from io import BytesIO
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -98,15 +99,9 @@ class Timeline:
         begin, end = self._range()
         heights = [2.2 if history.kind == "connection" else 1.2 for history in self._histories]
 
-        class Picture(Figure):
-            """Shows itself where nobody has asked for pyplot, which would keep each figure."""
-
-            def _repr_png_(self) -> bytes:
-                picture = BytesIO()
-                self.savefig(picture, format="png", dpi=90)
-                return picture.getvalue()
-
-        figure = Picture(figsize=(9, 0.7 + sum(heights)), layout="constrained")
+        # Not pyplot's, which would keep each figure; so it has to show itself.
+        figure = Figure(figsize=(9, 0.7 + sum(heights)), layout="constrained")
+        figure.__dict__["_repr_png_"] = partial(_png, figure)
         rows: Any = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)
         faults = [(at - begin, what) for each in self._histories for at, what in each.faults()]
         for axes, history in zip(rows[:, 0], self._histories, strict=True):
@@ -121,6 +116,12 @@ class Timeline:
         rows[-1, 0].set_xlabel("seconds")
         rows[-1, 0].set_xlim(0, max(end - begin, 1.0))
         return figure
+
+
+def _png(figure: Figure) -> bytes:
+    picture = BytesIO()
+    figure.savefig(picture, format="png", dpi=90)
+    return picture.getvalue()
 
 
 def _plot_connection(axes: Axes, history: sampling.History, begin: float) -> None:
@@ -171,12 +172,12 @@ def _plot_server(axes: Axes, history: sampling.History, begin: float) -> None:
 
 
 def _plot_proxy(axes: Axes, history: sampling.History, begin: float) -> None:
+    began = history.proxy_began - begin
     for row, way in enumerate(pictures.WAYS):
-        for event in history.record:
-            if event.direction == way and event.what in ("forwarded", "lost"):
-                left = history.proxy_began + event.at - begin
-                colour = pictures.BAD if event.what == "lost" else pictures.GOOD
-                axes.broken_barh([(left, max(event.until - event.at, 0.02))], (-row - 0.3, 0.6), color=colour)
+        for what, colour in (("forwarded", pictures.GOOD), ("lost", pictures.BAD)):
+            events = [event for event in history.record if event.direction == way and event.what == what]
+            spans = [(began + event.at, max(event.until - event.at, 0.02)) for event in events]
+            axes.broken_barh(spans, (-row - 0.3, 0.6), color=colour)
     axes.set_yticks([0, -1], [way.replace("_", " ") for way in pictures.WAYS], fontsize=8)
     axes.set_ylim(-1.6, 0.6)
     axes.set_ylabel("proxy", fontsize=9)

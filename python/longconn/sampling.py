@@ -30,13 +30,12 @@ _KEPT = 3000
 _SHOWN_SECONDS = 300.0
 #: Two looks further apart have a gap between them, in which Python couldn't run.
 GAP = 5 * PERIOD
+_LONG_RECORD = 1000
 #: Clients of a server that are looked at one by one; and none if it has many more, for even to list them takes time.
 CLIENTS, _FEW = 12, 200
 
 #: Of LongConnections, asyncio's too.
 _CONNECTION: type = _longconn.LongConnection.__mro__[1]
-
-Kind = Literal["connection", "server", "proxy"]
 
 
 class Client(NamedTuple):
@@ -76,8 +75,8 @@ class Span(NamedTuple):
     value: str
 
 
-def kind_of(subject: object) -> Kind:
-    """Which of the three it is.
+def kind_of(subject: object) -> str:
+    """``"connection"``, ``"server"`` or ``"proxy"``.
 
     Raises:
         TypeError: None of them.
@@ -140,6 +139,9 @@ class History:
         now = time.monotonic()
         try:
             if self.kind == "proxy":
+                is_long = len(self.record) > _LONG_RECORD and not subject.is_closed
+                if is_long and now - self._moments[-1].at < 1.0:
+                    return  # a copy of thousands of events takes milliseconds, and holds the GIL
                 self.proxy_began = now - subject._native.now()
                 self.record = tuple(subject.record)
                 self._moments.append(Moment(now, None))

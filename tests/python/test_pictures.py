@@ -277,6 +277,21 @@ def test_beats_in_a_gap_are_counted_and_said_to_be_guessed(pair):
     assert len(sent) == moments[-1].stats.beats_sent - moments[0].stats.beats_sent
 
 
+def test_a_long_record_is_not_read_each_time(server):
+    with FaultProxy(server) as proxy:
+        history = sampling.History(proxy)
+        for _ in range(sampling._LONG_RECORD + 1):
+            proxy.restore()
+        history.look()
+        assert len(history.record) == sampling._LONG_RECORD + 1
+        proxy.restore()
+        history.look()
+        assert len(history.record) == sampling._LONG_RECORD + 1
+    history.look()  # what was last isn't missed
+    assert len(history.record) == sampling._LONG_RECORD + 2
+    assert history.is_over
+
+
 def moment(at: float, **fields) -> sampling.Moment:
     blank = dict.fromkeys(longconn.LinkStats._fields, 0) | {"state": "open", "connections": 1}
     return sampling.Moment(at, longconn.LinkStats(**(blank | fields)))
