@@ -3,7 +3,6 @@
 //! The certificates (tests/rust/tls) are of a CA that nobody trusts, and valid for a thousand years.
 
 #![cfg(unix)]
-
 #![allow(clippy::unwrap_used, reason = "helpers of tests unwrap as the tests do")]
 
 use std::io::{Read, Write};
