@@ -7,6 +7,7 @@ import html.parser
 import re
 import threading
 import weakref
+from itertools import groupby
 
 import longconn
 import pytest
@@ -255,10 +256,11 @@ def test_a_timeline_knows_beats_states_and_faults(server):
         wait_until(lambda: history.is_over, "the end was read")
     server.close()
     wait_until(lambda: course.is_over, "all have ended")
-    states = [span.value for span in history.states() if span.value != "unknown"]
-    assert [value for value in states if value != "suspect"][:2] == ["open", "reconnecting"]
-    assert states[-1] == "closed"
-    assert len(history.beats("heard")) >= 3
+    # On a slow machine it may be suspect, or not read, in between.
+    states = [span.value for span in history.states() if span.value not in ("unknown", "suspect")]
+    in_order = [value for value, _ in groupby(states)]
+    assert (in_order[:3], in_order[-1]) == (["open", "reconnecting", "open"], "closed")
+    assert history.beats("heard")
     assert [what for _, what in sampling.history(proxy).faults()] == ["pull_cable()", "restore('both')"]
     shown = page(course)
     for what in ("LongConnection device-7", "beats sent", "limit 1.1 s", "pull_cable()", "FaultProxy", "LongServer"):
