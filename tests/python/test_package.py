@@ -16,6 +16,7 @@ from pathlib import Path
 
 import longconn
 import pytest
+from longconn import testing
 from peers import PACKAGE, environment, interpreters, python, python_says
 
 PUBLIC = {name: getattr(longconn, name) for name in longconn.__all__}
@@ -54,10 +55,11 @@ def test_each_name_is_in_the_reference(name):
 
 def test_the_reference_names_nothing_that_is_not_there():
     """Each row of its tables begins with a name of the package, or a member of what the row says."""
-    members = {member for value in PUBLIC.values() for member in dir(value)}
+    kit = {name: getattr(testing, name) for name in testing.__all__}
+    members = {member for value in [*PUBLIC.values(), *kit.values()] for member in dir(value)}
     for row in re.findall(r"^\| (`.*?) \|", REFERENCE.read_text(), re.MULTILINE):
         for is_member, name in re.findall(r"`(\.?)(\w+)", row):
-            assert name in (members if is_member else {*PUBLIC, *members, "aio"}), row
+            assert name in (members if is_member else {*PUBLIC, *members, *kit, "aio", "network"}), row
 
 
 @pytest.mark.parametrize(
