@@ -352,6 +352,13 @@ def test_what_is_said_on_purpose_is_heard_over_a_pulled_cable(ends: Ends, verb: 
     assert outcome(ends.client) == outcome(ends.server) == (errno.ECONNRESET if verb == "reset" else b"")
 
 
+def test_who_ends_its_stream_to_a_client_that_is_gone_is_reset(ends: Ends):
+    ends.proxy.reset("to_client")
+    ends.server.shutdown(socket.SHUT_WR)
+    assert outcome(ends.server) == errno.ECONNRESET
+    ends.proxy.wait_for("closed")
+
+
 def test_an_end_is_told_to_both_as_of_programs_that_have_ended(ends: Ends):
     assert ends.arrives("to_server")
     ends.proxy.end()
