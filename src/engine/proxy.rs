@@ -24,7 +24,7 @@ use crate::engine::dial::{self, Dial, DialConfig, Outcome};
 use crate::engine::link::LinkError;
 use crate::engine::reactor::{self, Engine};
 use crate::engine::{clock, fork};
-use crate::fault::flow::{Counts, Fault, Flow, Output, Way};
+use crate::fault::flow::{Counts, Fault, Flow, Output, Passage, Way};
 use crate::fault::nat::Nat;
 use crate::fault::record::{Entry, Record, What};
 use crate::net::dial::Target;
@@ -783,6 +783,9 @@ impl Proxy {
                     break;
                 }
                 (Some(Output::Reset), None) => {}
+                (Some(Output::CutBoth), _) => {
+                    connection.flows[way.back() as usize].handle_fault(now, Fault::Passage(Passage::Cut));
+                }
             }
         }
         if delivered > 0 {

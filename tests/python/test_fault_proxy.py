@@ -405,14 +405,17 @@ def test_a_message_is_truncated(proxy: FaultProxy, listener: socket.socket, verb
             assert end == told
 
 
-def test_the_cable_is_pulled_after_so_many_bytes(ends: Ends):
-    ends.proxy.drop_after(3, "to_server")
+@pytest.mark.parametrize("verb", ["drop_after", "pull_cable_after"])
+def test_the_cable_is_pulled_after_so_many_bytes(ends: Ends, verb: str):
+    getattr(ends.proxy, verb)(3, "to_server")
     ends.client.sendall(b"abc")
     assert receive(ends.server, 3) == b"abc"
     wait_until(lambda: ends.proxy.connections[0].to_server.left == 3)
     ends.client.sendall(b"d")
     time.sleep(A_WHILE)
     assert unacknowledged(ends.client) == 1
+    ends.server.sendall(b"x")
+    assert is_silent(ends.client) == (verb == "pull_cable_after")
 
 
 # ---- a bad path

@@ -165,6 +165,12 @@ class _Faults:
         """`stall`, once *count* bytes more have passed in this direction; of a new connection, the first *count*."""
         self._order("stall_after", direction, _number(count, "count"), text=f"stall_after({count}, {direction!r})")
 
+    def pull_cable_after(self, count: int, direction: Direction = "both") -> None:
+        """`pull_cable`, likewise: nothing passes any more in either direction."""
+        self._order(
+            "cut_both_after", direction, _number(count, "count"), text=f"pull_cable_after({count}, {direction!r})"
+        )
+
     def drop_after(self, count: int, direction: Direction = "both") -> None:
         """`drop`, likewise."""
         self._order("cut_after", direction, _number(count, "count"), text=f"drop_after({count}, {direction!r})")
