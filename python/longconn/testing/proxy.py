@@ -127,6 +127,8 @@ class _Faults:
     def forget(self, *, resets: bool = False) -> None:
         """A NAT or firewall loses its table now: these connections never pass anything again, new ones do.
 
+        Each costs the proxy two descriptors until it is closed, for without them the kernel would answer by RST.
+
         Args:
             resets: Who sends anything is answered by RST, instead of by nothing.
         """
