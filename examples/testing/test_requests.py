@@ -14,14 +14,14 @@ def url(proxy) -> str:
 
 def test_unprotected_a_download_hangs_when_the_cable_is_pulled_in_its_middle(fault_proxy, web_server):
     proxy = fault_proxy(web_server)
-    proxy.drop_after(50_000, "to_client")
+    proxy.pull_cable_after(50_000, "to_client")
     with assert_not_told_within(5.0):
         requests.get(url(proxy))
 
 
 def test_protected_it_is_told(fault_proxy, web_server):
     proxy = fault_proxy(web_server)
-    proxy.drop_after(50_000, "to_client")
+    proxy.pull_cable_after(50_000, "to_client")
     longconn.set_default_keepalive(longconn.Keepalive(1, 1, 3, guard=2.0))
     try:
         with longconn.install(), assert_told_within(15.0, cause="unreachable", error=requests.RequestException):

@@ -25,7 +25,7 @@ use crate::engine::link::LinkError;
 use crate::engine::reactor::{self, Engine};
 use crate::engine::sync::{self, Mutex, MutexGuard};
 use crate::engine::{clock, fork};
-use crate::fault::flow::{Counts, Fault, Flow, Output, Way};
+use crate::fault::flow::{Counts, Fault, Flow, Output, Passage, Way};
 use crate::fault::nat::Nat;
 use crate::fault::record::{Entry, Record, What};
 use crate::net::dial::Target;
@@ -494,10 +494,15 @@ impl Proxy {
         if refuses == mem::replace(&mut course.is_refusing, refuses) {
             return;
         }
-        let done = if refuses { listener.shutdown(Shutdown::Read) } else { listener.listen(BACKLOG) };
-        // Where a listener can't be shut down, who comes is accepted, and reset.
-        if done.is_ok() && !refuses {
-            let _ = self.engine.rewatch(listener.as_fd(), self.key, Interest::READABLE);
+        if refuses {
+            // Where a listener can't be shut down, who comes is accepted, and reset.
+            let _ = listener.shutdown(Shutdown::Read);
+            return;
+        }
+        // It fails if somebody else has begun to listen there, with SO_REUSEADDR.
+        let watched = listener.listen(BACKLOG);
+        if let Err(error) = watched.and_then(|()| self.engine.rewatch(listener.as_fd(), self.key, Interest::READABLE)) {
+            log::error!(target: "longconn.engine", "{}: can't listen again: {error}", self.address);
         }
     }
 
@@ -771,12 +776,17 @@ impl Proxy {
                     self.abort(course, connection, way);
                 }
                 // Nobody is there any more: the sender's segment is answered by RST.
-                (Some(Output::Bytes(_)), None) => {
-                    course.record.note(Entry::new(now, What::Reset, number, Some(way.back())));
-                    self.abort(course, connection, way.back());
+                (Some(Output::Bytes(_) | Output::End), None) => {
+                    if connection.end(way.back()).is_some() {
+                        course.record.note(Entry::new(now, What::Reset, number, Some(way.back())));
+                        self.abort(course, connection, way.back());
+                    }
                     break;
                 }
-                (Some(Output::End | Output::Reset), None) => {}
+                (Some(Output::Reset), None) => {}
+                (Some(Output::CutBoth), _) => {
+                    connection.flows[way.back() as usize].handle_fault(now, Fault::Passage(Passage::Cut));
+                }
             }
         }
         if delivered > 0 {
@@ -853,7 +863,7 @@ impl Proxy {
     fn answer_strangers(&self, course: &mut Course, connection: &mut Connection, now: Instant) {
         let mut room = [MaybeUninit::uninit(); 1024];
         for way in Way::BOTH {
-            let Some(end) = connection.end(way) else { continue };
+            let Some(end) = connection.end(way).as_mut().filter(|end| !end.has_ended) else { continue };
             let has_come = match sys::receive_now(end.socket.as_fd(), &mut room) {
                 Ok(_) => true,
                 Err(error) => error.kind() != io::ErrorKind::WouldBlock,
@@ -883,7 +893,11 @@ impl Proxy {
         let _ = socket.shutdown(Shutdown::Write);
         // Closed with bytes unread it would say RST (RFC 2525, section 2.17).
         let mut room = [MaybeUninit::uninit(); CHUNK];
-        while matches!(sys::receive_now(socket.as_fd(), &mut room), Ok(bytes) if !bytes.is_empty()) {}
+        for _ in 0..FAIR_SHARE / CHUNK {
+            if !matches!(sys::receive_now(socket.as_fd(), &mut room), Ok(bytes) if !bytes.is_empty()) {
+                return;
+            }
+        }
     }
 
     /// Nobody watches the socket any more, nor closes it in a forked child.
@@ -894,8 +908,9 @@ impl Proxy {
             dial.cancel();
         }
         let mut end = connection.end(way).take()?;
-        // What an order says is heard, whatever path is cut.
+        // What an order says is heard, whatever path is cut, and so is who goes on after it.
         end.set_mute(false);
+        end.set_deaf(false);
         let End { key, number, socket, .. } = end;
         course.by_key.remove(&key);
         self.engine.unwatch(socket.as_fd());

@@ -61,6 +61,8 @@ pub enum Passage {
 pub enum Then {
     Stall,
     Cut,
+    /// The same, and the other direction with it.
+    CutBoth,
     End,
     Reset,
 }
@@ -105,6 +107,8 @@ pub enum Output<'a> {
     /// FIN.
     End,
     Reset,
+    /// This direction is cut from now on, and the other one is to be.
+    CutBoth,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -380,6 +384,10 @@ impl Flow {
             match then {
                 Then::Stall => self.passage = Passage::Stalled,
                 Then::Cut => self.passage = Passage::Cut,
+                Then::CutBoth => {
+                    self.passage = Passage::Cut;
+                    return Some(Output::CutBoth);
+                }
                 Then::End => return Some(self.leave_with(Last::End)),
                 Then::Reset => return Some(self.leave_with(Last::Reset)),
             }

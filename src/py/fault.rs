@@ -70,6 +70,7 @@ fn order(verb: &str, direction: &str, numbers: &[f64]) -> PyResult<Order> {
         ("corrupt_at", [bytes]) => Fault::CorruptAt(count(*bytes)),
         ("stall_after", [bytes]) => Fault::Limit(count(*bytes), Then::Stall),
         ("cut_after", [bytes]) => Fault::Limit(count(*bytes), Then::Cut),
+        ("cut_both_after", [bytes]) => Fault::Limit(count(*bytes), Then::CutBoth),
         ("end_after", [bytes]) => Fault::Limit(count(*bytes), Then::End),
         ("reset_after", [bytes]) => Fault::Limit(count(*bytes), Then::Reset),
         ("slow_end", [delay]) => Fault::SlowEnd(seconds(*delay)?),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import random
 import socket
 import struct
 import termios
@@ -20,6 +21,7 @@ import pytest
 from longconn.testing import FaultProxy
 from peers import PATIENCE, STDLIB, fill, listening, open_descriptors, reset, wait_until
 
+BYTES = random.Random(0).randbytes(100_000)
 #: For what must not come: as long as a test can wait for nothing.
 A_WHILE = 0.3
 BOTH_WAYS = pytest.mark.parametrize("direction", ["to_server", "to_client"])
@@ -352,6 +354,13 @@ def test_what_is_said_on_purpose_is_heard_over_a_pulled_cable(ends: Ends, verb: 
     assert outcome(ends.client) == outcome(ends.server) == (errno.ECONNRESET if verb == "reset" else b"")
 
 
+def test_who_ends_its_stream_to_a_client_that_is_gone_is_reset(ends: Ends):
+    ends.proxy.reset("to_client")
+    ends.server.shutdown(socket.SHUT_WR)
+    assert outcome(ends.server) == errno.ECONNRESET
+    ends.proxy.wait_for("closed")
+
+
 def test_an_end_is_told_to_both_as_of_programs_that_have_ended(ends: Ends):
     assert ends.arrives("to_server")
     ends.proxy.end()
@@ -398,14 +407,17 @@ def test_a_message_is_truncated(proxy: FaultProxy, listener: socket.socket, verb
             assert end == told
 
 
-def test_the_cable_is_pulled_after_so_many_bytes(ends: Ends):
-    ends.proxy.drop_after(3, "to_server")
+@pytest.mark.parametrize("verb", ["drop_after", "pull_cable_after"])
+def test_the_cable_is_pulled_after_so_many_bytes(ends: Ends, verb: str):
+    getattr(ends.proxy, verb)(3, "to_server")
     ends.client.sendall(b"abc")
     assert receive(ends.server, 3) == b"abc"
     wait_until(lambda: ends.proxy.connections[0].to_server.left == 3)
     ends.client.sendall(b"d")
     time.sleep(A_WHILE)
     assert unacknowledged(ends.client) == 1
+    ends.server.sendall(b"x")
+    assert is_silent(ends.client) == (verb == "pull_cable_after")
 
 
 # ---- a bad path
@@ -546,6 +558,88 @@ def test_the_record_says_what_happened_in_order(ends: Ends):
     report = ends.proxy.report()
     assert "8 bytes to the server" in report
     assert report.index("6 bytes to the client") < report.index("pull_cable()")
+
+
+# ---- all at once
+
+
+def break_something(proxy: FaultProxy, dice: random.Random) -> None:
+    direction = dice.choice(["both", "to_server", "to_client"])
+    what: Any = dice.choice([proxy, proxy.after(dice.random() / 10), *proxy.connections])
+    faults = [
+        lambda: what.drop(direction),
+        lambda: what.stall(direction),
+        lambda: what.resume(direction),
+        lambda: what.reset(direction),
+        lambda: what.end(),
+        lambda: what.forget(resets=dice.random() < 0.5),
+        lambda: what.forget_after(dice.random()),
+        lambda: what.latency(dice.random() / 50, jitter=0.01, direction=direction),
+        lambda: what.bandwidth(dice.randrange(1000, 10**7), direction),
+        lambda: what.slice(dice.randrange(1, 2000), spread=dice.randrange(500), direction=direction),
+        lambda: what.reset_after(dice.randrange(10**5), direction),
+        lambda: what.end_after(dice.randrange(10**5), direction),
+        lambda: what.pull_cable_after(dice.randrange(10**5), direction),
+        lambda: proxy.refuse(),
+        lambda: proxy.limit_connections(5),
+        *[proxy.restore] * 10,
+    ]
+    dice.choice(faults)()
+
+
+def test_whatever_is_broken_what_arrives_is_what_was_sent_and_nothing_is_left(listener: socket.socket):
+    before = open_descriptors()
+    over = threading.Event()
+    wrong: list[bytes] = []
+    whole = [0]
+
+    def receive_all(server: socket.socket) -> None:
+        """Of each connection the beginning of the same bytes."""
+        with server, suppress(OSError):
+            received = b""
+            while data := server.recv(65536):
+                received += data
+            whole[0] += received == BYTES
+            if not BYTES.startswith(received):
+                wrong.append(received)
+
+    def serve() -> None:
+        while not over.is_set():
+            with suppress(TimeoutError):
+                server, _ = listener.accept()
+                server.settimeout(PATIENCE)
+                receivers.append(threading.Thread(target=receive_all, args=(server,)))
+                receivers[-1].start()
+
+    def send_all(proxy: FaultProxy) -> None:
+        while not over.is_set():
+            with suppress(OSError), socket.create_connection(proxy.address, timeout=0.5) as client:
+                client.sendall(BYTES)
+                client.shutdown(socket.SHUT_WR)
+                client.recv(1)  # the server has everything, or it takes too long
+
+    listener.settimeout(0.1)
+    receivers: list[threading.Thread] = []
+    with FaultProxy(listener, buffer_bytes=20_000) as proxy:
+        threads = [threading.Thread(target=serve)]
+        threads += [threading.Thread(target=send_all, args=(proxy,)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        dice = random.Random(1)
+        for _ in range(300):
+            break_something(proxy, dice)
+            time.sleep(0.005)
+        over.set()
+        proxy.cancel()
+        proxy.restore()
+        for thread in threads:
+            thread.join(PATIENCE)
+    for thread in receivers:
+        thread.join(2 * PATIENCE)
+    assert not any(thread.is_alive() for thread in [*threads, *receivers])
+    assert wrong == []
+    assert whole[0] > 0
+    wait_until(lambda: open_descriptors() <= before)
 
 
 # ---- life

@@ -78,6 +78,7 @@ impl Path {
                     }
                     Output::End => self.end = Some("end"),
                     Output::Reset => self.end = Some("reset"),
+                    Output::CutBoth => self.end = Some("cut both"),
                 }
             }
             let since = self.since();
@@ -364,7 +365,7 @@ proptest! {
         granted in 0..5000_u64,
         parts in proptest::collection::vec(1..1500_usize, 1..8),
         gulp in 1..2000_usize,
-        then in prop_oneof![Just(Then::Stall), Just(Then::Cut), Just(Then::End), Just(Then::Reset)],
+        then in prop_oneof![Just(Then::Stall), Just(Then::Cut), Just(Then::CutBoth), Just(Then::End), Just(Then::Reset)],
     ) {
         let mut path = Path::new(numbered(parts.iter().sum()));
         path.gulp = gulp;
@@ -377,10 +378,11 @@ proptest! {
         let end = match then {
             Then::End if has_come => Some("end"),
             Then::Reset if has_come => Some("reset"),
+            Then::CutBoth if has_come => Some("cut both"),
             _ => None,
         };
         prop_assert_eq!(path.end, end);
-        prop_assert_eq!(path.flow.is_cut(), has_come && then == Then::Cut);
+        prop_assert_eq!(path.flow.is_cut(), has_come && matches!(then, Then::Cut | Then::CutBoth));
     }
 }
 

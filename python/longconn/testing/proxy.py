@@ -127,6 +127,8 @@ class _Faults:
     def forget(self, *, resets: bool = False) -> None:
         """A NAT or firewall loses its table now: these connections never pass anything again, new ones do.
 
+        Each costs the proxy two descriptors until it is closed, for without them the kernel would answer by RST.
+
         Args:
             resets: Who sends anything is answered by RST, instead of by nothing.
         """
@@ -164,6 +166,12 @@ class _Faults:
     def stall_after(self, count: int, direction: Direction = "both") -> None:
         """`stall`, once *count* bytes more have passed in this direction; of a new connection, the first *count*."""
         self._order("stall_after", direction, _number(count, "count"), text=f"stall_after({count}, {direction!r})")
+
+    def pull_cable_after(self, count: int, direction: Direction = "both") -> None:
+        """`pull_cable`, likewise: nothing passes any more in either direction."""
+        self._order(
+            "cut_both_after", direction, _number(count, "count"), text=f"pull_cable_after({count}, {direction!r})"
+        )
 
     def drop_after(self, count: int, direction: Direction = "both") -> None:
         """`drop`, likewise."""
