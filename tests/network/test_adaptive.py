@@ -7,10 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from lab import Lab, _is_privileged
+from longconn.testing.network import Lab, is_privileged
 from stage import SLACK
 
-pytest.importorskip("longconn")
 pytestmark = pytest.mark.timeout(300 * SLACK)
 
 FORGETS_AFTER = 2
@@ -54,7 +53,7 @@ with longconn.connect(
 
 @pytest.fixture
 def lab():
-    if not _is_privileged():
+    if not is_privileged():
         pytest.skip("makes a lab in the test process itself, which takes root")
     with Lab(nat=True) as lab:
         lab.forget_after(FORGETS_AFTER)

@@ -19,7 +19,8 @@ from typing import Any
 import longconn
 import pytest
 from longconn import Backoff, Cause, Heartbeat, LongServer, aio, links
-from peers import PATIENCE, SLACK, Proxy, let_go, listening, open_descriptors, python_says
+from longconn.testing import FaultProxy
+from peers import PATIENCE, SLACK, let_go, listening, open_descriptors, python_says
 
 with contextlib.suppress(ImportError):
     # libuv keeps a pipe of its own from the first loop on
@@ -717,7 +718,7 @@ def test_beats_of_connections_that_wait_do_not_wake_the_loop(run: Run) -> None:
 def test_a_connection_that_comes_back_is_awaited_as_if_nothing_had_been(run: Run) -> None:
     async def main() -> None:
         async with aio.serve(None, ("127.0.0.1", 0)) as server:
-            proxy = await asyncio.to_thread(Proxy, server.address)
+            proxy = FaultProxy(server)
             try:
                 async with aio.connect(proxy.address, reconnect=SOON) as client:
                     ours = await server.accept()
@@ -726,7 +727,7 @@ def test_a_connection_that_comes_back_is_awaited_as_if_nothing_had_been(run: Run
                         theirs = asyncio.create_task(ours.recv())
                         await is_waiting(receiving)
                         await is_waiting(theirs)
-                        proxy.cut()
+                        proxy.end()
                         await client.send(b"c%d" % number)
                         await ours.send(b"s%d" % number)
                         assert (await receiving, await theirs) == (b"s%d" % number, b"c%d" % number)
@@ -735,7 +736,7 @@ def test_a_connection_that_comes_back_is_awaited_as_if_nothing_had_been(run: Run
                     await client.close()
                 await ours.close()
             finally:
-                await asyncio.to_thread(proxy.close)
+                proxy.close()
 
     run(main())
 

@@ -18,7 +18,8 @@ import longconn
 import pytest
 import trustme
 from longconn import TLS, Backoff, Cause, ConnectFailed, Heartbeat, LongConnection, LongServer
-from peers import PATIENCE, SLACK, Proxy, let_go, listening, wait_until
+from longconn.testing import FaultProxy
+from peers import PATIENCE, SLACK, let_go, listening, wait_until
 from plain_peer import PlainPeer
 
 SOON = Backoff(first=0.01, cap=0.05)
@@ -545,7 +546,7 @@ def test_a_thousand_who_stop_in_the_middle_make_nobody_miss_a_beat(ours, theirs)
 
 def test_a_session_comes_back_by_a_ticket_and_loses_nothing(ours, theirs):
     with echoing(ours) as server:
-        proxy = Proxy(server.address)
+        proxy = FaultProxy(server)
         try:
             with connected(proxy.address, tls=theirs, reconnect=SOON) as client:
                 assert client.tls is not None
@@ -557,7 +558,7 @@ def test_a_session_comes_back_by_a_ticket_and_loses_nothing(ours, theirs):
                     for number in range(count):
                         client.send(number.to_bytes(4, "big") * chance.randrange(1, 2000))
                         if chance.random() < 0.005:
-                            proxy.cut()
+                            proxy.end()
 
                 with in_thread(send):
                     assert [client.recv()[:4] for _ in range(count)] == [n.to_bytes(4, "big") for n in range(count)]
@@ -571,11 +572,11 @@ def test_a_session_comes_back_by_a_ticket_and_loses_nothing(ours, theirs):
 
 def test_a_session_ends_where_the_server_is_not_trusted_any_more(ours, theirs, other_authority):
     with echoing(ours) as server:
-        proxy = Proxy(server.address)
+        proxy = FaultProxy(server)
         try:
             with connected(proxy.address, tls=theirs, reconnect=SOON) as client:
                 server.reload_tls(TLS(**pem(other_authority.issue_cert("127.0.0.1"))))
-                proxy.cut()
+                proxy.end()
                 with pytest.raises(
                     longconn.PeerLost, match=r"TLS failed.*issued by nobody whom this side trusts"
                 ) as caught:
