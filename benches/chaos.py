@@ -78,7 +78,7 @@ def main() -> int:
 def _page(outcomes: dict[str, list[Outcome]], complaints: list[str]) -> Iterator[str]:
     yield "# Sessions under chaos"
     yield (
-        "What sessions survive, as `make chaos` measured it and wrote it here, in the network lab of tests/network: "
+        "What sessions survive, as `make chaos` measured it and wrote it here, in the network lab of the test kit: "
         "two hosts and a router between them, namespaces of one machine. Shorter forms are in the test suite."
     )
     yield where()
