@@ -537,7 +537,7 @@ def test_no_script_at_all_is_a_usage_error():
     for arguments in (["run"], [], ["unknown"], ["run", "-m"]):
         done = python("-m", "longconn", *arguments)
         assert done.returncode == 2
-        assert "usage: longconn" in done.stderr
+        assert "usage: longconn" in done.stderr.lower()
 
 
 @pytest.mark.parametrize("command", ["run", "explain"])
@@ -561,7 +561,7 @@ def test_help_is_there_for_people():
     for arguments in (["--help"], ["run", "--help"], ["explain", "--help"]):
         done = python("-m", "longconn", *arguments)
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.startswith("usage: longconn")
+        assert done.stdout.lower().lstrip().startswith("usage: longconn")
 
 
 # ---- modules

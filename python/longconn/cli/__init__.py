@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 
 from . import bare
 
@@ -33,4 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return bare.main(words, SUMMARY, f"{', '.join(OTHERS)} come with the extra 'cli': {EXTRA}")
     from .app import run
 
+    if not words:
+        # it was called wrongly: the help is no output of it
+        with redirect_stdout(sys.stderr):
+            run(["--help"])
+        return 2
     return run(words)
