@@ -1,4 +1,7 @@
-"""Long-lived TCP connections that know when the other side is gone, say why, and come back."""
+"""Long-lived TCP connections that know when the other side is gone, say why, and come back.
+
+PYTEST_DONT_REWRITE: its pytest plugin comes in the same wheel, and `longconn run -m pytest` has imported it before.
+"""
 
 import atexit as _atexit
 
