@@ -332,9 +332,7 @@ class LongServer(links.BaseServer[LongConnection]):
         context: dict[str, Any] = {"message": f"{self!r}: {message}", "exception": error}
         if connection is not None:
             context["connection"] = connection
-        task = asyncio.current_task()
-        if task is not None:
-            context["task"] = task
+        # Without "task": from 3.12 on the handler would be run in that task's context, in which we are already.
         self._loop.call_exception_handler(context)
 
     async def accept(self) -> LongConnection:
