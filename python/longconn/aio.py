@@ -12,7 +12,7 @@ import os
 import socket
 import weakref
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from . import _longconn, links
 from ._longconn import AsyncConnection as LongConnection
@@ -76,7 +76,7 @@ class ConnectOptions(TypedDict, total=False):
     tls: TLS | bool | None
 
 
-def connect(address: Any, **options: Unpack[ConnectOptions]) -> _Connecting:
+def connect(address: Any, **options: Unpack[ConnectOptions]) -> _Beginning[LongConnection]:
     """Connect to a `LongServer`, of this module's or longconn's own, or to any TCP program.
 
     ``conn = await connect(...)``, or ``async with connect(...) as conn``, which closes it. Cancelled meanwhile, nothing
@@ -87,7 +87,7 @@ def connect(address: Any, **options: Unpack[ConnectOptions]) -> _Connecting:
         options: All others of `longconn.connect`, with the same defaults and errors. ``on_event`` is called on
             longconn's own thread, not in the loop; `LongConnection.events` is told in the loop.
     """
-    return _Connecting(_connect(address, options))
+    return _Beginning(_connect(address, options))
 
 
 async def _connect(address: Any, options: ConnectOptions) -> LongConnection:
@@ -98,12 +98,15 @@ async def _connect(address: Any, options: ConnectOptions) -> LongConnection:
     return connection
 
 
-class _Connecting(Coroutine[Any, Any, LongConnection]):
-    """A connection that is being made: to be awaited, once, or entered."""
+_Entered = TypeVar("_Entered", bound="LongConnection | LongServer")
 
-    def __init__(self, coroutine: Coroutine[Any, Any, LongConnection]) -> None:
+
+class _Beginning(Coroutine[Any, Any, _Entered]):
+    """A connection or a server that is about to be: to be awaited, once, or entered, which closes it in the end."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, _Entered]) -> None:
         self._coroutine = coroutine
-        self._connection: LongConnection | None = None
+        self._entered: _Entered | None = None
 
     def send(self, value: Any) -> Any:
         return self._coroutine.send(value)
@@ -114,18 +117,19 @@ class _Connecting(Coroutine[Any, Any, LongConnection]):
     def close(self) -> None:
         self._coroutine.close()
 
-    def __await__(self) -> Generator[Any, Any, LongConnection]:
-        return self._coroutine.__await__()
+    def __await__(self) -> Generator[Any, Any, _Entered]:
+        steps: Generator[Any, Any, _Entered] = self._coroutine.__await__()
+        return steps
 
-    async def __aenter__(self) -> LongConnection:
-        self._connection = await self
-        return self._connection
+    async def __aenter__(self) -> _Entered:
+        self._entered = await self
+        return self._entered
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._connection is not None:
-            await self._connection.__aexit__(kind, error, traceback)
+        if self._entered is not None:
+            await self._entered.__aexit__(kind, error, traceback)
 
 
 class ServeOptions(TypedDict, total=False):
@@ -156,7 +160,7 @@ def serve(
     *,
     max_tasks: int | None = None,
     **options: Unpack[ServeOptions],
-) -> _Serving:
+) -> _Beginning[LongServer]:
     """Take connections, and have a task of its own serve each.
 
     ``server = await serve(...)``, or ``async with serve(...) as server``, which closes it.
@@ -176,7 +180,7 @@ def serve(
             coroutine function: then it runs in the loop, for several clients at once, each for ``handshake_timeout`` at
             the most. Else it runs, as ``on_event`` does, on longconn's own thread.
     """
-    return _Serving(_serve(handler, address, max_tasks, options))
+    return _Beginning(_serve(handler, address, max_tasks, options))
 
 
 async def _serve(
@@ -212,36 +216,6 @@ def _is_coroutine_function(function: Any) -> bool:
     if inspect.isfunction(function) or inspect.ismethod(function):
         return inspect.iscoroutinefunction(function)
     return inspect.iscoroutinefunction(type(function).__call__) if callable(function) else False
-
-
-class _Serving(Coroutine[Any, Any, "LongServer"]):
-    """A server that is about to begin: to be awaited, once, or entered."""
-
-    def __init__(self, coroutine: Coroutine[Any, Any, LongServer]) -> None:
-        self._coroutine = coroutine
-        self._server: LongServer | None = None
-
-    def send(self, value: Any) -> Any:
-        return self._coroutine.send(value)
-
-    def throw(self, *error: Any) -> Any:
-        return self._coroutine.throw(*error)
-
-    def close(self) -> None:
-        self._coroutine.close()
-
-    def __await__(self) -> Generator[Any, Any, LongServer]:
-        return self._coroutine.__await__()
-
-    async def __aenter__(self) -> LongServer:
-        self._server = await self
-        return self._server
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._server is not None:
-            await self._server.__aexit__(kind, error, traceback)
 
 
 class LongServer(links.BaseServer[LongConnection]):

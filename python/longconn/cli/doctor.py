@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import __version__, _longconn
-from ..keepalive import VARIABLE, default_keepalive, has_rto_max
+from ..keepalive import VARIABLE, default_keepalive, detection_time, has_rto_max
 from .printing import duration
 
 __all__ = ["doctor"]
@@ -79,8 +79,8 @@ def _kernel() -> Iterator[_Finding]:
         remark = "what a program gets that only says SO_KEEPALIVE" if seconds > 600 else ""
         yield _Finding("the kernel's keepalive", value, "note" if remark else "ok", remark)
     retries = _sysctl("net/ipv4/tcp_retries2")
-    if retries:
-        patience = sum(min(0.2 * 2.0**number, 120.0) for number in range(int(retries) + 1))
+    patience = detection_time(None, probes=None).in_flight
+    if retries and patience is not None:
         remark = "how long who sends isn't told, without the guard" if patience > 120 else ""
         yield _Finding("tcp_retries2", f"{retries}: {duration(patience)}", "note" if remark else "ok", remark)
 

@@ -62,9 +62,9 @@ class Search:
                 ladder.append(idle)
                 idle *= _LADDER
             return [*ladder, self.most]
-        low = max(self.survives, self.least) if self.survived else self.least
         if not self.survived:
             return [self.least]
+        low = max(self.survives, self.least)
         step = (self.forgets_within - low) / (self.width + 1)
         return [low + step * number for number in range(1, self.width + 1)]
 
