@@ -20,7 +20,6 @@ pub mod proxy;
 pub mod reactor;
 mod resolver;
 mod seats;
-mod sessions;
 pub(crate) mod sync;
 pub mod tally;
 mod timers;
