@@ -127,9 +127,10 @@ sdist: $(STAMPS)/build
 notebooks: build $(STAMPS)/test
 	set -e; for notebook in examples/notebooks/*.ipynb; do $(BIN)/python tests/python/run_notebook.py --save $$notebook; done
 
-# The site, into site/; a link that leads nowhere, or a name that isn't there, fails.
+# The site, into site/; a link that leads nowhere, or a public name that the API page hasn't got, fails.
 docs: build $(STAMPS)/docs
 	$(BIN)/zensical build --clean --strict
+	$(BIN)/python tests/python/check_api_page.py site/api/index.html
 
 clean:
 	rm -rf site $(VENV) .venvs target dist

@@ -1,9 +1,25 @@
 """Long-lived TCP connections that know when the other side is gone, say why, and come back.
 
-PYTEST_DONT_REWRITE: its pytest plugin comes in the same wheel, and `longconn run -m pytest` has imported it before.
+One line changes in a script that uses sockets, and a dead peer ends in an exception instead of a hang:
+
+    from longconn import socket
+
+With both ends in hand, messages, and sessions that outlive their connections:
+
+    with longconn.LongServer("0.0.0.0:9000") as server:
+        for connection, message in server.messages():
+            connection.send(b"got " + message, timeout=0)
+
+    with longconn.connect("gateway.example:9000", client_id="device-7") as gateway:
+        gateway.send(b"21.5")
+        print(gateway.recv())
+
+For anybody's TCP socket there is `guard`, for asyncio `longconn.aio`, for tests `longconn.testing`, for notebooks
+`longconn.notebook`, for Prometheus and OpenTelemetry `longconn.metrics`.
 """
 
 import atexit as _atexit
+import typing as _typing
 
 from . import _longconn, processes, socket
 from ._longconn import LongConnection, TcpInfo
@@ -81,15 +97,27 @@ __all__ = [  # noqa: RUF022  one that is an acronym is a name like the others
     "uninstall",
 ]
 __version__ = "0.1.0"
+_LATER = ("aio", "metrics", "notebook", "testing")
 
 
-def __getattr__(name: str) -> object:
-    """`aio` is imported when it is asked for: asyncio takes longer than all the rest."""
-    if name == "aio":
-        import importlib
+if _typing.TYPE_CHECKING:
+    from . import aio as aio
+    from . import metrics as metrics
+    from . import notebook as notebook
+    from . import testing as testing
+else:
+    # not for type checkers, which would take any name for one of the package's
 
-        return importlib.import_module("longconn.aio")
-    raise AttributeError(f"module 'longconn' has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        """These modules are imported when they are asked for: asyncio alone takes longer than all the rest."""
+        if name in _LATER:
+            import importlib
+
+            return importlib.import_module(f"longconn.{name}")
+        raise AttributeError(f"module 'longconn' has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_LATER})
 
 
 processes.register()

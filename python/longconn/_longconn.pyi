@@ -1,7 +1,7 @@
 """The native module: what the Python side calls. Not for users; no promises."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextvars import Context
 from datetime import timedelta
 from types import EllipsisType, TracebackType
@@ -336,7 +336,7 @@ class LongConnection(Connection):
             SessionLost, PeerLost, PeerClosed, AlreadyClosed, ForkedError: It ended instead.
         """
 
-    def events(self) -> Events:
+    def events(self) -> Iterator[Event]:
         """An iterator of `Event`: each change of state, as it comes; ends with the connection.
 
         Several iterators share them: each event goes to one. 64 wait for who doesn't ask; older ones are dropped.
@@ -410,7 +410,7 @@ class AsyncConnection(Connection):
     def wait_for(self, state: str, *, timeout: _Timeout = ...) -> Coroutine[Any, Any, None]:
         """Wait until `state` is this."""
 
-    def events(self) -> AsyncEvents:
+    def events(self) -> AsyncIterator[Event]:
         """An asynchronous iterator of `Event`: each change of state, as it comes; ends with the connection."""
 
     def close(self, code: int = 0, reason: str = "", *, timeout: _Timeout = ...) -> Coroutine[Any, Any, None]:

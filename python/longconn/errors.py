@@ -354,7 +354,7 @@ def dial_failed(
     if len(attempts) == 1 and (code := attempts[0][3]) is not None:
         import socket
 
-        return socket.gaierror(code, attempts[0][4])
+        return socket.gaierror(code, f"{attempts[0][4]}: {attempts[0][0]}")
     peer = target.rpartition(":")
     who = (peer[0].strip("[]"), int(peer[2])) if "," not in target and peer[2].isdigit() else None
     reasons = "; ".join(f"{_place(attempt)}: {attempt[4]}" for attempt in attempts)

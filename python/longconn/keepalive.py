@@ -183,6 +183,8 @@ class Keepalive:
     @classmethod
     def parse(cls, text: str) -> Keepalive | None:
         """Read ``IDLE,INTERVAL,COUNT`` or ``IDLE,INTERVAL,COUNT,GUARD`` (seconds or ``off``); ``off`` is None."""
+        if not isinstance(text, str):
+            raise TypeError(f"text: a str as '60,10,6', not {type(text).__name__}")
         if text.strip().lower() == "off":
             return None
         parts = [part.strip() for part in text.split(",")]

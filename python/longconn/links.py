@@ -15,7 +15,7 @@ from .framing import plain_settings
 from .heartbeat import Adaptive, Heartbeat
 from .keepalive import Keepalive, in_seconds
 from .keepalive_socket import KeepaliveSocket
-from .short import split_address
+from .short import split_address, view
 from .tls import client_settings
 from .tls import server_settings as tls_settings
 
@@ -353,7 +353,7 @@ def plan_of(
     rhythm = _rhythm(heartbeat) if plain is None else ()
     if not isinstance(client_id, str):
         raise TypeError(f"client_id: a str, not {type(client_id).__name__}")
-    token = bytes(memoryview(token))
+    token = bytes(view(token, "token"))
     if len(client_id.encode()) > 255:
         raise ValueError(f"client_id: {len(client_id.encode())} bytes, at most 255")
     if len(token) > 3072:

@@ -35,9 +35,19 @@ def split_address(address: Any) -> tuple[str, int]:
         host, port = address[:2]
         if isinstance(host, bytes | bytearray) and host.isascii():
             host = host.decode()
-    if isinstance(host, str | None) and str(port).isdecimal() and int(port) <= 65535:
+    if isinstance(host, str | None) and str(port).isdecimal():
+        if int(port) > 65535:
+            raise ValueError(f"address {address!r}: port {port}: 0 to 65535")
         return host or "localhost", int(port)
     raise ValueError(f"address {address!r}: expected (host, port) or 'host:port', '[::1]:port' for IPv6")
+
+
+def view(data: Any, name: str) -> memoryview:
+    """Of a bytes-like object; *name* is the argument's."""
+    try:
+        return memoryview(data)
+    except TypeError:
+        raise TypeError(f"{name}: a bytes-like object, not {type(data).__name__}") from None
 
 
 class _Deadline:
@@ -148,12 +158,13 @@ def exchange(
         OSError: The connection could not be made; ``errno`` is kept.
         TypeError, ValueError: An argument is no good; nothing was sent.
     """
-    rest = memoryview(data).cast("B")
+    rest = view(data, "data").cast("B")
     if isinstance(until, bytearray | memoryview):
         until = bytes(until)
-    for name, value, kinds in (("until", until, bytes | int | None), ("max_bytes", max_bytes, int)):
-        if not isinstance(value, kinds) or isinstance(value, bool):
-            raise TypeError(f"{name}: not {type(value).__name__}")
+    if isinstance(until, bool) or not isinstance(until, bytes | int | None):
+        raise TypeError(f"until: bytes, a number of bytes, or None, not {type(until).__name__}")
+    if isinstance(max_bytes, bool) or not isinstance(max_bytes, int):
+        raise TypeError(f"max_bytes: a number of bytes, not {type(max_bytes).__name__}")
     if until == b"":
         raise ValueError("until=b'': say None for the end of the stream")
     if max_bytes < 0:

@@ -55,6 +55,13 @@ def test_the_help_names_every_command():
         assert cli(name, "--help").returncode == 0
 
 
+def test_it_says_its_version_with_the_extra_and_without(tmp_path):
+    (tmp_path / "typer.py").write_text("raise ImportError('not here')\n")
+    for paths in sys.path, [str(tmp_path), *sys.path]:
+        done = cli("--version", PYTHONPATH=os.pathsep.join(paths))
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"longconn {longconn.__version__}\n", "")
+
+
 def test_without_the_extra_what_needs_it_names_it_and_the_rest_works(tmp_path):
     (tmp_path / "typer.py").write_text("raise ImportError('not here')\n")
     bare = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}

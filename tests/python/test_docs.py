@@ -16,6 +16,7 @@ from run_page import BLOCK, blocks
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNNER = Path(__file__).with_name("run_page.py")
+API_CHECKER = Path(__file__).with_name("check_api_page.py")
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 REFERENCE = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
 EXCEPTIONS = [each for each in vars(longconn).values() if isinstance(each, type) and issubclass(each, Exception)]
@@ -192,3 +193,14 @@ def test_every_page_is_in_the_site() -> None:
     assert {ROOT / "docs" / page for page in re.findall(r": (\S+\.md)$", menu, re.MULTILINE)} == set(
         ROOT.glob("docs/**/*.md")
     )
+
+
+def test_an_api_page_without_a_public_name_is_found_out(tmp_path: Path) -> None:
+    """As `make docs` does: what mkdocstrings leaves out it doesn't tell."""
+    page = tmp_path / "index.html"
+    page.write_text('<h3 id="longconn.connect"></h3>', encoding="utf-8")
+    done = python(API_CHECKER, page)
+    assert done.returncode == 1
+    missing = {line.partition(": ")[2] for line in done.stderr.splitlines()}
+    assert "longconn.connect isn't there" not in missing
+    assert {"longconn.LongConnection.recv isn't there", "longconn.aio.serve isn't there"} <= missing

@@ -242,6 +242,34 @@ def test_it(fault_proxy, dead_peer):
     assert "pull_cable()" in done.stdout
 
 
+def test_a_story_that_an_assertion_has_told_isnt_told_again_and_the_kits_own_code_isnt_shown(tmp_path: Path):
+    source = """
+import socket
+from longconn.testing import assert_told_within
+
+def test_it(fault_proxy, dead_peer):
+    with socket.create_connection(fault_proxy(dead_peer).address), assert_told_within(60, cause="reset"):
+        raise ConnectionRefusedError
+"""
+    done = run_pytest(tmp_path, source)
+    assert done.returncode == 1
+    assert done.stdout.count("fault proxy 127.0.0.1:") == 1
+    assert "telling.py" not in done.stdout
+
+
+def test_an_old_pytest_loads_the_plugin(tmp_path: Path):
+    """Every run of pytest loads it where longconn is installed: it may not end those of another project."""
+    source = """
+import pluggy, pytest
+del pytest.StashKey  # of pytest 7
+def hookimpl(function=None, hookwrapper=False, optionalhook=False, tryfirst=False, trylast=False):
+    return pluggy.HookimplMarker("pytest")(function, hookwrapper, optionalhook, tryfirst, trylast)
+pytest.hookimpl = hookimpl  # as of pluggy 1.1
+import pytest_longconn
+"""
+    assert python_says(source) == ""
+
+
 def test_a_suite_that_doesnt_use_it_doesnt_import_longconn_nor_start_a_thread(tmp_path: Path):
     source = """
 import sys, threading

@@ -958,8 +958,9 @@ def test_where_nobody_listens_no_connection_can_be_made():
 
 
 def test_a_name_that_is_unknown_is_the_stdlibs_error():
-    with pytest.raises(socket.gaierror):
+    with pytest.raises(socket.gaierror, match=r"host\.invalid") as raised:
         longconn.connect("host.invalid:1")
+    assert raised.value.errno == socket.EAI_NONAME
 
 
 def answered_by(said: bytes) -> longconn.ConnectFailed:

@@ -197,6 +197,61 @@ print(len(os.listdir("/proc/self/task")))
     assert said == "True\n1\n"
 
 
+def test_modules_that_are_imported_when_asked_for_are_there_and_listed():
+    modules = ("aio", "metrics", "notebook", "testing")
+    said = python_says(
+        f"""
+import sys, longconn
+for name in {modules}:
+    assert name in dir(longconn)
+    assert f"longconn.{{name}}" not in sys.modules
+    assert getattr(longconn, name) is sys.modules[f"longconn.{{name}}"]
+"""
+    )
+    assert said == ""
+
+
+def test_a_program_that_uses_it_type_checks(tmp_path):
+    """Names of modules that are imported later included; and a misspelt one is found."""
+    mypy = pytest.importorskip("mypy.api")
+    page = tmp_path / "page.py"
+    page.write_text(
+        """
+import longconn
+
+async def talk(connection: longconn.aio.LongConnection) -> bytes:
+    async for event in connection.events():
+        print(event.state, event.nonsense)
+    async with longconn.aio.connect("gateway:9000") as other:
+        return await other.recv(timeout=5.0)
+
+def watch(server: longconn.LongServer, proxy: longconn.testing.FaultProxy) -> None:
+    for connection in server:
+        for event in connection.events():
+            print(event.cause, event.nonsense)
+    longconn.conect(proxy.address)
+"""
+    )
+    out, _, _ = mypy.run(["--strict", "--no-incremental", "--config-file=", str(page)])
+    wrong = re.findall(r"^.*page\.py:(\d+): error: .*\[attr-defined\]$", out, re.MULTILINE)
+    assert (wrong, "Found 3 errors in 1 file" in out) == (["6", "13", "14"], True), out
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda: longconn.connect("localhost:99999"), r"port 99999: 0 to 65535"),
+        (lambda: longconn.connect("localhost:1", token="secret"), r"token: .*, not str"),
+        (lambda: longconn.exchange("localhost:1", "hello"), r"data: .*, not str"),
+        (lambda: longconn.exchange("localhost:1", b"hello", until="\n"), r"until: .*, not str"),
+        (lambda: longconn.Keepalive.parse(60), r"text: .*, not int"),
+    ],
+)
+def test_a_wrong_argument_is_named(call, named):
+    with pytest.raises((TypeError, ValueError), match=named):
+        call()
+
+
 def test_its_import_changes_nothing_of_the_stdlibs():
     said = python_says(
         """

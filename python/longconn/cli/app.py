@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .. import __version__
 from ..errors import LongConnError
 from . import SUMMARY, bare, chaos, doctor, ping, probe, talk, watch
 
@@ -22,6 +23,21 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _PASSED_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []}
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print(f"longconn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command("run", context_settings=_PASSED_ON)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from importlib.machinery import BuiltinImporter, SourceFileLoader
 from typing import Any, NoReturn
 
-from .. import _longconn
+from .. import __version__, _longconn
 from ..installing import install
 from ..keepalive import Keepalive, check_limit, default_keepalive, has_rto_max, set_default_keepalive
 
@@ -24,6 +24,7 @@ COMMANDS = ("run", "explain")
 def main(arguments: Sequence[str], summary: str, others: str = "") -> int:
     """Run one of these; returns the exit status. *others* is for the help."""
     parser = argparse.ArgumentParser(prog="longconn", description=summary, epilog=others or None)
+    parser.add_argument("--version", action="version", version=f"longconn {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser(
@@ -87,6 +88,9 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
             "Python's start: their own classes of sockets stay the stdlib's",
             file=sys.stderr,
         )
+    # pytest, if that is run, would warn that its plugin's distribution was imported before it could rewrite asserts
+    package = sys.modules[__package__.partition(".")[0]]
+    package.__doc__ = f"{package.__doc__}\nPYTEST_DONT_REWRITE"
     sys.argv = [options.script, *options.arguments]
     if options.module:
         return _run_module(options.script)

@@ -57,6 +57,7 @@ class _Telling:
         return told
 
     def _fail(self, expected: str, came: str) -> NoReturn:
+        __tracebackhide__ = True  # pytest shows the test, not this
         story = [expected, came, *(proxy.report() for proxy in self._proxies)]
         raise AssertionError("\n".join(story)) from self._told.error
 
@@ -96,6 +97,7 @@ class assert_told_within(_Telling):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
     ) -> bool:
+        __tracebackhide__ = True
         told = self._end(error)
         if error is not None and not isinstance(error, self._errors):
             return False
@@ -131,6 +133,7 @@ class assert_not_told_within(_Telling):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
     ) -> bool:
+        __tracebackhide__ = True
         told = self._end(error)
         if error is not None and not isinstance(error, Exception):
             return False
