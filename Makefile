@@ -23,8 +23,8 @@ help:
 	@echo 'make loom         what the native threads hand to each other, in every interleaving; part of make test'
 	@echo 'make lint         formatting, clippy, ruff, mypy, stubtest'
 	@echo 'make bench        speed against the stdlib and other libraries, as the README shows it'
-	@echo 'make compare      who is told, and when, by which library: a table; some minutes, needs root'
-	@echo 'make detect       how long detection takes, 5 or 10 runs a case; needs root'
+	@echo 'make compare      who is told, and when, by which library: a table and a figure; some minutes, needs root'
+	@echo 'make detect       how long detection takes, 5 or 10 runs a case, with figures; needs root'
 	@echo 'make chaos        what sessions survive, and docs/chaos.md; a quarter of an hour, needs root'
 	@echo "make conformance  CPython's own tests with KeepaliveSocket in the place of socket.socket"
 	@echo 'make fuzz         the decoder and sequences of operations, FUZZ_SECONDS=600 each'
@@ -90,7 +90,7 @@ bench: build $(STAMPS)/bench
 	$(BIN)/python benches/messages.py
 	$(BIN)/python benches/asyncio_bench.py
 
-compare: build $(STAMPS)/bench
+compare: build $(STAMPS)/bench $(STAMPS)/test
 	$(BIN)/python benches/compare.py
 
 detect: build $(STAMPS)/test

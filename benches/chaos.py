@@ -1,4 +1,4 @@
-"""Owns docs/chaos.md, as `make chaos` writes it: what sessions survive, in the network lab.
+"""Owns docs/chaos.md and its figures, as `make chaos` writes them: what sessions survive, in the network lab.
 
 The cases are those of tests/network/session_cases.py; the chaos is the long one, and cables are pulled several times.
 Exit status 1 when a message was lost or came twice, memory grew, or a bound is broken.
@@ -18,6 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "network"))
 
+import figures
 from campaign import CASES, Campaign
 from detect import table, where
 from link_programs import OVER_TLS
@@ -28,8 +29,8 @@ from stage import SLACK
 Outcome = dict[str, Any]
 
 PAGE = Path(__file__).parent.parent / "docs" / "chaos.md"
-# Of the histogram: seconds in a row, and attempts in a mark.
-BIN, MARK = 0.5, 20
+# Seconds of a bar of the crowd's figure.
+BIN = 0.5
 
 
 def main() -> int:
@@ -71,8 +72,46 @@ def main() -> int:
     # A machine that does other things as well may miss a bound of time: the page shows it.
     is_page = not arguments.only and not arguments.tls
     if is_page and all("failure" not in outcome for results in outcomes.values() for outcome in results):
+        figures.keep("chaos", _measured(outcomes))
         PAGE.write_text("\n\n".join(_page(outcomes, complaints)) + "\n")
     return min(len(complaints), 1)
+
+
+def _measured(outcomes: dict[str, list[Outcome]]) -> figures.Measured:
+    """What the figures show."""
+    return {
+        "where": where(),
+        "faults": [
+            {"fault": kind, "seconds": told["gaps"]} for kind, told in outcomes[LONG_CHAOS.name][0]["faults"].items()
+        ],
+        "cable_bound": CABLES[0].bound,
+        "cables": [{"case": case.title, "seconds": _after(outcomes[case.name])} for case in CABLES],
+        "crowds": [_counted(case, outcomes[case.name][0]) for case in CROWDS],
+    }
+
+
+def _after(runs: list[Outcome]) -> list[float]:
+    """Of each run, the end to which it took longer."""
+    return [max(end["after"] for end in outcome["ends"].values()) for outcome in runs]
+
+
+def _counted(case: Any, outcome: Outcome) -> Outcome:
+    """Attempts of a crowd in each bin, and as many as the dice promise while the server is down."""
+    attempts, down, dice = outcome["attempts"], outcome["down"], 10
+
+    def in_bins(moments: list[float], most: float) -> list[int]:
+        counts = Counter(int(at / BIN) for at in moments)
+        return [counts[number] for number in range(int(most / BIN))]
+
+    meant = in_bins(case.expected(down, dice), down)
+    return {
+        "case": case.title,
+        "bin": BIN,
+        "down": down,
+        "all_back": outcome["all_back"],
+        "seen": in_bins(attempts, max(attempts) + BIN),
+        "meant": [round(times / dice) for times in meant],
+    }
 
 
 def _page(outcomes: dict[str, list[Outcome]], complaints: list[str]) -> Iterator[str]:
@@ -84,9 +123,13 @@ def _page(outcomes: dict[str, list[Outcome]], complaints: list[str]) -> Iterator
     yield where()
     if complaints:
         yield "**Not everything held in this run:**\n\n" + "\n".join(f"- {complaint}" for complaint in complaints)
+    yield "![Every silence under each kind of fault, and every run of a cable that is back](chaos.svg)"
+    yield "(Drawn from `chaos.json`, which the run has kept beside this page.)"
     yield from _chaos(outcomes[LONG_CHAOS.name][0])
     yield from _cables(outcomes)
     yield from _others(outcomes)
+    yield "## Crowds"
+    yield "![Attempts to connect, each half second, and what the backoff promises](chaos-crowd.svg)"
     for case in CROWDS:
         yield from _crowd(case, outcomes[case.name][0])
 
@@ -138,7 +181,7 @@ def _cables(outcomes: dict[str, list[Outcome]]) -> Iterator[str]:
     )
     rows = []
     for case in CABLES:
-        after = [max(end["after"] for end in outcome["ends"].values()) for outcome in outcomes[case.name]]
+        after = _after(outcomes[case.name])
         rows.append([case.title, f"{statistics.median(after):.3f}", f"{max(after):.3f}"])
     yield table(["case", "median", "worst"], rows)
 
@@ -163,25 +206,15 @@ def _others(outcomes: dict[str, list[Outcome]]) -> Iterator[str]:
 
 
 def _crowd(case: Any, outcome: Outcome) -> Iterator[str]:
-    attempts, down = outcome["attempts"], outcome["down"]
-    yield f"## A crowd: {case.title}"
+    yield f"### {case.title[:1].upper()}{case.title[1:]}"
     yield (
-        f"Backoff({case.first}, {case.cap:g}). Attempts to connect as the server's host saw them (SYN), in each half "
-        f"second; a mark is {MARK}. Beside it what the backoff says, by dice. All were back "
+        f"Backoff({case.first}, {case.cap:g}). The figure has attempts to connect as the server's host saw them (SYN), "
+        "in each half second, and what the backoff says, by dice. All were back "
         f"{outcome['all_back']:.1f} s after the server. Of {sum(outcome['taken'].values()):,} messages "
         f"{outcome['taken'].get('0', 0)} were lost, and "
         f"{sum(times for number, times in outcome['taken'].items() if number not in '01')} came twice. "
         f"(`.venv/bin/python benches/chaos.py --only {case.name}` does it again.)"
     )
-    meant = case.expected(down, 10)
-    lines = [f"{'from':>5} {'seen':>5} {'meant':>5}"]
-    for number in range(int(max(attempts) / BIN) + 1):
-        begin = number * BIN
-        seen = sum(begin <= at < begin + BIN for at in attempts)
-        by_dice = round(sum(begin <= at < begin + BIN for at in meant) / 10)
-        said = f"{by_dice:5}" if begin + BIN <= down else "     "
-        lines.append(f"{begin:4.1f}s {seen:5} {said} {'#' * round(seen / MARK)}")
-    yield "```text\n" + "\n".join(lines) + "\n```"
 
 
 if __name__ == "__main__":

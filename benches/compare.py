@@ -1,4 +1,4 @@
-"""Owns the table of `make compare`: who is told that the other side is gone, when, and who accuses the living.
+"""Owns table and figure of `make compare`: who is told that the other side is gone, when, and who accuses the living.
 
 Each library's two programs (`compare_peers.py`) are connected over a small network of namespaces, something is broken
 for real, and it is measured until the client's program is told, with faults spread over a heartbeat. Needs root.
@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "network"))
 
+import figures
 from longconn.testing.network import Lab, reason_unavailable
 
 PEERS = Path(__file__).with_name("compare_peers.py")
@@ -113,12 +114,41 @@ def cell(case: Case, times: list[float | None]) -> str:
     return text if len(known) == len(times) else f"{text} ({len(times) - len(known)} not)"
 
 
+def _named(library: str) -> str:
+    title, package = LIBRARIES[library]
+    return f"{title} {importlib.metadata.version(package)}" if package and package != "longconn" else title
+
+
+def _measured(libraries: list[str], times: dict[tuple[str, str], list[float | None]], where: str) -> figures.Measured:
+    """What the figure shows: every run."""
+
+    def rounded(seconds: list[float | None]) -> list[float | None]:
+        return [each if each is None else round(each, 3) for each in seconds]
+
+    return {
+        "where": where,
+        "patience": PATIENCE,
+        "cases": [{"case": case.title, "is_alive": case.is_alive} for case in CASES.values()],
+        "libraries": [
+            {
+                "name": _named(library).replace("**", ""),
+                "is_ours": LIBRARIES[library][1] == "longconn",
+                "seconds": [rounded(times[library, name]) for name in CASES],
+            }
+            for library in libraries
+        ],
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compare who is told that the other side is gone, and when.")
     parser.add_argument("--runs", type=int, default=5, help="runs of each case")
     parser.add_argument("--jobs", type=int, default=8, help="runs at once; they mostly wait")
     parser.add_argument("--only", default="", help="libraries, by name, with commas between them")
     parser.add_argument("--json", metavar="FILE", help="write every single outcome there")
+    parser.add_argument(
+        "--figures", type=Path, metavar="DIRECTORY", help="draw there (default docs/, or nowhere with --only)"
+    )
     arguments = parser.parse_args()
     if reason := reason_unavailable():
         print(f"no network lab can be made here: {reason}", file=sys.stderr)
@@ -133,12 +163,13 @@ def main() -> int:
     print(f"| seconds until told: median, worst of {arguments.runs} | {' | '.join(c.title for c in CASES.values())} |")
     print("|" + " --- |" * (len(CASES) + 1))
     for library in libraries:
-        title, package = LIBRARIES[library]
-        version = f" {importlib.metadata.version(package)}" if package and package != "longconn" else ""
         row = [cell(case, times[library, name]) for name, case in CASES.items()]
-        print(f"| {title}{version} | {' | '.join(row)} |")
+        print(f"| {_named(library)} | {' | '.join(row)} |")
     system = f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}"
-    print(f"\n{system}, CPython {platform.python_version()}, {os.cpu_count()} CPUs ({platform.machine()}).")
+    where = f"{system}, CPython {platform.python_version()}, {os.cpu_count()} CPUs ({platform.machine()})."
+    print(f"\n{where}")
+    if folder := arguments.figures or (None if arguments.only else figures.DOCS):
+        figures.keep("comparison", _measured(libraries, times, where), folder)
     if arguments.json:
         named = [{"library": library, "case": name, "seconds": each} for (library, name), each in times.items()]
         Path(arguments.json).write_text(json.dumps(named, indent=1), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Owns the tables of `make detect`: how soon each kind of death is told, and how often a living peer is accused.
+"""Owns the tables and figures of `make detect`: how soon each death is told, how often a living peer is accused.
 
 The cases are those of tests/network/cases.py and link_cases.py; here each runs several times, with the faults spread
 over a period of keepalive or heartbeat. Exit status 1 when a bound is broken, a cause is wrong or a living peer is
@@ -14,12 +14,13 @@ import platform
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "network"))
 
+import figures
 import link_cases
 from campaign import CASES, CROWD, Campaign
 from cases import CONTRAST, HELD, Alive, Broken
@@ -45,6 +46,9 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=CROWD, help="runs at once; they mostly wait")
     parser.add_argument("--only", metavar="TEXT", default="", help="only cases with this in `case protection`")
     parser.add_argument("--json", metavar="FILE", help="write every single outcome there")
+    parser.add_argument(
+        "--figures", type=Path, metavar="DIRECTORY", help="draw there (default docs/, or nowhere with --only)"
+    )
     arguments = parser.parse_args()
     if reason := reason_unavailable():
         print(f"no network lab can be made here: {reason}", file=sys.stderr)
@@ -62,6 +66,8 @@ def main() -> int:
     if arguments.json:
         every = [{"case": name, "protection": way, "runs": runs} for (name, way), runs in outcomes.items()]
         Path(arguments.json).write_text(json.dumps({"where": where(), "outcomes": every}, indent=1) + "\n")
+    if folder := arguments.figures or (None if arguments.only else figures.DOCS):
+        figures.keep("detection", _measured(held + contrast, links, outcomes), folder)
     complaints = [text for each in held + links for text in _complaints(*each, outcomes[each])]
     print("\n\n".join([where(), *_sockets(held, contrast, outcomes), *_links(links, outcomes)]))
     print("\n".join(complaints) or "Every bound held.", file=sys.stderr)
@@ -92,6 +98,37 @@ def _complaints(name: str, protection: str, outcomes: list[Outcome]) -> list[str
             if told.median is not None and median > told.median * SLACK:
                 complaints.append(f"{name}: {host} told after {median:.3f} s at the median, not {told.median:.3f} s")
     return complaints
+
+
+def _measured(sockets: list[tuple[str, str]], links: list[tuple[str, str]], outcomes: Outcomes) -> figures.Measured:
+    """What the figures show: of each case, by connection, every run."""
+    by_case: dict[str, Outcome] = {}
+    for name, protection in sockets:
+        case, runs = CASES[name], outcomes[name, protection]
+        is_broken = isinstance(case, Broken)
+        record = by_case.setdefault(name, {"case": case.title} | ({"bound": case.bound} if is_broken else {}))
+        seen: Callable[[Outcome], object] = (
+            (lambda run: run.get("told")) if is_broken else (lambda run: bool(run.get("alarms")))
+        )
+        each = record.setdefault("told" if is_broken else "accused", {})
+        each[PROTECTIONS[protection].title] = [seen(run) for run in runs]
+    return {
+        "where": where(),
+        "patience": PATIENCE * SLACK,
+        "sockets": [*by_case.values()],
+        "links": [
+            {
+                "case": case.title,
+                "bounds": {host: told.bound for host, told in case.told.items()},
+                "told": {
+                    host: [run.get("ends", {}).get(host, {}).get("told") for run in outcomes[each]]
+                    for host in case.told
+                },
+            }
+            for each in links
+            if isinstance(case := CASES[each[0]], LinkBroken)
+        ],
+    }
 
 
 def _sockets(held: list[tuple[str, str]], contrast: list[tuple[str, str]], outcomes: Outcomes) -> list[str]:

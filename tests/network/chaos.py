@@ -165,7 +165,7 @@ def _by_kind(struck: list[Struck], reports: dict[str, dict[str, Any]]) -> dict[s
                 kind = struck[min(met)].kind if len(met) == 1 else SEVERAL
                 kinds[kind]["gaps"].append(round(ended - began, 3))
     for told in kinds.values():
-        gaps = told.pop("gaps")
+        gaps = told["gaps"]
         told["longest"], told["median"] = max(gaps, default=0.0), statistics.median(gaps) if gaps else 0.0
     return kinds
 
