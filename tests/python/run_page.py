@@ -5,10 +5,11 @@
 What holds for a fenced block that begins with ```python:
 
 - Its first line ``# name.py`` makes it a program of its own, which is started before the rest and runs until the page's
-  end; then it is ended by Ctrl-C. It must not fail. A program called ``test_...py`` is run by pytest, to its end.
+  end; then it is ended by Ctrl-C. It must not fail. A program called ``test_...py`` is run by pytest, to its end; so is
+  one that doesn't listen and says what it prints run to its end, before the next is started.
 - Its first line ``# not run: why`` keeps it from being run.
-- All others run one after the other, as in one interpreter. ``print(...)  # prints: text`` must print that; ``...`` in
-  the text stands for anything.
+- All others run one after the other, as in one interpreter.
+- ``print(...)  # prints: text`` must print that, in a program too; ``...`` in the text stands for anything.
 
 Host names that end in ``.example``, 10.0.0.7 and 0.0.0.0 become loopback, and ports become free ones, so that two
 pages, and whatever else runs on this machine, don't meet. If no program of the page listens at its port 9000, a
@@ -102,13 +103,50 @@ def serve_bytes(port: int) -> None:
             threading.Thread(target=answer, args=(listener.accept()[0],), daemon=True).start()
 
 
+class Program:
+    """A block that runs in a process of its own, as in a terminal of its own."""
+
+    def __init__(self, path: Path, source: str) -> None:
+        self._path, self._source = path, source
+        self._said, self._errors = path.with_suffix(".out"), path.with_suffix(".err")
+        path.write_text(source, encoding="utf-8")
+        argv = [sys.executable, "-u", "-W", "error", str(path)]
+        if path.name.startswith("test_"):
+            argv[2:4] = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        with self._said.open("w") as said, self._errors.open("w") as errors:
+            self._process = subprocess.Popen(argv, cwd=path.parent, stdout=said, stderr=errors)
+
+    def wait(self) -> None:
+        self._process.wait(PATIENCE * 2)
+
+    def end(self) -> str | None:
+        """By Ctrl-C, once what it says that it prints has had time to come; returns what was wrong with it."""
+        deadline = time.monotonic() + PATIENCE
+        while complaint := contradiction(self._source, self._said.read_text(encoding="utf-8")):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                break
+            time.sleep(0.01)
+        ran_on = self._process.poll() is None
+        if ran_on:
+            self._process.send_signal(signal.SIGINT)
+        try:
+            status = self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return f"{self._path.name} isn't ended by Ctrl-C"
+        errors = self._errors.read_text(encoding="utf-8")
+        if status and not (ran_on and errors.rstrip().endswith("KeyboardInterrupt")):
+            return f"{self._path.name} ended with {status}:\n{self._said.read_text(encoding='utf-8')}{errors}"
+        return complaint and f"{self._path.name} {complaint}"
+
+
 class Page:
     """A page at work."""
 
     def __init__(self, path: Path, directory: Path) -> None:
         self._path, self._directory = path, directory
         self._ports: dict[str, int] = {}
-        self._programs: list[tuple[str, subprocess.Popen[str]]] = []
+        self._programs: list[Program] = []
 
     def run(self) -> None:
         sources = [(line, self._on_loopback(source)) for line, source in blocks(self._path)]
@@ -136,20 +174,13 @@ class Page:
         return re.sub(r"\b(?:9000|8083)\b", port, HOST.sub("127.0.0.1", source))
 
     def _start(self, name: str, source: str) -> None:
-        path = self._directory / name
-        path.write_text(source, encoding="utf-8")
-        argv = [sys.executable, "-W", "error", str(path)]
-        if name.startswith("test_"):
-            argv[1:3] = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
-        process = subprocess.Popen(
-            argv, cwd=self._directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        self._programs.append((name, process))
-        if name.startswith("test_"):
-            process.wait(PATIENCE * 3)
-        for number in self._ports.values():
-            if listens(source, number):
-                wait_for_listener(number)
+        program = Program(self._directory / name, source)
+        self._programs.append(program)
+        ports = [number for number in self._ports.values() if listens(source, number)]
+        for number in ports:
+            wait_for_listener(number)
+        if name.startswith("test_") or (PRINTS.search(source) and not ports):
+            program.wait()
 
     def _execute(self, line_number: int, source: str, names: dict[str, object]) -> None:
         said = io.StringIO()
@@ -161,18 +192,8 @@ class Page:
             raise AssertionError(f"{self._path}:{line_number} {complaint}")
 
     def _end_programs(self) -> None:
-        for name, process in self._programs:
-            ran_on = process.poll() is None
-            if ran_on:
-                process.send_signal(signal.SIGINT)
-            try:
-                said, _ = process.communicate(timeout=PATIENCE)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise
-            stopped = ran_on and said.rstrip().endswith("KeyboardInterrupt")
-            if process.returncode and not stopped:
-                raise AssertionError(f"{name} of {self._path} ended with {process.returncode}:\n{said}")
+        if complaints := [each for program in self._programs if (each := program.end())]:
+            raise AssertionError(f"{self._path}: " + "\n".join(complaints))
 
 
 def main() -> int:

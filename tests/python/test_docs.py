@@ -60,6 +60,7 @@ def test_the_python_of_a_page_runs(page: Path) -> None:
         ("```python\nprint(1)  # prints: 2\n```\n", "says that it prints '2'"),
         ("```python\nprint(1)  # prints: 1\nprint(2)\n```\n", "says that it prints 1 lines"),
         ("```python\n# gateway.py\nraise SystemExit(3)\n```\n", "gateway.py"),
+        ("```python\n# gateway.py\nprint(1)  # prints: 2\n```\n", "gateway.py says that it prints '2'"),
         ("```python\n# test_it.py\ndef test_it():\n    assert False\n```\n", "test_it.py"),
     ],
 )
