@@ -280,7 +280,8 @@ class _Sampler:
             self._begin()
 
     def _begin(self) -> None:
-        if self._thread is None and not self._is_ending.is_set():
+        # One may still have had a look to end when `end` had waited long enough for it, and be over by now.
+        if (self._thread is None or not self._thread.is_alive()) and not self._is_ending.is_set():
             # A daemon: who forgets to stop a timeline has a program that ends all the same.
             self._thread = threading.Thread(target=self._run, name="longconn-sampler", daemon=True)
             self._thread.start()
@@ -303,12 +304,11 @@ class _Sampler:
 
     def end(self) -> None:
         """Until `go_on`, or for good."""
-        self._is_ending.set()
-        thread = self._thread
+        with self._lock:  # or one may just begin
+            self._is_ending.set()
+            thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(2.0)
-            if not thread.is_alive():
-                self._thread = None
 
     def go_on(self) -> None:
         self._is_ending.clear()

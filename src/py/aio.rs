@@ -44,7 +44,7 @@ fn wait_on_for(
 ) -> PyResult<Py<PyAny>> {
     let connection = slf.as_super().clone();
     let hub = connection.get().hub()?;
-    Waiting::of(slf.py(), hub, Box::new(OnLink { name, connection: connection.clone().unbind(), look }), timeout)
+    Waiting::of(slf.py(), hub, name, Box::new(OnLink { connection: connection.clone().unbind(), look }), timeout)
 }
 
 #[pymethods]
@@ -68,7 +68,7 @@ impl AsyncConnection {
         let messages = messages.try_iter()?.unbind();
         let operation = SendMany { connection: connection.clone().unbind(), messages, next: None, count: 0 };
         let this = connection.get();
-        Waiting::of(slf.py(), this.hub()?, Box::new(operation), timeout.or(this.settled()))
+        Waiting::of(slf.py(), this.hub()?, "send_many()", Box::new(operation), timeout.or(this.settled()))
     }
 
     /// Receive one message.
@@ -309,8 +309,8 @@ fn wait_on_server(
     interest: Interest,
     look: impl FnMut(Python<'_>, &Py<Server>, &mut Seat) -> PyResult<Look> + Send + Sync + 'static,
 ) -> PyResult<Py<PyAny>> {
-    let operation = OnServer { name, server: server.clone().unbind(), interest, look };
-    Waiting::of(server.py(), server.get().hub()?, Box::new(operation), None)
+    let operation = OnServer { server: server.clone().unbind(), interest, look };
+    Waiting::of(server.py(), server.get().hub()?, name, Box::new(operation), None)
 }
 
 // ---- what `Server` has of it: the verbs of a server that belongs to an event loop
@@ -374,7 +374,9 @@ impl Visitor {
     /// What `authenticate` is called with: client id, token, address, and of clients that show certificates whose.
     #[getter]
     fn introduction<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyTuple>>> {
-        lock(&self.client).as_ref().map(|client| introduction(py, client, &self.server.get().door)).transpose()
+        // Code of Python's runs for it: not under the lock.
+        let told = lock(&self.client).as_ref().map(|client| (client.link().clone(), client.hello.clone()));
+        told.map(|(link, hello)| introduction(py, &link, &hello, &self.server.get().door)).transpose()
     }
 
     /// By what `authenticate` has returned.
