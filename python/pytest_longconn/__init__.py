@@ -13,7 +13,7 @@ import pytest
 
 if TYPE_CHECKING:
     from longconn import LongServer
-    from longconn.testing import DeadPeer, FaultProxy
+    from longconn.testing import DeadPeer, FakeClock, FaultProxy
     from longconn.testing.network import Lab
 
 _PROXIES = pytest.StashKey[list["FaultProxy"]]()
@@ -26,6 +26,17 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         for proxy in item.stash.get(_PROXIES, []):
             report.sections.append(("fault proxy", proxy.report()))
     return report
+
+
+@pytest.fixture
+def fake_clock() -> FakeClock:
+    """A `longconn.testing.FakeClock`: ``fake_clock.advance(75)`` has 75 s go by at once.
+
+    What was skipped stays so after the test.
+    """
+    from longconn.testing import FakeClock
+
+    return FakeClock()
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ pub mod reactor;
 mod resolver;
 mod seats;
 mod sessions;
+pub mod skipping;
 pub(crate) mod sync;
 pub mod tally;
 mod timers;

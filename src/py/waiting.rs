@@ -3,7 +3,7 @@
 //! Nothing is done before it is awaited, and what it gives is taken under the lock in the very step that gives it. So cancelling
 //! it, at any moment, neither loses nor doubles a message.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{
     PyBaseException, PyRuntimeError, PyRuntimeWarning, PyStopAsyncIteration, PyStopIteration, PyTimeoutError,
@@ -21,6 +21,7 @@ use super::hub::{Hub, Ticket, Word};
 use super::plain::is_told_as_empty;
 use super::server::Server;
 use super::timeout::Timeout;
+use crate::engine::clock;
 use crate::engine::dial::Dialling;
 use crate::engine::hub::Seat;
 use crate::engine::link::{Attempt, INLINE_BYTES, Link, LinkError};
@@ -79,6 +80,8 @@ pub(super) struct Waiting {
     hub: Py<Hub>,
     what: What,
     timeout: Option<Duration>,
+    /// By the engine's clock, on which time may be skipped; the loop's timer knows nothing of that.
+    deadline: Option<Instant>,
     seated: Option<(Seat, Py<Ticket>)>,
     timer: Option<Py<PyAny>>,
     is_begun: bool,
@@ -86,7 +89,7 @@ pub(super) struct Waiting {
 
 impl Waiting {
     fn new(hub: Py<Hub>, what: What, timeout: Option<Duration>) -> Self {
-        Self { hub, what, timeout, seated: None, timer: None, is_begun: false }
+        Self { hub, what, timeout, deadline: None, seated: None, timer: None, is_begun: false }
     }
 
     pub(super) fn of(
@@ -130,7 +133,10 @@ impl Waiting {
             return Ok(Step::Yield(py.None()));
         }
         let is_late = match &self.seated {
-            Some((_, ticket)) => ticket.borrow_mut(py).reuse() == Some(Word::Late),
+            Some((_, ticket)) => {
+                let word = ticket.borrow_mut(py).reuse();
+                word == Some(Word::Late) || self.deadline.is_some_and(|deadline| clock::now() >= deadline)
+            }
             None => false,
         };
         match self.look(py) {
@@ -159,7 +165,14 @@ impl Waiting {
             match self.what.look(py, seat)? {
                 Look::Done(value) => return Ok(Some(value)),
                 Look::Pending if is_seated => return Ok(None),
-                Look::Pending => self.seated = Some(Hub::seat(self.hub.bind(py))?),
+                Look::Pending => {
+                    let (mut seat, ticket) = Hub::seat(self.hub.bind(py))?;
+                    if clock::may_skip() {
+                        self.deadline = self.timeout.and_then(|timeout| clock::now().checked_add(timeout));
+                        seat.deadline = self.deadline;
+                    }
+                    self.seated = Some((seat, ticket));
+                }
                 Look::Busy => py.detach(|| self.what.wait_lock()),
             }
         }
