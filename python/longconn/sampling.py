@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 from . import _longconn
 from .errors import LongConnError
-from .links import BaseServer, LinkStats, ServerStats
+from .links import BaseServer, LinkStats, ServerStats, monotonic
 
 __all__ = ["PERIOD", "Beat", "Client", "History", "Moment", "Span", "history", "kind_of", "tell"]
 
@@ -53,7 +53,7 @@ class Moment(NamedTuple):
     """What was read at one time."""
 
     at: float
-    """As of `time.monotonic`."""
+    """As of `longconn.links.monotonic`."""
     stats: LinkStats | ServerStats | None
     """None of a fault proxy."""
     clients: tuple[Client, ...] = ()
@@ -136,7 +136,7 @@ class History:
         subject = self.subject()
         if subject is None or self._has_ended:
             return
-        now = time.monotonic()
+        now = monotonic()
         try:
             if self.kind == "proxy":
                 is_long = len(self.record) > _LONG_RECORD and not subject.is_closed
@@ -163,7 +163,7 @@ class History:
 
     @property
     def began(self) -> float | None:
-        """When it was read first, as of `time.monotonic`."""
+        """When it was read first, as of `longconn.links.monotonic`."""
         return self._moments[0].at if self._moments else None
 
     def faults(self) -> list[tuple[float, str]]:

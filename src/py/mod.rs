@@ -19,6 +19,7 @@ mod notices;
 mod plain;
 mod pulse;
 mod server;
+mod skipping;
 mod socket;
 mod tcp_info;
 mod timeout;
@@ -62,6 +63,8 @@ mod _longconn {
     use super::plain::open_plain_link;
     #[pymodule_export]
     use super::server::{Messages, Server, listen};
+    #[pymodule_export]
+    use super::skipping::{Clock, skipped};
     #[pymodule_export]
     use super::socket::SocketMixin;
     #[pymodule_export]

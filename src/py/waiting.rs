@@ -4,7 +4,7 @@
 //! it, at any moment, neither loses nor doubles a message.
 
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{
     PyBaseException, PyRuntimeError, PyRuntimeWarning, PyStopAsyncIteration, PyStopIteration, PyTimeoutError,
@@ -22,6 +22,7 @@ use super::hub::{Hub, Ticket, Word};
 use super::plain::is_told_as_empty;
 use super::server::Server;
 use super::timeout::Timeout;
+use crate::engine::clock;
 use crate::engine::dial::Dialling;
 use crate::engine::hub::Seat;
 use crate::engine::link::{Attempt, INLINE_BYTES, Link, LinkError};
@@ -86,6 +87,8 @@ struct Course {
     hub: Py<Hub>,
     what: What,
     timeout: Option<Duration>,
+    /// By the engine's clock, on which time may be skipped; the loop's timer knows nothing of that.
+    deadline: Option<Instant>,
     seated: Option<(Seat, Py<Ticket>)>,
     timer: Option<Py<PyAny>>,
     is_begun: bool,
@@ -93,7 +96,7 @@ struct Course {
 
 impl Waiting {
     fn new(hub: Py<Hub>, name: &'static str, what: What, timeout: Option<Duration>) -> Self {
-        let course = Course { hub, what, timeout, seated: None, timer: None, is_begun: false };
+        let course = Course { hub, what, timeout, deadline: None, seated: None, timer: None, is_begun: false };
         Self { name, course: Mutex::new(course) }
     }
 
@@ -163,7 +166,10 @@ impl Course {
             return Ok(Step::Yield(py.None()));
         }
         let is_late = match &self.seated {
-            Some((_, ticket)) => ticket.get().reuse() == Some(Word::Late),
+            Some((_, ticket)) => {
+                let word = ticket.get().reuse();
+                word == Some(Word::Late) || self.deadline.is_some_and(|deadline| clock::now() >= deadline)
+            }
             None => false,
         };
         match self.look(py) {
@@ -192,7 +198,14 @@ impl Course {
             match self.what.look(py, seat)? {
                 Look::Done(value) => return Ok(Some(value)),
                 Look::Pending if is_seated => return Ok(None),
-                Look::Pending => self.seated = Some(Hub::seat(self.hub.bind(py))?),
+                Look::Pending => {
+                    let (mut seat, ticket) = Hub::seat(self.hub.bind(py))?;
+                    if clock::may_skip() {
+                        self.deadline = self.timeout.and_then(|timeout| clock::now().checked_add(timeout));
+                        seat.deadline = self.deadline;
+                    }
+                    self.seated = Some((seat, ticket));
+                }
                 Look::Busy => py.detach(|| self.what.wait_lock()),
             }
         }
