@@ -145,7 +145,7 @@ fn reconnect(
     Ok(Reconnect { target: target(places), backoff, follows, keepalive, tls })
 }
 
-/// What a LongConnection is, whoever waits for it: threads, or the tasks of an event loop.
+#[doc = doc!("Connection")]
 #[pyclass(frozen, subclass, weakref, module = "longconn._longconn")]
 pub(super) struct Connection {
     pub(super) link: Arc<Link>,
@@ -165,7 +165,7 @@ pub(super) struct Connection {
     hub: Option<Py<Hub>>,
 }
 
-/// A connection of messages that is supervised by heartbeats in both directions.
+#[doc = doc!("LongConnection")]
 #[pyclass(frozen, extends = Connection, module = "longconn")]
 pub(super) struct LongConnection;
 
@@ -536,13 +536,13 @@ impl LongConnection {
         base(slf).push(py, data, &mut Deadline::Later(timeout))
     }
 
-    /// The same as `send`, by the socket's name.
+    #[doc = doc!("LongConnection.sendall")]
     #[pyo3(signature = (data, *, timeout = Timeout::LeftOut))]
     fn sendall(slf: &Bound<'_, Self>, py: Python<'_>, data: &Bound<'_, PyAny>, timeout: Timeout) -> PyResult<()> {
         base(slf).push(py, data, &mut Deadline::Later(timeout))
     }
 
-    /// Send each message of an iterable; how many it were.
+    #[doc = doc!("LongConnection.send_many")]
     #[pyo3(signature = (messages, *, timeout = Timeout::LeftOut))]
     fn send_many(
         slf: &Bound<'_, Self>,
@@ -562,7 +562,7 @@ impl LongConnection {
         Ok(count)
     }
 
-    /// Receive one message.
+    #[doc = doc!("LongConnection.recv")]
     #[pyo3(signature = (*size, timeout = Timeout::LeftOut), text_signature = "($self, /, *size, timeout=...)")]
     fn recv<'py>(
         slf: &Bound<'py, Self>,
@@ -579,7 +579,7 @@ impl LongConnection {
         }
     }
 
-    /// Receive the messages that are there, at least one.
+    #[doc = doc!("LongConnection.recv_many")]
     #[pyo3(signature = (max_messages, *, timeout = Timeout::LeftOut))]
     fn recv_many<'py>(
         slf: &Bound<'py, Self>,
@@ -609,7 +609,7 @@ impl LongConnection {
         })
     }
 
-    /// Wait until the peer's program took everything that was sent.
+    #[doc = doc!("LongConnection.flush")]
     #[pyo3(signature = (*, timeout = Timeout::LeftOut))]
     fn flush(slf: &Bound<'_, Self>, py: Python<'_>, timeout: Timeout) -> PyResult<()> {
         let deadline = base(slf).deadline(timeout);
@@ -618,7 +618,7 @@ impl LongConnection {
         base(slf).wait(py, deadline, |link, deadline| link.wait_taken(end, deadline))
     }
 
-    /// The round trip of a beat that the peer answers at once.
+    #[doc = doc!("LongConnection.ping")]
     #[pyo3(signature = (*, timeout = Timeout::LeftOut))]
     fn ping(slf: &Bound<'_, Self>, py: Python<'_>, timeout: Timeout) -> PyResult<f64> {
         check_framed(&base(slf).link, "ping()")?;
@@ -628,24 +628,24 @@ impl LongConnection {
         Ok(base(slf).wait(py, deadline, |link, deadline| link.wait_pong(&mut { ping }, deadline))?.as_secs_f64())
     }
 
-    /// Wait for a state.
+    #[doc = doc!("LongConnection.wait_for")]
     #[pyo3(signature = (state, *, timeout = Timeout::LeftOut))]
     fn wait_for(slf: &Bound<'_, Self>, py: Python<'_>, state: &str, timeout: Timeout) -> PyResult<()> {
         let wanted = state_to_wait_for(state)?;
         base(slf).wait(py, base(slf).deadline(timeout), |link, deadline| link.wait_state(wanted, deadline))
     }
 
-    /// Each change of state, as it comes.
+    #[doc = doc!("LongConnection.events")]
     fn events(slf: &Bound<'_, Self>) -> Events {
         Events::of_link(slf.as_super().clone().unbind())
     }
 
-    /// A descriptor that is readable while `recv` would not wait.
+    #[doc = doc!("LongConnection.fileno")]
     fn fileno(slf: &Bound<'_, Self>, py: Python<'_>) -> PyResult<RawFd> {
         base(slf).ask(py, Link::notification)
     }
 
-    /// Say goodbye, and wait until the peer took everything.
+    #[doc = doc!("LongConnection.close")]
     #[pyo3(signature = (code = 0, reason = "", *, timeout = Timeout::LeftOut))]
     fn close(slf: &Bound<'_, Self>, py: Python<'_>, code: i64, reason: &str, timeout: Timeout) -> PyResult<()> {
         let this = base(slf);
@@ -680,78 +680,78 @@ impl LongConnection {
 
 #[pymethods]
 impl Connection {
-    /// What calls wait for that don't say.
+    #[doc = doc!("Connection.settimeout")]
     #[pyo3(signature = (timeout, /))]
     fn settimeout(&self, timeout: Timeout) {
         let seconds = timeout.or(None).map_or(f64::NAN, |duration| duration.as_secs_f64());
         self.timeout.store(seconds.to_bits(), Ordering::Relaxed);
     }
 
-    /// What `settimeout` was told.
+    #[doc = doc!("Connection.gettimeout")]
     fn gettimeout(&self) -> Option<f64> {
         self.settled().map(|duration| duration.as_secs_f64())
     }
 
-    /// The peer's address.
+    #[doc = doc!("Connection.getpeername")]
     fn getpeername(&self) -> (String, u16) {
         pair(self.link.peer_address())
     }
 
-    /// Our own address.
+    #[doc = doc!("Connection.getsockname")]
     fn getsockname(&self) -> (String, u16) {
         pair(self.link.local_address())
     }
 
-    /// Our own address.
+    #[doc = doc!("Connection.address")]
     #[getter]
     fn address(&self) -> (String, u16) {
         self.getsockname()
     }
 
-    /// The peer's address.
+    #[doc = doc!("Connection.peer_address")]
     #[getter]
     fn peer_address(&self) -> (String, u16) {
         self.getpeername()
     }
 
-    /// What the client calls itself.
+    #[doc = doc!("Connection.client_id")]
     #[getter]
     fn client_id(&self, py: Python<'_>) -> PyResult<String> {
         self.ask(py, Link::client_id)
     }
 
-    /// What the server's `authenticate` returned for this client.
+    #[doc = doc!("Connection.principal")]
     #[getter]
     fn principal(&self, py: Python<'_>) -> Option<Py<PyAny>> {
         self.principal.as_ref().map(|principal| principal.clone_ref(py))
     }
 
-    /// What both sides agreed on; None without TLS, and while there is no connection.
+    #[doc = doc!("Connection.tls")]
     #[getter]
     fn tls<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         self.ask(py, Link::agreed)?.map(|agreed| tls::info(py, &agreed)).transpose()
     }
 
-    /// When its handshake was finished, as of `time.time()`.
+    #[doc = doc!("Connection.opened_at")]
     #[getter]
     fn opened_at(&self, py: Python<'_>) -> PyResult<Option<f64>> {
         self.ask(py, Link::opened_at)?.map(|at| time_of(py, at)).transpose()
     }
 
-    /// How it is now.
+    #[doc = doc!("Connection.state")]
     #[getter]
     fn state(&self, py: Python<'_>) -> PyResult<&'static str> {
         self.ask(py, Link::state).map(state_name)
     }
 
-    /// Why it ended.
+    #[doc = doc!("Connection.lost")]
     #[getter]
     fn lost<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let Some(ending) = self.ask(py, Link::ending)? else { return Ok(None) };
         py.import("longconn.errors")?.getattr("Cause")?.call1((ending.cause.name(),)).map(Some)
     }
 
-    /// What our beats say to the peer.
+    #[doc = doc!("Connection.status")]
     #[getter]
     fn status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         check_framed(&self.link, "status")?;
@@ -768,27 +768,27 @@ impl Connection {
         Err(PyValueError::new_err(format!("status: {} bytes, at most {MAX_STATUS_BYTES}", status.len())))
     }
 
-    /// What the peer's beats say.
+    #[doc = doc!("Connection.peer_status")]
     #[getter]
     fn peer_status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         check_framed(&self.link, "peer_status")?;
         Ok(PyBytes::new(py, &self.ask(py, Link::peer_status)?))
     }
 
-    /// The program goes forward.
+    #[doc = doc!("Connection.progress")]
     fn progress(&self, py: Python<'_>) -> PyResult<()> {
         check_framed(&self.link, "progress()")?;
         self.ask(py, Link::progress)
     }
 
-    /// Messages that the peer's program isn't known to have taken.
+    #[doc = doc!("Connection.unacknowledged")]
     #[getter]
     fn unacknowledged(&self, py: Python<'_>) -> PyResult<u64> {
         check_framed(&self.link, "unacknowledged")?;
         self.ask(py, Link::unacknowledged)
     }
 
-    /// These messages, once the connection is over.
+    #[doc = doc!("Connection.undelivered")]
     #[getter]
     fn undelivered<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         check_framed(&self.link, "undelivered")?;
@@ -796,7 +796,7 @@ impl Connection {
         PyList::new(py, messages.iter().map(|message| PyBytes::new(py, message)))
     }
 
-    /// What is measured and counted.
+    #[doc = doc!("Connection.stats")]
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         if self.link.framing().is_some() {
             let (state, stats, tcp_info) =
@@ -849,7 +849,7 @@ impl Connection {
 
     // ---- the end
 
-    /// As a socket's: the end of sending, which here is a goodbye that doesn't wait.
+    #[doc = doc!("Connection.shutdown")]
     #[pyo3(signature = (how, /))]
     fn shutdown(&self, py: Python<'_>, how: i32) -> PyResult<()> {
         match how {
@@ -1035,7 +1035,7 @@ impl Opening {
             }
             Err(LinkError::Ended(ending)) => Err(ended(py, &ending, &self.link, false).unwrap_or_else(|error| error)),
             Err(LinkError::TimedOut) => Err(PyTimeoutError::new_err(format!(
-                "{} accepted the connection and did not finish the handshake in time",
+                "{} accepted the connection and did not finish the handshake in time: if it isn't a LongServer, say framing=...",
                 self.link.peer_address()
             ))),
             Err(error) => Err(link_error(py, error, &self.link, false)),
