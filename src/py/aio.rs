@@ -20,7 +20,7 @@ use crate::engine::listener::Client;
 use crate::engine::sync::lock;
 use crate::engine::waiting::Interest;
 
-/// A LongConnection of an event loop.
+#[doc = doc!("AsyncConnection")]
 #[pyclass(frozen, extends = Connection, name = "LongConnection", module = "longconn.aio")]
 pub(super) struct AsyncConnection;
 
@@ -49,19 +49,19 @@ fn wait_on_for(
 
 #[pymethods]
 impl AsyncConnection {
-    /// Send one message.
+    #[doc = doc!("AsyncConnection.send")]
     #[pyo3(signature = (data, *, timeout = Timeout::LeftOut))]
     fn send(slf: &Bound<'_, Self>, data: &Bound<'_, PyAny>, timeout: Timeout) -> PyResult<Waiting> {
         Waiting::to_send(slf.as_super(), data, timeout)
     }
 
-    /// The same as `send`, by the socket's name.
+    #[doc = doc!("AsyncConnection.sendall")]
     #[pyo3(signature = (data, *, timeout = Timeout::LeftOut))]
     fn sendall(slf: &Bound<'_, Self>, data: &Bound<'_, PyAny>, timeout: Timeout) -> PyResult<Waiting> {
         Waiting::to_send(slf.as_super(), data, timeout)
     }
 
-    /// Send each message of an iterable; how many it were.
+    #[doc = doc!("AsyncConnection.send_many")]
     #[pyo3(signature = (messages, *, timeout = Timeout::LeftOut))]
     fn send_many(slf: &Bound<'_, Self>, messages: &Bound<'_, PyAny>, timeout: Timeout) -> PyResult<Py<PyAny>> {
         let connection = slf.as_super().clone();
@@ -71,7 +71,7 @@ impl AsyncConnection {
         Waiting::of(slf.py(), this.hub()?, "send_many()", Box::new(operation), timeout.or(this.settled()))
     }
 
-    /// Receive one message.
+    #[doc = doc!("AsyncConnection.recv")]
     #[pyo3(signature = (*size, timeout = Timeout::LeftOut), text_signature = "($self, /, *size, timeout=...)")]
     fn recv(slf: &Bound<'_, Self>, size: &Bound<'_, PyTuple>, timeout: Timeout) -> PyResult<Py<PyAny>> {
         match receive_size(&slf.as_super().get().link, size)? {
@@ -88,7 +88,7 @@ impl AsyncConnection {
         }
     }
 
-    /// Receive the messages that are there, at least one.
+    #[doc = doc!("AsyncConnection.recv_many")]
     #[pyo3(signature = (max_messages, *, timeout = Timeout::LeftOut))]
     fn recv_many(slf: &Bound<'_, Self>, max_messages: isize, timeout: Timeout) -> PyResult<Py<PyAny>> {
         let most = count_to_receive(max_messages)?;
@@ -113,7 +113,7 @@ impl AsyncConnection {
         Waiting::to_next(slf.as_super())
     }
 
-    /// Wait until the peer's program took everything that was sent.
+    #[doc = doc!("AsyncConnection.flush")]
     #[pyo3(signature = (*, timeout = Timeout::LeftOut))]
     fn flush(slf: &Bound<'_, Self>, timeout: Timeout) -> PyResult<Py<PyAny>> {
         let mut end = None;
@@ -126,7 +126,7 @@ impl AsyncConnection {
         })
     }
 
-    /// The round trip of a beat that the peer answers at once.
+    #[doc = doc!("AsyncConnection.ping")]
     #[pyo3(signature = (*, timeout = Timeout::LeftOut))]
     fn ping(slf: &Bound<'_, Self>, timeout: Timeout) -> PyResult<Py<PyAny>> {
         check_framed(&slf.as_super().get().link, "ping()")?;
@@ -144,7 +144,7 @@ impl AsyncConnection {
         })
     }
 
-    /// Wait for a state.
+    #[doc = doc!("AsyncConnection.wait_for")]
     #[pyo3(signature = (state, *, timeout = Timeout::LeftOut))]
     fn wait_for(slf: &Bound<'_, Self>, state: &str, timeout: Timeout) -> PyResult<Py<PyAny>> {
         let wanted = state_to_wait_for(state)?;
@@ -153,12 +153,12 @@ impl AsyncConnection {
         })
     }
 
-    /// Each change of state, as it comes.
+    #[doc = doc!("AsyncConnection.events")]
     fn events(slf: &Bound<'_, Self>) -> AsyncEvents {
         AsyncEvents { source: Source::Connection(slf.clone().unbind()) }
     }
 
-    /// Say goodbye, and wait until the peer took everything.
+    #[doc = doc!("AsyncConnection.close")]
     #[pyo3(signature = (code = 0, reason = "", *, timeout = Timeout::LeftOut))]
     fn close(slf: &Bound<'_, Self>, code: i64, reason: &str, timeout: Timeout) -> PyResult<Py<PyAny>> {
         let reason = reason.to_owned();
@@ -176,7 +176,7 @@ impl AsyncConnection {
         })
     }
 
-    /// Says goodbye without waiting: its handler was cancelled, or has failed.
+    #[doc = doc!("AsyncConnection.abandon")]
     #[pyo3(signature = (*, has_failed))]
     fn abandon(slf: &Bound<'_, Self>, has_failed: bool) -> PyResult<()> {
         slf.as_super().get().abandon(slf.py(), has_failed)

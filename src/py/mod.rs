@@ -1,5 +1,12 @@
 //! The Python module: converts, detaches, converts. Decisions are made further in.
 
+/// The docstring that the stub has: of a class, or of `Class.member`. build.rs has taken it from there.
+macro_rules! doc {
+    ($name:literal) => {
+        include_str!(concat!(env!("OUT_DIR"), "/docs/", $name))
+    };
+}
+
 mod aio;
 mod buffer;
 mod callback;

@@ -217,7 +217,7 @@ impl Opening {
             }
             Err(LinkError::Ended(ending)) => Err(ended(py, &ending, &self.link, false).unwrap_or_else(|error| error)),
             Err(LinkError::TimedOut) => Err(PyTimeoutError::new_err(format!(
-                "{} accepted the connection and did not finish the handshake in time",
+                "{} accepted the connection and did not finish the handshake in time: if it isn't a LongServer, say framing=...",
                 self.link.peer_address()
             ))),
             Err(error) => Err(link_error(py, error, &self.link, false)),
