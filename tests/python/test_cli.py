@@ -13,15 +13,19 @@ import struct
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import longconn
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from longconn.cli import OTHERS, bare
 from longconn.cli.printing import duration
 from longconn.cli.probing import Search
 from longconn.connections import connections
 from peers import PATIENCE, connected, listening
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def cli(*words, stdin="", timeout=3 * PATIENCE, **environment):
@@ -87,6 +91,17 @@ def test_the_extra_is_declared():
 def test_a_shell_completes_the_commands():
     done = cli("--show-completion", "bash", _LONGCONN_COMPLETE="", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     assert "_LONGCONN_COMPLETE" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("name", ["help", *bare.COMMANDS, *OTHERS])
+def test_every_command_has_a_picture_and_the_page_shows_it(name):
+    page = (ROOT / "docs/how-to/command-line.md").read_text(encoding="utf-8")
+    assert f"](../pictures/{name}.svg)" in page
+    picture = (ROOT / f"docs/pictures/{name}.svg").read_text(encoding="utf-8")
+    typed = re.sub("<.*?>", "", picture, flags=re.DOTALL).replace("&#160;", " ")
+    assert f"longconn {'--' * (name == 'help')}{name}" in typed
+    for ours in (str(ROOT), str(Path.home()), "/tmp", "Traceback"):
+        assert ours not in typed, "of the machine where it was taken"
 
 
 # ---- ping
