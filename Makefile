@@ -13,7 +13,7 @@ SOURCES := $(shell find src -name '*.rs') build.rs python/longconn/_longconn.pyi
 # A wheel's speed: benches and users see the same.
 MATURIN := $(BIN)/maturin develop --release --quiet
 
-.PHONY: help build notebooks demo test test-pythons loom lint bench compare detect chaos conformance fuzz wheel sdist docs clean check-tools
+.PHONY: help build notebooks pictures demo test test-pythons loom lint bench compare detect chaos conformance fuzz wheel sdist docs clean check-tools
 .DELETE_ON_ERROR:
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo "make conformance  CPython's own tests with KeepaliveSocket in the place of socket.socket"
 	@echo 'make fuzz         the decoder and sequences of operations, FUZZ_SECONDS=600 each'
 	@echo 'make notebooks    run examples/notebooks, and keep what comes; some two minutes'
+	@echo "make pictures     the docs' pictures of terminals and a notebook, and their figures; needs root and chromium"
 	@echo 'make docs         the documentation as a site, into site/'
 	@echo 'make wheel        the abi3 wheel, audited, into dist/; MANYLINUX=2_17 for older systems'
 	@echo 'make sdist        the source distribution, and a wheel built of it'
@@ -126,6 +127,10 @@ sdist: $(STAMPS)/build
 
 notebooks: build $(STAMPS)/test
 	set -e; for notebook in examples/notebooks/*.ipynb; do $(BIN)/python tests/python/run_notebook.py --save $$notebook; done
+
+pictures: build $(STAMPS)/test $(STAMPS)/pictures
+	$(BIN)/python benches/pictures.py
+	$(BIN)/python benches/figures.py
 
 # The site, into site/; a link that leads nowhere, or a public name that the API page hasn't got, fails.
 docs: build $(STAMPS)/docs

@@ -330,7 +330,7 @@ def comparison(measured: Measured) -> Figure:
             each.spines["bottom"].set_visible(False)
         else:
             _never(each, patience * 1.02, patience * 1.3, "")
-            each.set_xticks([0, 5, 10], ["0", "5", "10 s"])
+            each.set_xticks([0, 5, 10])
     for label, library in zip(axes[0, 0].get_yticklabels(), libraries, strict=True):
         label.set_fontweight("bold" if library["is_ours"] else "normal")
     figure.suptitle(

@@ -15,7 +15,7 @@ try:
 except ImportError:  # then there is no live picture; the plain lines say the same
     Console = None  # type: ignore[assignment, misc]
 
-__all__ = ["WIDTH", "Screen"]
+__all__ = ["WIDTH", "Screen", "keep_svg"]
 
 WIDTH = 100  # of the plain lines, as README shows them
 
@@ -72,7 +72,12 @@ class Screen:
 
     def save_svg(self, path: Path, title: str) -> None:
         assert self._record is not None
-        svg = self._record.export_svg(title=title)
-        # rich has the picture load its font from the net, which no page should do for a picture.
-        svg = re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL)
-        path.write_text(svg + "\n", encoding="utf-8")
+        keep_svg(self._record, path, title)
+
+
+def keep_svg(console: Console, path: Path, title: str) -> None:
+    """What the console has recorded, as a picture of a terminal."""
+    svg = console.export_svg(title=title)
+    # rich has the picture load its font from the net, which no page should do for a picture.
+    svg = re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL)
+    path.write_text(svg + "\n", encoding="utf-8")

@@ -6,21 +6,26 @@ import importlib.metadata
 import json
 import math
 import os
+import re
 import signal
 import socket
 import struct
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import longconn
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from longconn.cli import OTHERS, bare
 from longconn.cli.printing import duration
 from longconn.cli.probing import Search
 from longconn.connections import connections
 from peers import PATIENCE, connected, listening
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def cli(*words, stdin="", timeout=3 * PATIENCE, **environment):
@@ -88,6 +93,17 @@ def test_a_shell_completes_the_commands():
     assert "_LONGCONN_COMPLETE" in done.stdout, done.stderr
 
 
+@pytest.mark.parametrize("name", ["help", *bare.COMMANDS, *OTHERS])
+def test_every_command_has_a_picture_and_the_page_shows_it(name):
+    page = (ROOT / "docs/how-to/command-line.md").read_text(encoding="utf-8")
+    assert f"](../pictures/{name}.svg)" in page
+    picture = (ROOT / f"docs/pictures/{name}.svg").read_text(encoding="utf-8")
+    typed = re.sub("<.*?>", "", picture, flags=re.DOTALL).replace("&#160;", " ")
+    assert f"longconn {'--' * (name == 'help')}{name}" in typed
+    for ours in (str(ROOT), str(Path.home()), "/tmp", "Traceback"):
+        assert ours not in typed, "of the machine where it was taken"
+
+
 # ---- ping
 
 
@@ -105,6 +121,25 @@ def test_ping_says_it_to_programs_as_well(server):
     assert answered["application_age_seconds"] == 0
     assert 0 < answered["round_trip_seconds"] < PATIENCE
     assert (summary["asked"], summary["answered"]) == (1, 1)
+
+
+def test_ping_does_not_call_a_program_fine_whose_interpreter_is_stuck():
+    code = """
+import ctypes, sys, longconn
+server = longconn.LongServer(("127.0.0.1", 0), heartbeat=longconn.Heartbeat(0.2))
+print("{}:{}".format(*server.address), flush=True)
+sys.stdin.readline()
+ctypes.PyDLL(None).sleep(600)
+"""
+    with python_beside(code) as program:
+        address = program.stdout.readline().strip()
+        with running("ping", address, "--interval", "0.2") as it:
+            fine = [it.stdout.readline() for _ in range(2)][1]
+            assert fine.endswith("interpreter fine, program fine\n"), fine
+            program.stdin.write("\n")
+            program.stdin.flush()
+            stuck = next(line for line in it.stdout if "fine" not in line)
+            assert re.search(r"path alive, interpreter stuck for \S+ s$", stuck), stuck
 
 
 def test_ping_says_who_is_there_instead():
@@ -132,10 +167,18 @@ def test_ping_tells_that_the_peer_was_lost(server):
 # ---- serve and connect
 
 
-@contextmanager
 def running(*words, **options):
+    return beside([sys.executable, "-m", "longconn", *words], **options)
+
+
+def python_beside(code):
+    return beside([sys.executable, "-c", code])
+
+
+@contextmanager
+def beside(words, **options):
     process = subprocess.Popen(
-        [sys.executable, "-m", "longconn", *words],
+        words,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -248,7 +291,9 @@ def test_chaos_tells_programs_what_happened_and_ends_in_time():
     assert fault["at"] == pytest.approx(0.1, abs=0.4)
     assert cli("chaos", "127.0.0.1:9", "--order", "latency").returncode == 2
     assert cli("chaos").returncode == 2
-    assert "half_close" in cli("chaos", "--list").stdout
+    told = cli("chaos", "--list").stdout
+    assert re.search(r"^half_close direction +FIN in one direction, .*\. *$", told, re.MULTILINE)
+    assert "`" not in told
 
 
 # ---- watch and doctor
@@ -274,6 +319,36 @@ def test_watch_finds_the_unprotected_connection_of_a_test():
             (theirs,) = (each for each in connections([os.getpid()]) if each.local == bare.getsockname())
             assert theirs.is_protected
             assert theirs.told.idle == pytest.approx(30 + 75 * 9, abs=1)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_watch_answers_first_and_leaves_out_what_a_narrow_terminal_has_no_room_for(width):
+    from io import StringIO
+
+    from longconn.cli.watch import _picture
+    from rich.console import Console
+
+    with listening() as listener, socket.create_connection(listener.getsockname()) as bare:
+        peer, _ = listener.accept()
+        with peer:
+            found = [each for each in connections([os.getpid()]) if each.local == bare.getsockname()]
+            console = Console(file=StringIO(), width=width)
+            console.print(_picture(found, console))
+    shown = console.file.getvalue()
+    assert shown.startswith("1 connection, 1 unprotected: ")
+    assert [title in shown for title in ("state", "timer")] == [width >= 100, width >= 200]
+    assert ("ESTABLISHED" in shown) == (width >= 100), "whole, or not at all"
+    assert all(word in shown for word in ("none", "never", "15.4 min"))
+
+
+def test_watch_tells_who_is_told_late():
+    from longconn.cli.watch import _summary
+
+    with listening() as listener, socket.create_connection(listener.getsockname()) as late:
+        late.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        late.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 7200)
+        found = [each for each in connections([os.getpid()]) if each.local == late.getsockname()]
+    assert _summary(found).plain == "1 connection, all protected; 1 told only after 2.19 h"
 
 
 def test_watch_reads_addresses_of_both_families():
@@ -309,10 +384,11 @@ def test_doctor_says_what_is_there():
     assert findings["longconn"]["value"] == longconn.__version__
     assert findings["the guard"]["verdict"] == "ok"
     assert findings["extra cli"]["value"] == "installed"
-    assert "longconn[" not in cli("doctor").stderr
+    assert "Everything that longconn needs is here" in cli("doctor").stdout
     bad = cli("doctor", LONGCONN_KEEPALIVE="sometimes")
     assert bad.returncode == 1
     assert "sometimes" in bad.stdout
+    assert "1 of these keep" in bad.stdout
 
 
 # ---- probe
@@ -350,6 +426,24 @@ def test_a_path_that_does_not_always_forget_is_told():
     search.record(10, survived=False)
     search.record(30, survived=True)
     assert (search.survives, search.forgets_within, search.contradictions) == (0, 10, [30])
+
+
+@pytest.mark.parametrize(
+    ("survived", "forgotten", "known", "advice"),
+    [
+        ([], [], "nothing known yet", ""),
+        ([9.7], [], "remembers for 9.7 s", ""),
+        ([9.7], [10], "forgets after 9.7 s to 10 s", "Keepalive.nat(9), or Heartbeat(4.85)"),
+    ],
+)
+def test_what_probe_says_is_no_more_than_it_knows(capsys, survived, forgotten, known, advice):
+    from longconn.cli.probe import _known, _report
+
+    search = Search()
+    search.survived, search.forgotten = survived, forgotten
+    assert _known(search) == known
+    _report(search, as_json=False, seconds=1.0)
+    assert advice in capsys.readouterr().out
 
 
 def test_probe_of_a_path_that_forgets_nothing(tmp_path):

@@ -62,7 +62,7 @@ def _exiting(command: Callable[..., int | None]) -> Callable[..., None]:
     return run_it
 
 
-for _command in (ping.ping, probe.probe, talk.serve, talk.connect, chaos.chaos, watch.watch, doctor.doctor):
+for _command in (watch.watch, ping.ping, probe.probe, talk.serve, talk.connect, chaos.chaos, doctor.doctor):
     app.command()(_exiting(_command))
 
 

@@ -219,16 +219,17 @@ def _explain(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
     limit = settings.guard_limit
     print("  the guard is off\n" if limit is None else f"  the guard convicts after {limit:g} s without an answer\n")
     cases = {
-        "idle": "nothing in flight, then the cable is pulled",
-        "in_flight": "data in flight",
-        "slow_reader": "a slow reader, then the cable",
-        "connecting": "connecting to somebody who doesn't answer",
+        "idle": "while this side only waits",
+        "in_flight": "with data in flight",
+        "slow_reader": "behind a reader that is slow",
+        "connecting": "while connecting",
     }
-    print(f"  {'A dead peer is noticed':<44}{'here':<22}by the kernel alone")
+    print(f"  {'A dead peer is noticed':<32}{'with longconn':<22}by the kernel alone")
     for case, text in cases.items():
-        print(f"  {text:<44}{_time(getattr(with_guard, case)):<22}{_time(getattr(without, case))}")
+        print(f"  {text:<32}{_time(getattr(with_guard, case)):<22}{_time(getattr(without, case))}")
     print("\n  A living peer that reads slowly is " + ("killed" if settings.user_timeout else "never reported") + ".")
-    print("  A peer whose program hangs isn't seen, for its kernel answers: that takes a heartbeat of the program's.")
+    print("  A peer whose program hangs isn't seen, for its kernel answers:")
+    print("  that takes a heartbeat of the program's.")
     if limit is not None and _longconn.HAS_GUARD:
         print(f"  TCP_RTO_MAX_MS (Linux 6.15): {'yes' if has_rto_max() else 'no'}")
     for warning in settings.warnings():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
 import threading
 import time
@@ -66,12 +67,18 @@ def _list_verbs() -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for verb in _VERBS:
         method = getattr(FaultProxy, verb)
-        parameters = [str(each) for each in list(inspect.signature(method).parameters.values())[1:]]
+        parameters = list(inspect.signature(method).parameters.values())[1:]
         signature = " ".join(
-            each.split(":")[0] + ("=" + each.split("= ")[1] if "= " in each else "") for each in parameters
+            each.name if each.default is each.empty else f"{each.name}={each.default}"
+            for each in parameters
+            if each.default != "both"  # said of all below
         )
-        table.add_row(f"[bold]{verb}[/] {signature}", (inspect.getdoc(method) or "").split("\n")[0])
-    Console(highlight=False).print(table)
+        # The first sentence is enough to choose by; its marks are for pages.
+        what = (inspect.getdoc(method) or "").partition("\n\n")[0].replace("\n", " ").partition(". ")[0]
+        table.add_row(f"[bold]{verb}[/] {signature}", re.sub(r"[`*]", "", what).rstrip(".") + ".")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print("\ndirection: to_server, to_client or both; both where it isn't asked for above.")
 
 
 def chaos(
@@ -106,6 +113,7 @@ def chaos(
         else:
             print("listening on {}:{}".format(*proxy.address), flush=True)
         threading.Thread(target=_obey, args=(proxy,), daemon=True).start()
+        console = Console(highlight=False)
         began, told = time.monotonic(), 0
         is_over = False
         while not is_over:
@@ -116,7 +124,11 @@ def chaos(
                 is_over = True
             record = proxy.record
             for event in record[told:]:
-                print(json.dumps(event._asdict()) if as_json else event, flush=True)
+                if as_json:
+                    print(json.dumps(event._asdict()), flush=True)
+                else:
+                    style = "bold" if event.what == "fault" else None
+                    console.print(str(event), style=style, markup=False, soft_wrap=True)
             told = len(record)
     return 0
 

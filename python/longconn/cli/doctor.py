@@ -108,7 +108,10 @@ def _rights() -> Iterator[_Finding]:
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="one array, for programs")] = False) -> int:
-    """Say what of this platform, kernel and Python longconn can use here. Exit status: 1 if something is bad."""
+    """Say what of this platform, kernel and Python longconn can use here.
+
+    Exit status: 1 if something is bad.
+    """
     findings = list(_findings())
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
@@ -117,5 +120,13 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="one array, for 
         signs = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "bad": "[red]bad[/]"}
         for finding in findings:
             table.add_row(signs[finding.verdict], finding.what, finding.value, Text(finding.remark, style="dim"))
-        Console(highlight=False).print(table)
+        console = Console(highlight=False)
+        console.print(table)
+        bad, notes = (sum(finding.verdict == verdict for finding in findings) for verdict in ("bad", "note"))
+        if bad:
+            console.print(f"\n[bold red]{bad} of these keep longconn from working as it should.[/]")
+        else:
+            console.print(
+                "\n[bold green]Everything that longconn needs is here[/]" + ("." if not notes else ", with notes.")
+            )
     return int(any(finding.verdict == "bad" for finding in findings))

@@ -80,8 +80,11 @@ def ping(
                     application_age_seconds=program,
                 )
                 if not as_json:
-                    levels = f"{_level(interpreter, 'interpreter')}, {_level(program, 'program')}"
-                    console.print(f"beat {asked} from {who}: {milliseconds(took)}; path [green]alive[/], {levels}")
+                    levels = [_level(interpreter, "interpreter")]
+                    if interpreter is None or interpreter < FRESH:  # else the program can't be fine
+                        levels.append(_level(program, "program"))
+                    path = "path [green]alive[/]"
+                    console.print(f"beat {asked} from {who}: {milliseconds(took)}; {', '.join([path, *levels])}")
     except (PeerLost, PeerClosed) as error:
         tell(event="lost", cause=str(getattr(error, "cause", "closed")), error=str(error))
         if not as_json:

@@ -157,8 +157,7 @@ def probe(
         try:
             while (idles := search.next_round()) and time.monotonic() < until:
                 round_began = time.monotonic()
-                known = f"between {duration(search.survives)} and {duration(_finite(search.forgets_within))}"
-                task = progress.add_task(f"{len(idles)} idle connections, {known}", total=idles[-1])
+                task = progress.add_task(f"{_known(search)}; {len(idles)} connections are idle", total=idles[-1])
                 for outcome in _try(host, port, idles, until):
                     progress.update(task, completed=time.monotonic() - round_began)
                     if outcome is not None:
@@ -166,13 +165,21 @@ def probe(
                         search.record(idle, survived=survived)
                         _save(state, address, search)
                         if not as_json:
-                            progress.print(f"idle for {duration(idle)}: {'survived' if survived else 'forgotten'}")
+                            what = "[green]survived[/]" if survived else "[red]forgotten[/]"
+                            progress.print(f"idle for {duration(idle)}: {what}")
                 progress.remove_task(task)
         except _ServerEnds as error:
             console.print(f"[red]longconn probe:[/] {error}", soft_wrap=True)
             return 1
     _report(search, as_json=as_json, seconds=time.monotonic() - began)
     return 0 if search.is_done else 3
+
+
+def _known(search: Search) -> str:
+    survives, forgets = search.survives, _finite(search.forgets_within)
+    if forgets is not None:
+        return f"forgets after {duration(survives)} to {duration(forgets)}"
+    return f"remembers for {duration(survives)}" if survives else "nothing known yet"
 
 
 def _finite(seconds: float) -> float | None:
@@ -203,4 +210,6 @@ def _report(search: Search, *, as_json: bool, seconds: float) -> None:
         console.print(f"[yellow]Not always, though: {kept} were survived as well.[/]")
     if survives >= 4:
         with suppress(ValueError):
-            console.print(f"Stay in its memory: Keepalive.nat({survives:.0f}), or Heartbeat({survives / 2:.3g}).")
+            console.print(
+                f"Stay in its memory: Keepalive.nat({math.floor(survives)}), or Heartbeat({survives / 2:.3g})."
+            )

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
+from rich.console import Console
 
 from ..errors import AlreadyClosed, LongConnError, PeerLost
 from ..heartbeat import Heartbeat
@@ -39,17 +40,24 @@ def _stop(_number: int, _frame: types.FrameType | None) -> NoReturn:
     raise _Stopped
 
 
-def _note(text: str) -> None:
+def _note(text: str, style: str = "") -> None:
     """Messages go to the standard output, and nothing else does."""
-    print(text, file=sys.stderr, flush=True)
+    console = Console(stderr=True, highlight=False)
+    # A line for each where a program reads; on a terminal whole words.
+    console.print(text, style=style or None, markup=False, soft_wrap=not console.is_terminal)
 
 
 def _tell(connection: LongConnection, event: Event) -> None:
-    who = connection.client_id or "{}:{}".format(*connection.peer_address)
+    _note_event(event, connection.client_id or "{}:{}".format(*connection.peer_address))
+
+
+def _note_event(event: Event, who: str = "") -> None:
     what = str(event.error) if event.error else event.state
     if event.replayed is not None:
-        what = f"came back, {event.replayed} messages were sent again"
-    _note(f"{time.strftime('%H:%M:%S', time.localtime(event.time))} {who}: {what}")
+        again = f"{event.replayed} message{' was' if event.replayed == 1 else 's were'} sent again"
+        what = f"came back, {again}" if who else f"connected again, {again}"
+    style = "green" if event.state == "open" else "red" if isinstance(event.error, PeerLost) else "yellow"
+    _note(f"{time.strftime('%H:%M:%S', time.localtime(event.time))} {f'{who}: ' if who else ''}{what}", style)
 
 
 def lines_of_input() -> Iterator[bytes]:
@@ -83,10 +91,10 @@ def serve(
         str, typer.Option("--come-back-to", metavar="HOST:PORT", help="for clients that follow such a word")
     ] = "",
 ) -> None:
-    """Print each message that comes, send each line of the standard input to everybody, say who comes and goes.
+    """Serve messages: print what comes, send each line of the standard input to everybody.
 
-    Serves until SIGTERM or Ctrl-C. Then clients are told when and where to come back, once they have taken what was
-    sent to them.
+    Who comes and goes is told on the standard error. Serves until SIGTERM or Ctrl-C. Then clients are told when and
+    where to come back, once they have taken what was sent to them.
     """
     signal.signal(signal.SIGTERM, _stop)
     server = LongServer(address, heartbeat=Heartbeat(interval), when_full="raise", on_event=_tell)
@@ -156,10 +164,7 @@ def _tell_own(event: Event) -> None:
     is_usual = event.state in ("open", "suspect") and event.replayed is None and not event.fresh
     if is_usual or isinstance(event.error, AlreadyClosed):
         return
-    what = str(event.error) if event.error else event.state
-    if event.replayed is not None:
-        what = f"connected again, {event.replayed} messages were sent again"
-    _note(f"{time.strftime('%H:%M:%S', time.localtime(event.time))} {what}")
+    _note_event(event)
 
 
 class _Conversation:

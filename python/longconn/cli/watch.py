@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Annotated
@@ -21,6 +22,12 @@ from .printing import duration
 __all__ = ["watch"]
 
 _REFRESH = 1.0
+#: Seconds; who is told later than this would as well be told never. Arbitrary: between the quarter of an hour after
+#: which a kernel gives up sending, and the two hours after which it begins to probe.
+_LATE = 3600.0
+_ENDLESS = 10_000
+#: What is left out first where the terminal is narrow.
+_SPARE = ("timer", "local", "state", "heard")
 
 
 def _place(address: tuple[str, int]) -> str:
@@ -43,7 +50,7 @@ def _protection(found: TcpConnection) -> Text:
 
 
 def _told(seconds: float | None) -> Text:
-    if seconds is None or seconds > 3600:
+    if seconds is None or seconds > _LATE:
         return Text(duration(seconds), style="red")
     return Text(duration(seconds), style="yellow" if seconds > 120 else "green")
 
@@ -63,33 +70,55 @@ def _timer(found: TcpConnection) -> str:
     return f"{found.timer} in {duration(max(found.timer_seconds, 0.0))}"
 
 
-def _picture(all_found: list[TcpConnection]) -> Group:
+def _picture(all_found: list[TcpConnection], console: Console) -> Group:
+    """The answer first, for what is below it may be longer than the terminal."""
+    tables = (_table(all_found, _SPARE[:count]) for count in range(len(_SPARE) + 1))
+    # The first that isn't too wide, or the narrowest.
+    for table in tables:
+        if table.__rich_measure__(console, console.options.update(width=_ENDLESS)).maximum <= console.width:
+            break
+    return Group(_summary(all_found), table)
+
+
+def _table(all_found: list[TcpConnection], without: tuple[str, ...]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("process", "local", "peer", "state"):
-        table.add_column(title, overflow="fold")
-    table.add_column("heard", justify="right")
-    table.add_column("timer")
-    table.add_column("protected by")
-    table.add_column("told if it waits", justify="right")
-    table.add_column("told if it sends", justify="right")
+    columns: dict[str, Callable[[TcpConnection], str | Text]] = {
+        "process": lambda found: f"{found.program} {found.pid}/{found.fd}",
+        "local": lambda found: _place(found.local),
+        "peer": lambda found: _place(found.peer),
+        "state": lambda found: found.state,
+        "heard": lambda found: "–" if found.silent_seconds is None else f"{duration(found.silent_seconds)} ago",
+        "timer": _timer,
+        "protected by": _protection,
+        "told if\nit waits": lambda found: _told_in_both_cases(found)[0],
+        "told if\nit sends": lambda found: _told_in_both_cases(found)[1],
+    }
+    shown = {title: cell for title, cell in columns.items() if title not in without}
+    for title in shown:
+        is_time = title.startswith(("heard", "told"))
+        table.add_column(title, overflow="fold", justify="right" if is_time else "left", vertical="bottom")
     for found in all_found:
-        heard = "–" if found.silent_seconds is None else f"{duration(found.silent_seconds)} ago"
-        place = f"{found.program} {found.pid}/{found.fd}", _place(found.local), _place(found.peer)
-        table.add_row(*place, found.state, heard, _timer(found), _protection(found), *_told_in_both_cases(found))
-    return Group(table, Text(_summary(all_found), style="bold"))
+        table.add_row(*(cell(found) for cell in shown.values()))
+    return table
 
 
-def _summary(all_found: list[TcpConnection]) -> str:
+def _summary(all_found: list[TcpConnection]) -> Text:
     bare = sum(found.is_protected is False for found in all_found)
     unknown = sum(found.is_protected is None for found in all_found)
-    text = f"{len(all_found)} connections"
+    late = [each.told.idle for each in all_found if not each.is_supervised and each.told and each.told.idle]
+    late = [seconds for seconds in late if seconds > _LATE]
+    text, style = f"{len(all_found)} connection{'s' * (len(all_found) != 1)}", "bold"
     if bare:
         text += f", {bare} unprotected: if the peer is gone, its program is never told while it only waits"
+        style = "bold red"
     elif all_found and not unknown:
         text += ", all protected"
+        style = "bold yellow" if late else "bold green"
+    if late:
+        text += f"; {len(late)} told only after {duration(max(late))}"
     if unknown:
         text += f"; {unknown} can't be read (another user's: try root)"
-    return text
+    return Text(text, style=style)
 
 
 def _as_json(found: TcpConnection) -> dict[str, object]:
@@ -108,7 +137,7 @@ def watch(
     check: Annotated[bool, typer.Option("--check", help="look once; exit status 1 if one is unprotected")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="look once; one array, for programs")] = False,
 ) -> int:
-    """Show TCP connections with their timers, and when their program would be told that the peer is gone.
+    """Show TCP connections, and when their program would be told that the peer is gone.
 
     "longconn" stands where its threads run in the process and its options are set on the socket. All else is what the
     kernel alone does. Other users' connections need root.
@@ -120,14 +149,15 @@ def watch(
         found = connections(processes() if who == "all" else [int(who)])
         return sorted(found, key=lambda each: (each.is_protected is not False, each.pid, each.fd))
 
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     found = look()
     if as_json:
         print(json.dumps([_as_json(each) for each in found], indent=1))
     elif once or check or not sys.stdout.isatty():
-        Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(_picture(found))
+        console.print(_picture(found, console))
     else:
-        with suppress(KeyboardInterrupt), Live(_picture(found), auto_refresh=False) as live:
+        with suppress(KeyboardInterrupt), Live(_picture(found, console), console=console, auto_refresh=False) as live:
             while True:
                 time.sleep(_REFRESH)
-                live.update(_picture(look()), refresh=True)
+                live.update(_picture(look(), console), refresh=True)
     return int(check and any(each.is_protected is False for each in found))
