@@ -9,7 +9,7 @@ FUZZ_SECONDS ?= 600
 INTERPRETER := $(shell $(PYTHON) -c 'import os, re, sys; \
 	print(re.sub(r"\W", "-", sys.version.split()[0] + os.path.realpath(sys.executable)))' 2>/dev/null)
 ENVIRONMENT := $(STAMPS)/venv-$(INTERPRETER)
-SOURCES := $(shell find src -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
+SOURCES := $(shell find src -name '*.rs') build.rs python/longconn/_longconn.pyi Cargo.toml Cargo.lock pyproject.toml
 # A wheel's speed: benches and users see the same.
 MATURIN := $(BIN)/maturin develop --release --quiet
 

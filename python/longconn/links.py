@@ -91,7 +91,7 @@ class Event(NamedTuple):
     """A connection's change of state."""
 
     time: float
-    """As of ``time.time()``."""
+    """As of ``time.time()``, and of what a `longconn.testing.FakeClock` has skipped."""
     state: str
     """The new one: ``open``, ``suspect``, ``reconnecting`` or ``closed``."""
     cause: Cause | None
@@ -148,6 +148,11 @@ class ServerStats(NamedTuple):
     """Sessions that have lost their connection, as it is now, and wait for their clients."""
     waiting_bytes: int
     """What these keep: bytes that were not taken, by either side."""
+
+
+def monotonic() -> float:
+    """As of `time.monotonic`, and of what a `longconn.testing.FakeClock` has skipped: connections' own clock."""
+    return time.monotonic() + _longconn.skipped()
 
 
 def _rhythm(heartbeat: object) -> tuple[Any, ...]:

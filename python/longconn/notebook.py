@@ -18,7 +18,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from . import pictures, sampling
-from .links import LinkStats, ServerStats
+from .links import LinkStats, ServerStats, monotonic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,9 +78,9 @@ class Timeline:
         """From the first look to the last, or to now."""
         begins = [history.began for history in self._histories if history.began is not None]
         ends = [moments[-1].at for history in self._histories if (moments := history.moments)]
-        begin = min(begins, default=time.monotonic())
+        begin = min(begins, default=monotonic())
         # A little more than the last look: the end is to be seen.
-        return begin, max(ends, default=begin) + 0.5 if self.is_over else time.monotonic()
+        return begin, max(ends, default=begin) + 0.5 if self.is_over else monotonic()
 
     def _repr_html_(self) -> str:
         begin, end = self._range()

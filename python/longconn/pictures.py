@@ -516,7 +516,7 @@ def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def timeline(histories: list[History], begin: float, end: float, origin: float) -> str:
-    """All on one time axis, from *begin* to *end*; times are told from *origin* on, all as of `time.monotonic`."""
+    """All on one time axis, from *begin* to *end*; times are told from *origin*. As of `longconn.links.monotonic`."""
     drawing = _Drawing(begin, max(end, begin + 1.0))
     faults = sorted(fault for each in histories for fault in each.faults())
     drawing.y = top = 36.0 if faults else 2.0

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 from . import _longconn
 from .errors import LongConnError
-from .links import BaseServer, LinkStats, ServerStats
+from .links import BaseServer, LinkStats, ServerStats, monotonic
 
 __all__ = ["PERIOD", "Beat", "Client", "History", "Moment", "Span", "history", "kind_of", "tell"]
 
@@ -53,7 +53,7 @@ class Moment(NamedTuple):
     """What was read at one time."""
 
     at: float
-    """As of `time.monotonic`."""
+    """As of `longconn.links.monotonic`."""
     stats: LinkStats | ServerStats | None
     """None of a fault proxy."""
     clients: tuple[Client, ...] = ()
@@ -136,7 +136,7 @@ class History:
         subject = self.subject()
         if subject is None or self._has_ended:
             return
-        now = time.monotonic()
+        now = monotonic()
         try:
             if self.kind == "proxy":
                 is_long = len(self.record) > _LONG_RECORD and not subject.is_closed
@@ -163,7 +163,7 @@ class History:
 
     @property
     def began(self) -> float | None:
-        """When it was read first, as of `time.monotonic`."""
+        """When it was read first, as of `longconn.links.monotonic`."""
         return self._moments[0].at if self._moments else None
 
     def faults(self) -> list[tuple[float, str]]:
@@ -280,7 +280,8 @@ class _Sampler:
             self._begin()
 
     def _begin(self) -> None:
-        if self._thread is None and not self._is_ending.is_set():
+        # One may still have had a look to end when `end` had waited long enough for it, and be over by now.
+        if (self._thread is None or not self._thread.is_alive()) and not self._is_ending.is_set():
             # A daemon: who forgets to stop a timeline has a program that ends all the same.
             self._thread = threading.Thread(target=self._run, name="longconn-sampler", daemon=True)
             self._thread.start()
@@ -303,12 +304,11 @@ class _Sampler:
 
     def end(self) -> None:
         """Until `go_on`, or for good."""
-        self._is_ending.set()
-        thread = self._thread
+        with self._lock:  # or one may just begin
+            self._is_ending.set()
+            thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(2.0)
-            if not thread.is_alive():
-                self._thread = None
 
     def go_on(self) -> None:
         self._is_ending.clear()

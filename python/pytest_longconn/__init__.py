@@ -15,7 +15,7 @@ import pytest
 
 if TYPE_CHECKING:
     from longconn import LongServer
-    from longconn.testing import DeadPeer, FaultProxy
+    from longconn.testing import DeadPeer, FakeClock, FaultProxy
     from longconn.testing.network import Lab
 
 #: Of the tests that run; a stash would be pytest 7's.
@@ -32,6 +32,17 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             # the kit's own assertions have told it
             if story.partition("\n")[0] not in str(getattr(call.excinfo, "value", "")):
                 report.sections.append(("fault proxy", story))
+
+
+@pytest.fixture
+def fake_clock() -> FakeClock:
+    """A `longconn.testing.FakeClock`: ``fake_clock.advance(75)`` has 75 s go by at once.
+
+    What was skipped stays so after the test.
+    """
+    from longconn.testing import FakeClock
+
+    return FakeClock()
 
 
 @pytest.fixture

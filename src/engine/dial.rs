@@ -339,9 +339,9 @@ impl Dialling {
             }
             match &mut patience {
                 Patience::Until(deadline) => {
-                    let place = answer.waiters.enter(Interest::STATE)?;
+                    let place = answer.waiters.enter(Interest::STATE, *deadline)?;
                     drop(answer);
-                    let slept = place.sleep(None, 0, clock::now(), *deadline);
+                    let slept = place.sleep(None, 0, clock::now());
                     answer = sync::lock(&self.answer);
                     answer.waiters.leave(place);
                     slept?;

@@ -51,7 +51,7 @@ pub fn before() {
 /// Until when a fork waits for a callback.
 #[must_use]
 pub fn patience() -> Instant {
-    clock::now() + PATIENCE
+    clock::real() + PATIENCE
 }
 
 /// Ends all threads, in the thread that is going to fork, detached from Python.
@@ -115,5 +115,5 @@ pub fn shut_down(patience: Duration) -> bool {
     guard::close();
     guard::pause();
     notices::close();
-    notices::has_ended(clock::now() + patience)
+    notices::has_ended(clock::real() + patience)
 }

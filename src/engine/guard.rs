@@ -267,7 +267,7 @@ pub fn start(fd: BorrowedFd<'_>, limit: Duration, plan: Plan) -> Result<Arc<Watc
         None => None,
     };
     let rto = if is_open { bound_rto(fd, &sample, limit) } else { RtoMax::NotYet };
-    let now = clock::now();
+    let now = clock::real();
     let mut judge = Judge::new(limit);
     judge.set_probing(probing);
     judge.observe(now, &sample);
@@ -543,7 +543,7 @@ impl Registry {
 
     /// Looks at one socket.
     fn look(&mut self, id: usize) {
-        let now = clock::now();
+        let now = clock::real();
         let entry = &mut self.entries[id];
         let sample = tcp_info::sample(entry.fd);
         // Only now: had the number changed hands before, the cookie would be another's.
@@ -672,7 +672,7 @@ impl Registry {
             return true;
         }
         // An answer may have come since the look.
-        let (Ok(sample), now) = (tcp_info::sample(pinned.as_raw_fd()), clock::now()) else { return false };
+        let (Ok(sample), now) = (tcp_info::sample(pinned.as_raw_fd()), clock::real()) else { return false };
         if !matches!(entry.judge.observe(now, &sample), Verdict::Dead { .. }) {
             return false;
         }
@@ -720,9 +720,9 @@ fn run() {
     sys::block_signals();
     let mut registry = lock();
     while !registry.paused {
-        registry.look_at_due(clock::now().into());
+        registry.look_at_due(clock::real().into());
         let next = registry.due.first_key_value();
-        let wait = next.map(|(due, _)| due.instant().saturating_duration_since(clock::now()));
+        let wait = next.map(|(due, _)| due.instant().saturating_duration_since(clock::real()));
         registry = match wait {
             Some(Duration::ZERO) => {
                 drop(registry);
@@ -780,7 +780,7 @@ pub fn wake(watch: &Arc<Watch>) {
         DORMANT.fetch_sub(1, Ordering::Relaxed);
         // What was counted before the fork was counted by another process.
         registry.entries[id].judge.start_anew();
-        registry.schedule(id, clock::now().into());
+        registry.schedule(id, clock::real().into());
         registry.start_thread_if_needed();
     }
 }

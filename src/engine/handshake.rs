@@ -45,9 +45,9 @@ fn is_spent() -> bool {
 
 /// Has `work` count as a handshake's.
 fn spend<T>(work: impl FnOnce() -> T) -> T {
-    let began = clock::now();
+    let began = clock::real();
     let result = work();
-    SPENT.set(SPENT.get() + clock::now().saturating_duration_since(began));
+    SPENT.set(SPENT.get() + clock::real().saturating_duration_since(began));
     result
 }
 

@@ -13,7 +13,7 @@ use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token};
@@ -175,6 +175,8 @@ impl Drop for Hub {
 pub struct Seat {
     pub(super) hub: Arc<Hub>,
     pub(super) token: usize,
+    /// When its time is up, by the engine's clock; the loop has a timer by its own.
+    pub deadline: Option<Instant>,
     /// It stands in a list of those who wait.
     pub(super) is_taken: bool,
 }
@@ -182,7 +184,7 @@ pub struct Seat {
 impl Seat {
     #[must_use]
     pub fn new(hub: Arc<Hub>, token: usize) -> Self {
-        Self { hub, token, is_taken: false }
+        Self { hub, token, deadline: None, is_taken: false }
     }
 
     #[must_use]

@@ -20,6 +20,7 @@ pub mod proxy;
 pub mod reactor;
 mod resolver;
 mod seats;
+pub mod skipping;
 pub(crate) mod sync;
 pub mod tally;
 mod timers;

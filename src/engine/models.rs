@@ -191,9 +191,9 @@ fn receive(inbox: &Mutex<Inbox>) -> Option<u8> {
             }
             return message;
         }
-        let place = inner.waiters.enter(Interest::READABLE).expect("there are descriptors");
+        let place = inner.waiters.enter(Interest::READABLE, None).expect("there are descriptors");
         drop(inner);
-        place.sleep(None, 0, super::clock::now(), None).expect("there is no limit");
+        place.sleep(None, 0, super::clock::now()).expect("there is no limit");
         inner = inbox.lock().expect("nobody panics");
         inner.waiters.leave(place);
     }

@@ -176,7 +176,7 @@ impl Queue {
         let is_ours = |thread: &JoinHandle<()>| thread.thread().id() == thread::current().id();
         match &self.thread {
             None => true,
-            Some(thread) => is_ours(thread) || (self.running && clock::now() >= deadline),
+            Some(thread) => is_ours(thread) || (self.running && clock::real() >= deadline),
         }
     }
 }
@@ -198,7 +198,7 @@ pub fn pause(deadline: Instant) {
             queue = lock();
             continue;
         }
-        let left = deadline.saturating_duration_since(clock::now());
+        let left = deadline.saturating_duration_since(clock::real());
         queue = CHANGED.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
     }
 }
@@ -263,7 +263,7 @@ mod models {
 
     fn finish() {
         close();
-        assert!(has_ended(clock::now() + AGES));
+        assert!(has_ended(clock::real() + AGES));
     }
 
     /// Fails when `post` doesn't look whether a thread is needed, when `release_in_parent` starts none for what came meanwhile,
@@ -283,7 +283,7 @@ mod models {
                     }
                 })
             };
-            let deadline = clock::now() + AGES;
+            let deadline = clock::real() + AGES;
             let (held, before) = loop {
                 pause(deadline);
                 let before = runs.load(Ordering::Relaxed);

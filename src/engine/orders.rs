@@ -80,6 +80,12 @@ impl<T> Orders<T> {
         mem::take(&mut self.lock().is_stopping)
     }
 
+    /// Nor anything that it is to do shortly.
+    pub(super) fn are_none(&self) -> bool {
+        let given = self.lock();
+        given.urgent.is_empty() && given.soon.is_empty()
+    }
+
     /// There is nothing that the thread has to do before it sleeps.
     pub(super) fn may_sleep(&self) -> bool {
         self.lock().urgent.is_empty()

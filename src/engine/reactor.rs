@@ -24,6 +24,7 @@ use crate::engine::listener::Listener;
 use crate::engine::orders::Orders;
 use crate::engine::proxy::Proxy;
 use crate::engine::seats::{Keys, Seats, place_of};
+use crate::engine::skipping::{Asked, Skipping, Stir};
 use crate::engine::sync::thread::{self, JoinHandle};
 use crate::engine::sync::{self, Condvar, Mutex, MutexGuard, global};
 use crate::engine::timers::Timers;
@@ -50,6 +51,8 @@ enum Order {
     Alarm(usize, Moment),
     /// Whatever it wants to do: write on, read on.
     Attend(usize),
+    /// That its clock be somewhere.
+    Skip(Asked),
     /// With the lock of this link, if it is one.
     #[cfg(test)]
     Panic(usize),
@@ -65,6 +68,18 @@ enum Member {
     Newcomer(Arc<Newcomer>),
     /// Likewise.
     Proxy(Box<(Arc<Proxy>, Option<Arc<AtomicI32>>)>),
+}
+
+impl Member {
+    /// Before time is skipped. A handshake and an attempt to connect are under way until they are over.
+    fn stir(&self) -> Stir {
+        match self {
+            Self::Link(link) => link.stir(),
+            Self::Listener(listener) => listener.stir(),
+            Self::Dial(_) | Self::Newcomer(_) => Stir { is_astir: true, next_deadline: None },
+            Self::Proxy(_) => Stir::default(),
+        }
+    }
 }
 
 /// Links, listeners, attempts to connect, and what belongs to proxies, that the engine looks after, as of its last turn.
@@ -152,6 +167,10 @@ impl Engine {
         deliveries.extract_if(.., |(whose, _)| *whose == key).map(|(_, arrived)| arrived).collect()
     }
 
+    pub(super) fn skip(&self, wish: Asked) -> io::Result<()> {
+        self.orders.give(Order::Skip(wish), IS_ENGINE.get()).map_err(|_| io::Error::other(PANICKED))
+    }
+
     /// Wakes the thread for this after a moment, so that more can come together meanwhile.
     pub fn attend_soon(&self, key: usize) {
         self.orders.give_soon(key);
@@ -182,6 +201,7 @@ struct Reactor {
     engine: Arc<Engine>,
     members: Seats<Member>,
     timers: Timers,
+    skipping: Skipping,
     suspended: Duration,
 }
 
@@ -201,6 +221,7 @@ impl Reactor {
             engine: Arc::new(engine),
             members: Seats::default(),
             timers: Timers::default(),
+            skipping: Skipping::new(),
             suspended: clock::suspended(),
         })
     }
@@ -253,6 +274,8 @@ impl Reactor {
     /// Until it is to stop.
     fn look_after_members(&mut self) {
         let mut events = Events::with_capacity(EVENTS);
+        // While time is skipped; how long the next step may be waited for.
+        let mut pause = Duration::ZERO;
         loop {
             handshake::allow_more();
             self.carry_out_orders(clock::now());
@@ -260,7 +283,8 @@ impl Reactor {
                 return;
             }
             let timeout = if self.engine.orders.may_sleep() {
-                self.timers.next_wake_up().map(|at| at.saturating_duration_since(clock::now()))
+                let next = self.timers.next_wake_up().map(|at| at.saturating_duration_since(clock::now()));
+                if self.skipping.is_wanted() { Some(next.map_or(pause, |next| next.min(pause))) } else { next }
             } else {
                 Some(Duration::ZERO)
             };
@@ -295,7 +319,18 @@ impl Reactor {
             if count < EVENTS || self.timers.next_wake_up().is_some_and(|at| now > at + LATE) {
                 self.ring_alarms(now);
             }
+            if self.skipping.is_wanted() {
+                pause = self.skip(count > 0);
+            }
         }
+    }
+
+    /// One step through the time that is to be skipped, if nothing is left to be done before. How long to sleep at most.
+    fn skip(&mut self, has_news: bool) -> Duration {
+        let next_alarm = self.timers.next_wake_up();
+        let is_busy = has_news || !self.engine.orders.are_none() || next_alarm.is_some_and(|at| at <= clock::now());
+        let members = self.members.with_keys().map(|(key, member)| (key, member.stir()));
+        self.skipping.step(is_busy, next_alarm, members)
     }
 
     fn carry_out_orders(&mut self, now: Instant) {
@@ -315,6 +350,7 @@ impl Reactor {
                     }
                 }
                 Order::Attend(key) => self.attend(key, now),
+                Order::Skip(wish) => self.skipping.add(wish),
                 #[cfg(test)]
                 Order::Panic(key) => match self.members.get(key) {
                     Some(Member::Link(link)) => link.panic_with_lock(),

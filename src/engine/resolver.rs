@@ -109,11 +109,11 @@ fn run() {
 
 /// Has the threads end, and waits a moment for it. None begins until a fork is over.
 pub(super) fn pause(deadline: Instant) {
-    let deadline = deadline.min(clock::now() + PATIENCE);
+    let deadline = deadline.min(clock::real() + PATIENCE);
     let mut queue = lock();
     queue.paused = true;
     while queue.threads > 0 {
-        let left = deadline.saturating_duration_since(clock::now());
+        let left = deadline.saturating_duration_since(clock::real());
         if left.is_zero() {
             return;
         }

@@ -96,6 +96,10 @@ impl<T> Seats<T> {
         self.seats.iter().flatten().map(|(_, member)| member)
     }
 
+    pub(super) fn with_keys(&self) -> impl Iterator<Item = (usize, &T)> {
+        self.seats.iter().flatten().map(|(key, member)| (*key, member))
+    }
+
     pub(super) fn into_members(self) -> impl Iterator<Item = T> {
         self.seats.into_iter().flatten().map(|(_, member)| member)
     }

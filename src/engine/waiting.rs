@@ -116,6 +116,8 @@ fn own_wakeup() -> io::Result<Arc<Wakeup>> {
 struct Waiter {
     interest: Interest,
     who: Who,
+    /// When its time is up. It sees to that by itself, unless time is skipped.
+    deadline: Option<Instant>,
     is_signalled: bool,
 }
 
@@ -143,15 +145,16 @@ impl Waiters {
     }
 
     /// Takes the calling thread in. What it is to poll while nobody holds the lock.
-    pub fn enter(&mut self, interest: Interest) -> io::Result<Place> {
+    pub fn enter(&mut self, interest: Interest, deadline: Option<Instant>) -> io::Result<Place> {
         let wakeup = own_wakeup()?;
-        self.push(Waiter { interest, who: Who::Thread(wakeup.clone()), is_signalled: false });
-        Ok(Place(wakeup))
+        self.push(Waiter { interest, who: Who::Thread(wakeup.clone()), deadline, is_signalled: false });
+        Ok(Place { wakeup, deadline })
     }
 
     /// Takes in who is sent word.
     pub fn enter_seat(&mut self, interest: Interest, seat: &mut Seat) {
-        self.push(Waiter { interest, who: Who::Seated(seat.hub.clone(), seat.token), is_signalled: false });
+        let who = Who::Seated(seat.hub.clone(), seat.token);
+        self.push(Waiter { interest, who, deadline: seat.deadline, is_signalled: false });
         seat.is_taken = true;
     }
 
@@ -164,8 +167,8 @@ impl Waiters {
 
     /// The calling thread doesn't wait any more.
     pub fn leave(&mut self, place: Place) {
-        if self.remove(|who| matches!(who, Who::Thread(wakeup) if Arc::ptr_eq(wakeup, &place.0))) {
-            place.0.clear();
+        if self.remove(|who| matches!(who, Who::Thread(wakeup) if Arc::ptr_eq(wakeup, &place.wakeup))) {
+            place.wakeup.clear();
         }
     }
 
@@ -219,6 +222,14 @@ impl Waiters {
     pub fn wake_everyone(&mut self) {
         self.all().iter_mut().for_each(Waiter::signal);
     }
+
+    /// Time was skipped: wakes those whose time is up. When that of the next is; true while somebody was woken and hasn't come yet.
+    pub(super) fn wake_overdue(&mut self, now: Instant) -> (Option<Instant>, bool) {
+        let waiters = self.all();
+        waiters.iter_mut().filter(|waiter| waiter.deadline.is_some_and(|at| at <= now)).for_each(Waiter::signal);
+        let others = waiters.iter().filter(|waiter| !waiter.is_signalled);
+        (others.filter_map(|waiter| waiter.deadline).min(), waiters.iter().any(|waiter| waiter.is_signalled))
+    }
 }
 
 impl Waiter {
@@ -235,7 +246,10 @@ impl Waiter {
 
 /// A waiting thread's place in the list.
 #[derive(Debug)]
-pub struct Place(Arc<Wakeup>);
+pub struct Place {
+    wakeup: Arc<Wakeup>,
+    deadline: Option<Instant>,
+}
 
 impl Place {
     /// Sleeps until it is woken, `events` come on `fd`, or the deadline has passed; gives what came on `fd`. Spurious
@@ -245,13 +259,12 @@ impl Place {
         fd: Option<BorrowedFd<'_>>,
         events: libc::c_short,
         now: Instant,
-        deadline: Option<Instant>,
     ) -> Result<libc::c_short, WaitError> {
-        let timeout = deadline.map(|deadline| deadline.saturating_duration_since(now));
+        let timeout = self.deadline.map(|deadline| deadline.saturating_duration_since(now));
         if timeout == Some(Duration::ZERO) {
             return Err(WaitError::TimedOut);
         }
-        match sync::wait_either(fd, events, &self.0, timeout) {
+        match sync::wait_either(fd, events, &self.wakeup, timeout) {
             Ok((came, _)) => Ok(came),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(WaitError::Interrupted),
             Err(error) => Err(error.into()),

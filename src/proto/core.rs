@@ -345,6 +345,13 @@ impl Core {
         }
     }
 
+    /// The peer, if it lives, is about to say something: a step of a handshake, an answer.
+    #[must_use]
+    pub fn is_owed(&self, now: Instant) -> bool {
+        let is_waiting = matches!(self.state(), State::Connecting | State::Suspect | State::Closing);
+        is_waiting || matches!(self, Self::Plain(plain) if plain.is_owed(now))
+    }
+
     /// The session has no link, and waits for one.
     #[must_use]
     pub fn is_away(&self) -> bool {

@@ -71,7 +71,7 @@ impl<'a> Frame<'a> {
 /// What the peer said isn't a frame, or not one that may come here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    #[error("not a longconn peer: it said {}{}", Shown(said), tls_hint(said))]
+    #[error("not a longconn peer: it said {}{}", Shown(said), hint(said))]
     NotLongconn { said: Vec<u8> },
     #[error("unknown frame kind {kind:#04x}")]
     UnknownKind { kind: u8 },
@@ -92,11 +92,11 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-/// A record of TLS begins so (RFC 8446, section 5.1).
-fn tls_hint(said: &[u8]) -> &'static str {
+/// What to do. A record of TLS begins so (RFC 8446, section 5.1).
+fn hint(said: &[u8]) -> &'static str {
     match said {
         [20..=23, 3, ..] => ", which is TLS: both sides have to be told of it (tls=...), or neither",
-        _ => "",
+        _ => "; to talk with any TCP program say framing=...",
     }
 }
 

@@ -833,6 +833,17 @@ impl Plain {
         }
     }
 
+    /// Our newest heartbeat was handed over, and nothing has been heard since.
+    #[must_use]
+    pub fn is_owed(&self, now: Instant) -> bool {
+        self.beating.as_ref().is_some_and(|beating| {
+            let (silence, asked) = (beating.silence.as_ref(), beating.asked);
+            silence
+                .zip(asked)
+                .is_some_and(|(silence, (due, _))| silence.detector.silence(now) >= now.saturating_duration_since(due))
+        })
+    }
+
     #[must_use]
     pub fn framing(&self) -> Framing {
         self.config.framing

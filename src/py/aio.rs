@@ -20,7 +20,7 @@ use crate::engine::listener::Client;
 use crate::engine::sync::lock;
 use crate::engine::waiting::Interest;
 
-/// A LongConnection of an event loop.
+#[doc = doc!("AsyncConnection")]
 #[pyclass(frozen, extends = Connection, name = "LongConnection", module = "longconn.aio")]
 pub(super) struct AsyncConnection;
 
@@ -44,34 +44,34 @@ fn wait_on_for(
 ) -> PyResult<Py<PyAny>> {
     let connection = slf.as_super().clone();
     let hub = connection.get().hub()?;
-    Waiting::of(slf.py(), hub, Box::new(OnLink { name, connection: connection.clone().unbind(), look }), timeout)
+    Waiting::of(slf.py(), hub, name, Box::new(OnLink { connection: connection.clone().unbind(), look }), timeout)
 }
 
 #[pymethods]
 impl AsyncConnection {
-    /// Send one message.
+    #[doc = doc!("AsyncConnection.send")]
     #[pyo3(signature = (data, *, timeout = Timeout::LeftOut))]
     fn send(slf: &Bound<'_, Self>, data: &Bound<'_, PyAny>, timeout: Timeout) -> PyResult<Waiting> {
         Waiting::to_send(slf.as_super(), data, timeout)
     }
 
-    /// The same as `send`, by the socket's name.
+    #[doc = doc!("AsyncConnection.sendall")]
     #[pyo3(signature = (data, *, timeout = Timeout::LeftOut))]
     fn sendall(slf: &Bound<'_, Self>, data: &Bound<'_, PyAny>, timeout: Timeout) -> PyResult<Waiting> {
         Waiting::to_send(slf.as_super(), data, timeout)
     }
 
-    /// Send each message of an iterable; how many it were.
+    #[doc = doc!("AsyncConnection.send_many")]
     #[pyo3(signature = (messages, *, timeout = Timeout::LeftOut))]
     fn send_many(slf: &Bound<'_, Self>, messages: &Bound<'_, PyAny>, timeout: Timeout) -> PyResult<Py<PyAny>> {
         let connection = slf.as_super().clone();
         let messages = messages.try_iter()?.unbind();
         let operation = SendMany { connection: connection.clone().unbind(), messages, next: None, count: 0 };
         let this = connection.get();
-        Waiting::of(slf.py(), this.hub()?, Box::new(operation), timeout.or(this.settled()))
+        Waiting::of(slf.py(), this.hub()?, "send_many()", Box::new(operation), timeout.or(this.settled()))
     }
 
-    /// Receive one message.
+    #[doc = doc!("AsyncConnection.recv")]
     #[pyo3(signature = (*size, timeout = Timeout::LeftOut), text_signature = "($self, /, *size, timeout=...)")]
     fn recv(slf: &Bound<'_, Self>, size: &Bound<'_, PyTuple>, timeout: Timeout) -> PyResult<Py<PyAny>> {
         match receive_size(&slf.as_super().get().link, size)? {
@@ -88,7 +88,7 @@ impl AsyncConnection {
         }
     }
 
-    /// Receive the messages that are there, at least one.
+    #[doc = doc!("AsyncConnection.recv_many")]
     #[pyo3(signature = (max_messages, *, timeout = Timeout::LeftOut))]
     fn recv_many(slf: &Bound<'_, Self>, max_messages: isize, timeout: Timeout) -> PyResult<Py<PyAny>> {
         let most = count_to_receive(max_messages)?;
@@ -113,7 +113,7 @@ impl AsyncConnection {
         Waiting::to_next(slf.as_super())
     }
 
-    /// Wait until the peer's program took everything that was sent.
+    #[doc = doc!("AsyncConnection.flush")]
     #[pyo3(signature = (*, timeout = Timeout::LeftOut))]
     fn flush(slf: &Bound<'_, Self>, timeout: Timeout) -> PyResult<Py<PyAny>> {
         let mut end = None;
@@ -126,7 +126,7 @@ impl AsyncConnection {
         })
     }
 
-    /// The round trip of a beat that the peer answers at once.
+    #[doc = doc!("AsyncConnection.ping")]
     #[pyo3(signature = (*, timeout = Timeout::LeftOut))]
     fn ping(slf: &Bound<'_, Self>, timeout: Timeout) -> PyResult<Py<PyAny>> {
         check_framed(&slf.as_super().get().link, "ping()")?;
@@ -144,7 +144,7 @@ impl AsyncConnection {
         })
     }
 
-    /// Wait for a state.
+    #[doc = doc!("AsyncConnection.wait_for")]
     #[pyo3(signature = (state, *, timeout = Timeout::LeftOut))]
     fn wait_for(slf: &Bound<'_, Self>, state: &str, timeout: Timeout) -> PyResult<Py<PyAny>> {
         let wanted = state_to_wait_for(state)?;
@@ -153,12 +153,12 @@ impl AsyncConnection {
         })
     }
 
-    /// Each change of state, as it comes.
+    #[doc = doc!("AsyncConnection.events")]
     fn events(slf: &Bound<'_, Self>) -> AsyncEvents {
         AsyncEvents { source: Source::Connection(slf.clone().unbind()) }
     }
 
-    /// Say goodbye, and wait until the peer took everything.
+    #[doc = doc!("AsyncConnection.close")]
     #[pyo3(signature = (code = 0, reason = "", *, timeout = Timeout::LeftOut))]
     fn close(slf: &Bound<'_, Self>, code: i64, reason: &str, timeout: Timeout) -> PyResult<Py<PyAny>> {
         let reason = reason.to_owned();
@@ -176,7 +176,7 @@ impl AsyncConnection {
         })
     }
 
-    /// Says goodbye without waiting: its handler was cancelled, or has failed.
+    #[doc = doc!("AsyncConnection.abandon")]
     #[pyo3(signature = (*, has_failed))]
     fn abandon(slf: &Bound<'_, Self>, has_failed: bool) -> PyResult<()> {
         slf.as_super().get().abandon(slf.py(), has_failed)
@@ -309,8 +309,8 @@ fn wait_on_server(
     interest: Interest,
     look: impl FnMut(Python<'_>, &Py<Server>, &mut Seat) -> PyResult<Look> + Send + Sync + 'static,
 ) -> PyResult<Py<PyAny>> {
-    let operation = OnServer { name, server: server.clone().unbind(), interest, look };
-    Waiting::of(server.py(), server.get().hub()?, Box::new(operation), None)
+    let operation = OnServer { server: server.clone().unbind(), interest, look };
+    Waiting::of(server.py(), server.get().hub()?, name, Box::new(operation), None)
 }
 
 // ---- what `Server` has of it: the verbs of a server that belongs to an event loop
@@ -374,7 +374,9 @@ impl Visitor {
     /// What `authenticate` is called with: client id, token, address, and of clients that show certificates whose.
     #[getter]
     fn introduction<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyTuple>>> {
-        lock(&self.client).as_ref().map(|client| introduction(py, client, &self.server.get().door)).transpose()
+        // Code of Python's runs for it: not under the lock.
+        let told = lock(&self.client).as_ref().map(|client| (client.link().clone(), client.hello.clone()));
+        told.map(|(link, hello)| introduction(py, &link, &hello, &self.server.get().door)).transpose()
     }
 
     /// By what `authenticate` has returned.

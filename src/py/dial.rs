@@ -52,7 +52,7 @@ pub(super) fn dial_async(
     timeout: Timeout,
     tls: Option<Py<ClientSettings>>,
 ) -> PyResult<Py<PyAny>> {
-    Waiting::of(py, hub.as_unbound(), Box::new(begin(py, places, timeout, tls.as_ref())?), None)
+    Waiting::of(py, hub.as_unbound(), "connect()", Box::new(begin(py, places, timeout, tls.as_ref())?), None)
 }
 
 fn begin(py: Python<'_>, places: Places, timeout: Timeout, tls: Option<&Py<ClientSettings>>) -> PyResult<Dialling> {

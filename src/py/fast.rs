@@ -165,7 +165,7 @@ unsafe fn recv_by_stack<const N: usize>(slf: Object, size: usize) -> Outcome<Rec
             let hint = Hint::of(fd);
             if timeout > 0.0 && hint.polls_first() {
                 let Ok(limit) = Duration::try_from_secs_f64(timeout) else { return Outcome::Unusual };
-                since = Some(clock::now());
+                since = Some(clock::real());
                 match detached(|| sys::wait_ready(fd, libc::POLLIN, Some(limit))) {
                     Ok(true) => hint.polled(),
                     Ok(false) => return Outcome::Told(RecvTold::Interrupted { since }),

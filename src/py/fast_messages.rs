@@ -1,6 +1,7 @@
 //! `send` and `recv` of LongConnection as bare C functions, as `fast` has them for sockets, and for the same reason: here is
 //! what nearly always comes, one small message without a timeout of its own. All else goes on in `connection`.
 
+use std::ffi::CStr;
 use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -147,10 +148,20 @@ unsafe fn general(
     })
 }
 
-static METHODS: [Definition; 2] = [
-    Definition::with_keywords(c"send", send, c"send($self, data, *, timeout=...)\n--\n\nSend one message."),
-    Definition::with_keywords(c"recv", recv, c"recv($self, /, *size, timeout=...)\n--\n\nReceive one message."),
-];
+const SEND_HELP: &CStr =
+    terminated(concat!("send($self, data, *, timeout=...)\n--\n\n", doc!("LongConnection.send"), "\0"));
+const RECV_HELP: &CStr =
+    terminated(concat!("recv($self, /, *size, timeout=...)\n--\n\n", doc!("LongConnection.recv"), "\0"));
+
+const fn terminated(text: &'static str) -> &'static CStr {
+    match CStr::from_bytes_with_nul(text.as_bytes()) {
+        Ok(text) => text,
+        Err(_) => panic!("one NUL, at the end"),
+    }
+}
+
+static METHODS: [Definition; 2] =
+    [Definition::with_keywords(c"send", send, SEND_HELP), Definition::with_keywords(c"recv", recv, RECV_HELP)];
 
 /// Gives LongConnection these methods, in the place of those that know all cases.
 pub(super) fn add_message_methods(py: Python<'_>) -> PyResult<()> {

@@ -1,7 +1,7 @@
 //! What is different where Python has no GIL (PEP 703).
 //!
 //! All classes are frozen, and what changes in them is an atomic or under a lock of ours; no lock of ours is held while code
-//! of Python's runs. The C functions (`fast`, `fast_messages`) use nothing borrowed but their arguments, which the caller
+//! of Python's runs, but that of a coroutine while it is stepped (`waiting`), for which nobody waits. The C functions (`fast`, `fast_messages`) use nothing borrowed but their arguments, which the caller
 //! holds, and what Python keeps for ever. A bytearray that one thread changes while another sends it is sent as it was at
 //! some moment, or partly the one and partly the other, as the stdlib's socket does. What had relied on the GIL: that one
 //! thread's attaching tells of all (`pulse`); and that who waits for a lock of ours keeps nobody from anything (`engine::sync`), which

@@ -1,7 +1,8 @@
 //! The hub of an event loop, for Python; and the tickets of its tasks, which are futures as far as a task asks.
 
+use std::mem;
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use pyo3::exceptions::PyRuntimeError;
@@ -98,11 +99,11 @@ impl Hub {
             // A future would have its task called in the loop's next turn; one that is alone need not wait for that, which is
             // a quarter of a round trip.
             [ticket] => {
-                Ticket::resolve(ticket.bind(py), Word::Come, When::Now)?;
+                Ticket::resolve(ticket.bind(py), Word::Come, None, When::Now)?;
             }
             tickets => {
                 for ticket in tickets {
-                    Ticket::resolve(ticket.bind(py), Word::Come, When::Soon)?;
+                    Ticket::resolve(ticket.bind(py), Word::Come, None, When::Soon)?;
                 }
             }
         }
@@ -121,7 +122,7 @@ impl Hub {
     }
 
     fn __clear__(&self) {
-        let tickets = std::mem::take(&mut *lock(&self.tickets));
+        let tickets = mem::take(&mut *lock(&self.tickets));
         drop(tickets);
     }
 }
@@ -145,36 +146,47 @@ enum When {
 
 /// What a task waits for: as much of `asyncio.Future` as a task asks for (`Task.__step` in asyncio/tasks.py), and no more, for it is made
 /// for each wait.
-#[pyclass(module = "longconn._longconn")]
+#[pyclass(frozen, module = "longconn._longconn")]
 pub(super) struct Ticket {
     hub: Py<Hub>,
+    is_blocking: AtomicBool,
+    told: Mutex<Told>,
+}
+
+/// Nothing of it is dropped, nor called, under its lock.
+#[derive(Default)]
+struct Told {
     word: Option<Word>,
     /// With the context to call it in.
     callback: Option<(Py<PyAny>, Option<Py<PyAny>>)>,
     message: Option<Py<PyAny>>,
-    is_blocking: bool,
 }
 
 impl Ticket {
     fn new(hub: Py<Hub>) -> Self {
-        Self { hub, word: None, callback: None, message: None, is_blocking: true }
+        Self { hub, is_blocking: AtomicBool::new(true), told: Mutex::default() }
     }
 
     /// What it was told, once; it may be waited for again.
-    pub(super) fn reuse(&mut self) -> Option<Word> {
-        self.is_blocking = true;
-        self.word.take()
+    pub(super) fn reuse(&self) -> Option<Word> {
+        self.is_blocking.store(true, Ordering::Relaxed);
+        lock(&self.told).word.take()
     }
 
-    /// Nothing runs while it is borrowed.
-    fn resolve(slf: &Bound<'_, Self>, word: Word, when: When) -> PyResult<bool> {
-        let mut this = slf.borrow_mut();
-        if this.word.is_some() {
+    fn word(&self) -> Option<Word> {
+        lock(&self.told).word
+    }
+
+    fn resolve(slf: &Bound<'_, Self>, word: Word, message: Option<Py<PyAny>>, when: When) -> PyResult<bool> {
+        let mut told = lock(&slf.get().told);
+        if told.word.is_some() {
             return Ok(false);
         }
-        this.word = Some(word);
-        let callback = this.callback.take();
-        drop(this);
+        told.word = Some(word);
+        let before = mem::replace(&mut told.message, message);
+        let callback = told.callback.take();
+        drop(told);
+        drop(before);
         if let Some((callback, context)) = callback {
             // Tasks in Python are there where a loop may be run within a step of one (nest_asyncio): the loop's call of us, in
             // its context, must not be around that.
@@ -195,10 +207,10 @@ impl Ticket {
                 callback.bind(py).call1((slf,))?;
             }
             (When::Soon, context) => {
-                let hub = slf.borrow().hub.clone_ref(py);
+                let event_loop = slf.get().hub.get().event_loop(py)?;
                 let keywords = PyDict::new(py);
                 keywords.set_item(intern!(py, "context"), context)?;
-                hub.get().event_loop(py)?.call_method(intern!(py, "call_soon"), (callback, slf), Some(&keywords))?;
+                event_loop.call_method(intern!(py, "call_soon"), (callback, slf), Some(&keywords))?;
             }
         }
         Ok(())
@@ -209,12 +221,12 @@ impl Ticket {
 impl Ticket {
     #[getter(_asyncio_future_blocking)]
     fn is_blocking(&self) -> bool {
-        self.is_blocking
+        self.is_blocking.load(Ordering::Relaxed)
     }
 
     #[setter(_asyncio_future_blocking)]
-    fn set_blocking(&mut self, is_blocking: bool) {
-        self.is_blocking = is_blocking;
+    fn set_blocking(&self, is_blocking: bool) {
+        self.is_blocking.store(is_blocking, Ordering::Relaxed);
     }
 
     fn get_loop<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
@@ -223,43 +235,45 @@ impl Ticket {
 
     #[pyo3(signature = (callback, /, *, context = None))]
     fn add_done_callback(slf: &Bound<'_, Self>, callback: Py<PyAny>, context: Option<Py<PyAny>>) -> PyResult<()> {
-        if slf.borrow().word.is_some() {
+        let mut told = lock(&slf.get().told);
+        if told.word.is_some() {
+            drop(told);
             return Self::call(slf, &callback, context.as_ref(), When::Soon);
         }
-        let before = slf.borrow_mut().callback.replace((callback, context));
+        let before = told.callback.replace((callback, context));
+        drop(told);
         drop(before);
         Ok(())
     }
 
-    fn remove_done_callback(slf: &Bound<'_, Self>, _callback: &Bound<'_, PyAny>) -> usize {
-        let callback = slf.borrow_mut().callback.take();
+    fn remove_done_callback(&self, _callback: &Bound<'_, PyAny>) -> usize {
+        let callback = lock(&self.told).callback.take();
         usize::from(callback.is_some())
     }
 
     #[pyo3(signature = (msg = None))]
     fn cancel(slf: &Bound<'_, Self>, msg: Option<Py<PyAny>>) -> PyResult<bool> {
-        let was_open = slf.borrow().word.is_none();
-        if was_open {
-            slf.borrow_mut().message = msg;
-        }
-        Self::resolve(slf, Word::Cancelled, When::Soon)
+        Self::resolve(slf, Word::Cancelled, msg, When::Soon)
     }
 
     fn cancelled(&self) -> bool {
-        self.word == Some(Word::Cancelled)
+        self.word() == Some(Word::Cancelled)
     }
 
     fn done(&self) -> bool {
-        self.word.is_some()
+        self.word().is_some()
     }
 
     fn result(&self, py: Python<'_>) -> PyResult<()> {
-        if self.word != Some(Word::Cancelled) {
+        let told = lock(&self.told);
+        if told.word != Some(Word::Cancelled) {
             return Ok(());
         }
+        let message = told.message.as_ref().map(|message| message.clone_ref(py));
+        drop(told);
         static CANCELLED: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
         let class = CANCELLED.import(py, "asyncio", "CancelledError")?;
-        Err(PyErr::from_value(match &self.message {
+        Err(PyErr::from_value(match message {
             Some(message) => class.call1((message,))?,
             None => class.call0()?,
         }))
@@ -267,20 +281,23 @@ impl Ticket {
 
     /// Called by the loop when the time is up.
     fn expire(slf: &Bound<'_, Self>) -> PyResult<()> {
-        Self::resolve(slf, Word::Late, When::Now).map(drop)
+        Self::resolve(slf, Word::Late, None, When::Now).map(drop)
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.hub)?;
-        visit.call(&self.message)?;
-        if let Some((callback, context)) = &self.callback {
+        // Held for a few instructions, attached.
+        let Ok(told) = self.told.try_lock() else { return Ok(()) };
+        visit.call(&told.message)?;
+        if let Some((callback, context)) = &told.callback {
             visit.call(callback)?;
             visit.call(context)?;
         }
         Ok(())
     }
 
-    fn __clear__(&mut self) {
-        self.callback = None;
+    fn __clear__(&self) {
+        let callback = lock(&self.told).callback.take();
+        drop(callback);
     }
 }

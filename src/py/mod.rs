@@ -1,5 +1,12 @@
 //! The Python module: converts, detaches, converts. Decisions are made further in.
 
+/// The docstring that the stub has: of a class, or of `Class.member`. build.rs has taken it from there.
+macro_rules! doc {
+    ($name:literal) => {
+        include_str!(concat!(env!("OUT_DIR"), "/docs/", $name))
+    };
+}
+
 mod aio;
 mod buffer;
 mod callback;
@@ -19,6 +26,7 @@ mod notices;
 mod plain;
 mod pulse;
 mod server;
+mod skipping;
 mod socket;
 mod tcp_info;
 mod timeout;
@@ -62,6 +70,8 @@ mod _longconn {
     use super::plain::open_plain_link;
     #[pymodule_export]
     use super::server::{Messages, Server, listen};
+    #[pymodule_export]
+    use super::skipping::{Clock, skipped};
     #[pymodule_export]
     use super::socket::SocketMixin;
     #[pymodule_export]

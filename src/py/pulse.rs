@@ -9,7 +9,7 @@ use std::time::Duration;
 use pyo3::prelude::*;
 
 use super::free_threading;
-use crate::engine::{clock, interpreter, reactor, sync};
+use crate::engine::{interpreter, reactor, sync};
 use crate::net::sys;
 
 const PERIOD: Duration = Duration::from_millis(100);
@@ -41,7 +41,7 @@ pub(super) fn begin() {
     if pulse.is_running || pulse.is_held {
         return;
     }
-    interpreter::note_ran(clock::now());
+    interpreter::note_ran();
     pulse.is_stopping = false;
     // Without memory for a thread the age is unknown.
     pulse.thread = thread::Builder::new().name("longconn-pulse".into()).spawn(run).ok();
@@ -60,7 +60,7 @@ fn run() {
         }
         drop(pulse);
         // None: the interpreter is going.
-        let ran = Python::try_attach(|_| interpreter::note_ran(clock::now()));
+        let ran = Python::try_attach(|_| interpreter::note_ran());
         pulse = lock();
         if ran.is_none() {
             break;

@@ -29,6 +29,7 @@ use crate::engine::listener::{Client, Listener, ListenerConfig};
 use crate::engine::notices;
 use crate::engine::sync::lock;
 use crate::proto::close::{Close, CloseCode};
+use crate::proto::handshake::Hello;
 
 /// Messages fetched in one go; of each link the engine gives its fair share.
 const BATCH: usize = 256;
@@ -94,6 +95,11 @@ impl Door {
         lock(&self.principals).find(py, link)
     }
 
+    /// None once the server is closed.
+    fn authenticate(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        lock(&self.authenticate).as_ref().map(|function| function.clone_ref(py))
+    }
+
     /// A new object for a link.
     pub(super) fn make(&self, py: Python<'_>, link: Arc<Link>, is_owner: bool) -> PyResult<Py<Connection>> {
         let manner = Manner {
@@ -111,7 +117,14 @@ impl Door {
         }
         let connection = self.make(py, link.clone(), false)?;
         if self.mode.load(Ordering::Relaxed) == LISTS_MESSAGES {
-            let gone = lock(&self.shown).keep(&link, connection.clone_ref(py));
+            let mut shown = lock(&self.shown);
+            // Another thread may have been quicker.
+            if let Some(earlier) = shown.find(py, &link) {
+                drop(shown);
+                return Ok(earlier);
+            }
+            let gone = shown.keep(&link, connection.clone_ref(py));
+            drop(shown);
             drop(gone);
         }
         Ok(connection)
@@ -513,28 +526,37 @@ pub(super) fn carry_out(client: Client, decision: Decision) {
 type Decision = Result<bool, String>;
 
 /// What `authenticate` is called with.
-pub(super) fn introduction<'py>(py: Python<'py>, client: &Client, door: &Door) -> PyResult<Bound<'py, PyTuple>> {
-    let token = PyBytes::new(py, &client.hello.token);
-    let (client_id, address) = (client.hello.client_id.as_str(), pair(client.link().peer_address()));
+pub(super) fn introduction<'py>(
+    py: Python<'py>,
+    link: &Link,
+    hello: &Hello,
+    door: &Door,
+) -> PyResult<Bound<'py, PyTuple>> {
+    let token = PyBytes::new(py, &hello.token);
+    let (client_id, address) = (hello.client_id.as_str(), pair(link.peer_address()));
     if !door.identifies {
         return (client_id, token, address).into_pyobject(py);
     }
     // It may have gone meanwhile, and then nobody needs an answer.
-    let certificate = client.link().agreed().ok().flatten().and_then(|agreed| agreed.certificate);
+    let certificate = link.agreed().ok().flatten().and_then(|agreed| agreed.certificate);
     let certificate = certificate.ok_or_else(|| PyPermissionError::new_err("it has shown no certificate"))?;
     (client_id, token, address, identity(py, &certificate)?).into_pyobject(py)
 }
 
 fn ask(py: Python<'_>, client: &Client, door: &Door) -> Decision {
-    let function = lock(&door.authenticate).as_ref().map(|function| function.clone_ref(py));
-    let Some(function) = function else { return Err("the server is closing".into()) };
-    judge(py, client, door, introduction(py, client, door).and_then(|told| call(function.bind(py), told)))
+    let Some(function) = door.authenticate(py) else { return Err("the server is closing".into()) };
+    judge(
+        py,
+        client,
+        door,
+        introduction(py, client.link(), &client.hello, door).and_then(|told| call(function.bind(py), told)),
+    )
 }
 
 /// What the program's answer means.
 pub(super) fn judge(py: Python<'_>, client: &Client, door: &Door, answer: PyResult<Bound<'_, PyAny>>) -> Decision {
     let undecided = |error: PyErr| {
-        error.write_unraisable(py, lock(&door.authenticate).as_ref().map(|function| function.bind(py)));
+        error.write_unraisable(py, door.authenticate(py).as_ref().map(|function| function.bind(py)));
         String::from("the server could not decide")
     };
     let principal = match answer {

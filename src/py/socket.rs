@@ -131,10 +131,10 @@ impl Deadline {
         match *self {
             Self::Never => None,
             Self::After(timeout) => {
-                *self = clock::now().checked_add(timeout).map_or(Self::Never, Self::At);
+                *self = clock::real().checked_add(timeout).map_or(Self::Never, Self::At);
                 Some(timeout)
             }
-            Self::At(deadline) => Some(deadline.saturating_duration_since(clock::now())),
+            Self::At(deadline) => Some(deadline.saturating_duration_since(clock::real())),
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::proto::verdict::TcpState;
 
 macro_rules! tcp_info {
     ($($(#[$doc:meta])* $name:ident: $type:ty = $value:expr;)*) => {
-        /// What the kernel knows of a connection.
+        #[doc = doc!("TcpInfo")]
         #[pyclass(frozen, get_all, eq, module = "longconn")]
         #[derive(Debug, PartialEq)]
         pub(super) struct TcpInfo { $($(#[$doc])* pub(super) $name: $type,)* }

@@ -3,7 +3,8 @@
 //! Nothing is done before it is awaited, and what it gives is taken under the lock in the very step that gives it. So cancelling
 //! it, at any moment, neither loses nor doubles a message.
 
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{
     PyBaseException, PyRuntimeError, PyRuntimeWarning, PyStopAsyncIteration, PyStopIteration, PyTimeoutError,
@@ -21,6 +22,7 @@ use super::hub::{Hub, Ticket, Word};
 use super::plain::is_told_as_empty;
 use super::server::Server;
 use super::timeout::Timeout;
+use crate::engine::clock;
 use crate::engine::dial::Dialling;
 use crate::engine::hub::Seat;
 use crate::engine::link::{Attempt, INLINE_BYTES, Link, LinkError};
@@ -47,8 +49,6 @@ pub(super) fn look(result: Result<Py<PyAny>, LinkError>, error: impl FnOnce(Link
 
 /// What is awaited.
 pub(super) trait Operation: Send + Sync {
-    /// The method's, for who doesn't await it.
-    fn name(&self) -> &'static str;
     fn look(&mut self, py: Python<'_>, seat: &mut Seat) -> PyResult<Look>;
     /// It is over, or given up: the seat is free. False where somebody has the lock for a moment.
     fn leave(&self, seat: &mut Seat) -> bool;
@@ -74,40 +74,52 @@ enum What {
 }
 
 /// A coroutine (`collections.abc.Coroutine`), for a task to drive.
-#[pyclass(freelist = 32, module = "longconn._longconn")]
+#[pyclass(frozen, freelist = 32, module = "longconn._longconn")]
 pub(super) struct Waiting {
+    /// The method's, for who doesn't await it.
+    name: &'static str,
+    /// Who steps it has it for the whole step, code of Python's included, as a coroutine runs for one caller at a time. Nobody waits for
+    /// this lock.
+    course: Mutex<Course>,
+}
+
+struct Course {
     hub: Py<Hub>,
     what: What,
     timeout: Option<Duration>,
+    /// By the engine's clock, on which time may be skipped; the loop's timer knows nothing of that.
+    deadline: Option<Instant>,
     seated: Option<(Seat, Py<Ticket>)>,
     timer: Option<Py<PyAny>>,
     is_begun: bool,
 }
 
 impl Waiting {
-    fn new(hub: Py<Hub>, what: What, timeout: Option<Duration>) -> Self {
-        Self { hub, what, timeout, seated: None, timer: None, is_begun: false }
+    fn new(hub: Py<Hub>, name: &'static str, what: What, timeout: Option<Duration>) -> Self {
+        let course = Course { hub, what, timeout, deadline: None, seated: None, timer: None, is_begun: false };
+        Self { name, course: Mutex::new(course) }
     }
 
     pub(super) fn of(
         py: Python<'_>,
         hub: &Py<Hub>,
+        name: &'static str,
         operation: Box<dyn Operation>,
         timeout: Option<Duration>,
     ) -> PyResult<Py<PyAny>> {
-        Ok(Py::new(py, Self::new(hub.clone_ref(py), What::Other(operation), timeout))?.into_any())
+        Ok(Py::new(py, Self::new(hub.clone_ref(py), name, What::Other(operation), timeout))?.into_any())
     }
 
     pub(super) fn to_recv(connection: &Bound<'_, Connection>, timeout: Timeout) -> PyResult<Self> {
         let this = connection.get();
         let what = What::Recv(connection.clone().unbind());
-        Ok(Self::new(this.hub()?.clone_ref(connection.py()), what, timeout.or(this.settled())))
+        Ok(Self::new(this.hub()?.clone_ref(connection.py()), "recv()", what, timeout.or(this.settled())))
     }
 
     pub(super) fn to_next(connection: &Bound<'_, Connection>) -> PyResult<Self> {
         let this = connection.get();
         let what = What::Next(connection.clone().unbind());
-        Ok(Self::new(this.hub()?.clone_ref(connection.py()), what, this.settled()))
+        Ok(Self::new(this.hub()?.clone_ref(connection.py()), "the next message", what, this.settled()))
     }
 
     pub(super) fn to_send(
@@ -117,9 +129,33 @@ impl Waiting {
     ) -> PyResult<Self> {
         let this = connection.get();
         let what = What::Send(connection.clone().unbind(), data.clone().unbind());
-        Ok(Self::new(this.hub()?.clone_ref(connection.py()), what, timeout.or(this.settled())))
+        Ok(Self::new(this.hub()?.clone_ref(connection.py()), "send()", what, timeout.or(this.settled())))
     }
 
+    /// By one caller at a time.
+    fn enter(&self) -> PyResult<MutexGuard<'_, Course>> {
+        match self.course.try_lock() {
+            Ok(course) => Ok(course),
+            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => {
+                Err(PyRuntimeError::new_err(format!("{} is being awaited already", self.name)))
+            }
+        }
+    }
+
+    fn step(&self, py: Python<'_>) -> PyResult<Step> {
+        self.enter()?.step(py)
+    }
+
+    fn give_up(&self, py: Python<'_>) -> PyResult<()> {
+        let mut course = self.enter()?;
+        course.is_begun = true;
+        course.settle(py);
+        Ok(())
+    }
+}
+
+impl Course {
     /// What is to be yielded, or what it came to.
     fn step(&mut self, py: Python<'_>) -> PyResult<Step> {
         if matches!(self.what, What::Nothing) {
@@ -130,7 +166,10 @@ impl Waiting {
             return Ok(Step::Yield(py.None()));
         }
         let is_late = match &self.seated {
-            Some((_, ticket)) => ticket.borrow_mut(py).reuse() == Some(Word::Late),
+            Some((_, ticket)) => {
+                let word = ticket.get().reuse();
+                word == Some(Word::Late) || self.deadline.is_some_and(|deadline| clock::now() >= deadline)
+            }
             None => false,
         };
         match self.look(py) {
@@ -159,7 +198,14 @@ impl Waiting {
             match self.what.look(py, seat)? {
                 Look::Done(value) => return Ok(Some(value)),
                 Look::Pending if is_seated => return Ok(None),
-                Look::Pending => self.seated = Some(Hub::seat(self.hub.bind(py))?),
+                Look::Pending => {
+                    let (mut seat, ticket) = Hub::seat(self.hub.bind(py))?;
+                    if clock::may_skip() {
+                        self.deadline = self.timeout.and_then(|timeout| clock::now().checked_add(timeout));
+                        seat.deadline = self.deadline;
+                    }
+                    self.seated = Some((seat, ticket));
+                }
                 Look::Busy => py.detach(|| self.what.wait_lock()),
             }
         }
@@ -245,16 +291,6 @@ impl What {
         }
     }
 
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Recv(_) => "recv()",
-            Self::Next(_) => "the next message",
-            Self::Send(..) => "send()",
-            Self::Other(operation) => operation.name(),
-            Self::Nothing => "call, which is over",
-        }
-    }
-
     fn link(&self) -> Option<&Link> {
         match self {
             Self::Recv(connection) | Self::Next(connection) | Self::Send(connection, _) => Some(&connection.get().link),
@@ -335,7 +371,7 @@ impl Waiting {
         slf
     }
 
-    fn __next__(&mut self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         match self.step(py)? {
             Step::Yield(value) => Ok(Some(value)),
             // Which is what the interpreter makes of an end without an exception.
@@ -344,7 +380,7 @@ impl Waiting {
         }
     }
 
-    fn send(&mut self, py: Python<'_>, _value: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
+    fn send(&self, py: Python<'_>, _value: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
         match self.step(py)? {
             Step::Yield(value) => Ok(value),
             Step::End(value) => Err(stop(py, value)),
@@ -354,14 +390,13 @@ impl Waiting {
     /// Given up: by a cancellation, or whatever it is.
     #[pyo3(signature = (kind, value = None, traceback = None, /))]
     fn throw(
-        &mut self,
+        &self,
         py: Python<'_>,
         kind: Bound<'_, PyAny>,
         value: Option<Bound<'_, PyAny>>,
         traceback: Option<Bound<'_, PyAny>>,
     ) -> PyResult<()> {
-        self.is_begun = true;
-        self.settle(py);
+        self.give_up(py)?;
         let error = match value {
             Some(value) if value.is_instance_of::<PyBaseException>() => value,
             Some(value) => kind.call1((value,))?,
@@ -375,22 +410,24 @@ impl Waiting {
         Err(error)
     }
 
-    fn close(&mut self, py: Python<'_>) {
-        self.is_begun = true;
-        self.settle(py);
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.give_up(py)
     }
 
     fn __repr__(&self) -> String {
-        format!("<longconn.aio {}>", self.what.name())
+        let is_over = self.course.try_lock().is_ok_and(|course| matches!(course.what, What::Nothing));
+        format!("<longconn.aio {}>", if is_over { "call, which is over" } else { self.name })
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.hub)?;
-        visit.call(&self.timer)?;
-        if let Some((_, ticket)) = &self.seated {
+        // Who steps it has what is in it.
+        let Ok(course) = self.course.try_lock() else { return Ok(()) };
+        visit.call(&course.hub)?;
+        visit.call(&course.timer)?;
+        if let Some((_, ticket)) = &course.seated {
             visit.call(ticket)?;
         }
-        match &self.what {
+        match &course.what {
             What::Recv(connection) | What::Next(connection) => visit.call(connection),
             What::Send(connection, data) => {
                 visit.call(connection)?;
@@ -404,20 +441,21 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        if matches!(self.what, What::Nothing) {
+        let name = self.name;
+        let course = self.course.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if matches!(course.what, What::Nothing) {
             return;
         }
         Python::try_attach(|py| {
             let pending = PyErr::take(py);
-            if !self.is_begun {
-                let text =
-                    std::ffi::CString::new(format!("{} was never awaited, so nothing was done", self.what.name()));
+            if !course.is_begun {
+                let text = std::ffi::CString::new(format!("{name} was never awaited, so nothing was done"));
                 let warned = text.map_or(Ok(()), |text| PyErr::warn(py, &py.get_type::<PyRuntimeWarning>(), &text, 1));
                 if let Err(error) = warned {
                     error.write_unraisable(py, None);
                 }
             }
-            self.settle(py);
+            course.settle(py);
             if let Some(pending) = pending {
                 pending.restore(py);
             }
@@ -429,7 +467,6 @@ impl Drop for Waiting {
 
 /// A wait on a connection's link, of what needs no more than its look.
 pub(super) struct OnLink<F> {
-    pub(super) name: &'static str,
     pub(super) connection: Py<Connection>,
     pub(super) look: F,
 }
@@ -438,10 +475,6 @@ impl<F> Operation for OnLink<F>
 where
     F: FnMut(Python<'_>, &Connection, &mut Seat) -> PyResult<Look> + Send + Sync,
 {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
     fn look(&mut self, py: Python<'_>, seat: &mut Seat) -> PyResult<Look> {
         (self.look)(py, self.connection.get(), seat)
     }
@@ -461,7 +494,6 @@ where
 
 /// The same on a server's listener.
 pub(super) struct OnServer<F> {
-    pub(super) name: &'static str,
     pub(super) server: Py<Server>,
     pub(super) interest: Interest,
     pub(super) look: F,
@@ -471,10 +503,6 @@ impl<F> Operation for OnServer<F>
 where
     F: FnMut(Python<'_>, &Py<Server>, &mut Seat) -> PyResult<Look> + Send + Sync,
 {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
     fn look(&mut self, py: Python<'_>, seat: &mut Seat) -> PyResult<Look> {
         (self.look)(py, &self.server, seat)
     }
@@ -499,10 +527,6 @@ pub(super) struct SendMany {
 }
 
 impl Operation for SendMany {
-    fn name(&self) -> &'static str {
-        "send_many()"
-    }
-
     fn look(&mut self, py: Python<'_>, seat: &mut Seat) -> PyResult<Look> {
         let this = self.connection.get();
         loop {
@@ -548,10 +572,6 @@ pub(super) struct Handshake {
 }
 
 impl Operation for Handshake {
-    fn name(&self) -> &'static str {
-        "connect()"
-    }
-
     fn look(&mut self, py: Python<'_>, seat: &mut Seat) -> PyResult<Look> {
         match self.opening.link.wait_open(seat) {
             Err(LinkError::Pending) => Ok(Look::Pending),
@@ -577,10 +597,6 @@ impl Operation for Handshake {
 }
 
 impl Operation for Dialling {
-    fn name(&self) -> &'static str {
-        "connect()"
-    }
-
     fn look(&mut self, py: Python<'_>, seat: &mut Seat) -> PyResult<Look> {
         match self.wait(seat) {
             Err(LinkError::Pending) => Ok(Look::Pending),

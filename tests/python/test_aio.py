@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 import longconn
@@ -213,6 +213,47 @@ def test_a_verb_is_a_coroutine_of_its_own(run: Run) -> None:
     run(main())
 
 
+def test_what_is_being_awaited_says_what_it_is_and_nobody_else_can_await_it(run: Run) -> None:
+    async def main() -> None:
+        async with pair() as (client, ours):
+            seen: list[str] = []
+
+            def messages() -> Iterator[bytes]:
+                seen.append(repr(waiting))  # as a debugger's thread may ask
+                for again in (waiting.close, lambda: waiting.send(None), lambda: waiting.throw(KeyError)):
+                    with pytest.raises(RuntimeError, match="being awaited already"):
+                        again()
+                yield b"1"
+
+            waiting: Any = client.send_many(messages())
+            assert await waiting == 1
+            assert seen == ["<longconn.aio send_many()>"]
+            assert repr(waiting) == "<longconn.aio call, which is over>"
+            assert await ours.recv() == b"1"
+
+    run(main())
+
+
+def test_a_cancellations_message_may_ask_the_ticket_when_it_goes(run: Run) -> None:
+    async def main() -> None:
+        async with pair() as (client, _):
+            asked: list[bool] = []
+
+            class Message:
+                def __del__(self) -> None:
+                    asked.append(ticket.done())
+
+            waiting: Any = client.wait_for("suspect")
+            ticket = waiting.send(None)
+            assert ticket.cancel(Message())
+            assert waiting.send(None) is ticket
+            assert ticket.cancel()
+            assert asked == [True]
+            waiting.close()
+
+    run(main())
+
+
 def test_who_forgets_to_await_is_told_and_nothing_was_sent(run: Run) -> None:
     async def main() -> None:
         async with pair() as (client, ours):
@@ -268,7 +309,7 @@ def test_what_connect_raises(run: Run) -> None:
     async def main() -> None:
         with listening() as listener:
             address = listener.getsockname()
-            with pytest.raises(TimeoutError, match="did not finish the handshake in time"):
+            with pytest.raises(TimeoutError, match=r"did not finish the handshake in time.*framing"):
                 await aio.connect(address, timeout=0.05)
         with pytest.raises(longconn.ConnectFailed):
             await aio.connect(address)

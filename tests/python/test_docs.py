@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RUNNER = Path(__file__).with_name("run_page.py")
 API_CHECKER = Path(__file__).with_name("check_api_page.py")
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+TUTORIAL = sorted(ROOT.glob("docs/tutorial/*.md"))
 REFERENCE = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
 EXCEPTIONS = [each for each in vars(longconn).values() if isinstance(each, type) and issubclass(each, Exception)]
 CAUSES = [f"Cause.{cause.name}" for cause in longconn.Cause]
@@ -77,6 +78,25 @@ def test_every_block_of_python_is_found_by_the_runner(page: Path) -> None:
     """One that is indented, or not closed, would silently not run."""
     text = page.read_text(encoding="utf-8")
     assert len(re.findall(r"```\s*py", text)) == len(BLOCK.findall(text))
+
+
+# ---- its tutorial is the same in both languages
+
+
+class Wordless(ast.NodeTransformer):
+    """What is left of a script without comments and texts."""
+
+    def visit_Constant(self, node: ast.Constant) -> ast.Constant:
+        return ast.Constant("") if isinstance(node.value, str) else node
+
+
+def scripts(page: Path) -> list[str]:
+    return [ast.dump(Wordless().visit(ast.parse(source))) for _, source in blocks(page)]
+
+
+@pytest.mark.parametrize("page", TUTORIAL, ids=identify)
+def test_the_tutorial_has_the_same_scripts_in_chinese(page: Path) -> None:
+    assert scripts(ROOT / "docs/zh-CN/tutorial" / page.name) == scripts(page)
 
 
 # ---- its reference is complete

@@ -349,6 +349,25 @@ def test_a_failure_of_the_programs_lets_nobody_in_and_is_told(monkeypatch):
     monkeypatch.undo()
 
 
+def test_who_is_told_of_such_a_failure_may_close_the_server(monkeypatch):
+    closed = threading.Event()
+
+    def close(_: object) -> None:
+        server.close(drain=0)
+        closed.set()
+
+    monkeypatch.setattr("sys.unraisablehook", close)
+
+    def authenticate(*_: object) -> object:
+        raise ZeroDivisionError
+
+    with serving(authenticate=authenticate) as server:
+        with pytest.raises(longconn.LongConnError):
+            longconn.connect(server.address)
+        assert closed.wait(PATIENCE)
+    monkeypatch.undo()
+
+
 def test_principals_are_known_in_the_one_loop_too():
     with serving(authenticate=lambda client_id, *_: client_id.upper()) as server:
         with longconn.connect(server.address, client_id="ada") as client:

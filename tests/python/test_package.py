@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import inspect
 import os
@@ -15,6 +16,7 @@ import zipfile
 from pathlib import Path
 
 import longconn
+import mypy.api
 import pytest
 from longconn import testing
 from longconn.testing import network
@@ -197,6 +199,17 @@ print(len(os.listdir("/proc/self/task")))
     assert said == "True\n1\n"
 
 
+def test_help_of_what_is_native_tells_what_its_stub_tells():
+    stub = ast.parse((PACKAGE / "_longconn.pyi").read_text(encoding="utf-8"))
+    for cls in longconn.aio.LongConnection, longconn.LongConnection, longconn._longconn.Connection, longconn.TcpInfo:
+        name = "AsyncConnection" if cls is longconn.aio.LongConnection else cls.__name__
+        (told,) = (each for each in stub.body if isinstance(each, ast.ClassDef) and each.name == name)
+        assert inspect.getdoc(cls) == ast.get_docstring(told)
+        for member in told.body:
+            if isinstance(member, ast.FunctionDef) and (text := ast.get_docstring(member)):
+                assert inspect.getdoc(vars(cls)[member.name]) == text, f"{name}.{member.name}"
+
+
 def test_modules_that_are_imported_when_asked_for_are_there_and_listed():
     modules = ("aio", "metrics", "notebook", "testing")
     said = python_says(
@@ -213,7 +226,6 @@ for name in {modules}:
 
 def test_a_program_that_uses_it_type_checks(tmp_path):
     """Names of modules that are imported later included; and a misspelt one is found."""
-    mypy = pytest.importorskip("mypy.api")
     page = tmp_path / "page.py"
     page.write_text(
         """
@@ -232,7 +244,7 @@ def watch(server: longconn.LongServer, proxy: longconn.testing.FaultProxy) -> No
     longconn.conect(proxy.address)
 """
     )
-    out, _, _ = mypy.run(["--strict", "--no-incremental", "--config-file=", str(page)])
+    out, _, _ = mypy.api.run(["--strict", "--no-incremental", "--config-file=", str(page)])
     wrong = re.findall(r"^.*page\.py:(\d+): error: .*\[attr-defined\]$", out, re.MULTILINE)
     assert (wrong, "Found 3 errors in 1 file" in out) == (["6", "13", "14"], True), out
 

@@ -403,6 +403,29 @@ def test_nothing_is_kept_alive_and_the_thread_ends_with_the_last(server):
         wait_until(lambda: len(history.moments) >= 2, "the next is read all the same")
 
 
+def test_a_thread_that_was_late_for_a_fork_is_followed_by_another():
+    sampler, begun, released = sampling._Sampler(), threading.Event(), threading.Event()
+    looks: list[None] = []
+
+    def look() -> bool:
+        looks.append(None)
+        begun.set()
+        return released.wait(PATIENCE)
+
+    sampler.tell(look)
+    assert begun.wait(PATIENCE)
+    thread = sampler._thread
+    sampler.end()  # gives it two seconds, which it doesn't keep
+    assert thread is not None
+    assert thread.is_alive()
+    released.set()
+    thread.join(PATIENCE)
+    before = len(looks)
+    sampler.go_on()
+    wait_until(lambda: len(looks) > before, "it goes on")
+    sampler.end()
+
+
 def test_what_was_only_shown_is_read_for_some_minutes(pair):
     client, _ = pair
     history = sampling.history(client)

@@ -1,4 +1,5 @@
-"""Many threads at one connection, one server, one guard, one socket, and forks: what a race can break, they break.
+"""Many threads at one connection, one server, one guard, one socket, one of each other kind, and forks: what a race can
+break, they break.
 
 On an interpreter without a GIL (PEP 703) the threads really run at once; on others they change places where a call
 waits, or gives the GIL away. Every message and byte carries its number, so that a lost, doubled or torn one shows.
@@ -7,6 +8,7 @@ LONGCONN_STRESS_SECONDS (2) is how long each test keeps at it.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import socket
@@ -14,12 +16,16 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import longconn
 import pytest
+import trustme
+from longconn import aio
+from longconn.metrics import Metrics
+from longconn.testing import FaultProxy
 from peers import PATIENCE, QUICK, STDLIB, connected, let_go, native_threads, python_says
 
 SECONDS = float(os.environ.get("LONGCONN_STRESS_SECONDS", "2"))
@@ -279,6 +285,235 @@ def test_many_threads_on_one_socket():
             received[0] += len(data)
         echoing.join()
         assert received == sent
+
+
+@contextmanager
+def loop_in_a_thread() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
+    """Runs coroutines in an event loop of another thread's, and waits for what they return."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield lambda work: asyncio.run_coroutine_threadsafe(work, loop).result(PATIENCE)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(PATIENCE)
+        loop.close()
+
+
+def test_many_threads_at_what_an_event_loop_has():
+    """Awaiting is the loop's; asking isn't, and nobody may be told anything but the truth or that it isn't his turn."""
+    received = [0]
+    cancelled: list[bool] = []
+
+    async def begin() -> tuple[aio.LongServer, aio.LongConnection, aio.LongConnection]:
+        server = await aio.serve(None, ("127.0.0.1", 0))
+        return server, await aio.connect(server.address), await server.accept()
+
+    async def end(server: aio.LongServer, ours: aio.LongConnection) -> None:
+        await ours.close()
+        await server.close(drain=0)
+
+    async def talk(ours: aio.LongConnection, theirs: aio.LongConnection, until: float) -> None:
+        while time.monotonic() < until:
+            data = message(0, received[0])
+            sending = asyncio.ensure_future(ours.send(data))
+            assert number_of(await theirs.recv()) == (0, received[0])
+            await sending
+            received[0] += 1
+
+    with loop_in_a_thread() as run:
+        server, ours, theirs = run(begin())
+        shared: list[Any] = [None, None]
+
+        def renew() -> None:
+            waiting: Any = ours.wait_for("suspect", timeout=None)  # a timer is the loop's to set
+            ticket = None
+            while ticket is None:  # the loop may be due its turn
+                ticket = next(waiting)
+            shared[:] = waiting, ticket
+
+        def step(over: threading.Event) -> None:
+            while not over.is_set():
+                waiting, ticket = shared
+                assert repr(waiting).startswith("<longconn.aio ")
+                try:
+                    random.choice((waiting.__next__, waiting.close))()
+                except RuntimeError as error:
+                    if "awaited already" not in str(error):
+                        raise
+                ticket.add_done_callback(nothing)
+                ticket.remove_done_callback(nothing)
+                ticket.done()
+                with suppress(asyncio.CancelledError):
+                    ticket.result()
+
+        def cancel(over: threading.Event) -> None:
+            while not over.is_set():
+                renew()
+                cancelled.append(shared[1].cancel("enough"))
+
+        def ask(over: threading.Event) -> None:
+            while not over.is_set():
+                for connection in (ours, theirs, *server.connections):
+                    connection.status = os.urandom(8)
+                    connection.settimeout(random.choice((None, PATIENCE)))
+                    connection.progress()
+                    assert repr(connection)
+                    assert connection.stats()
+                    assert connection.state == "open"
+                    assert connection.lost is None
+                assert server.stats().open == 1
+
+        renew()
+        with crowd(*[step] * 2, *[cancel] * 2, *[ask] * 2):
+            run(talk(ours, theirs, time.monotonic() + SECONDS))
+        shared[0].close()
+        run(end(server, ours))
+    assert received[0]
+    assert any(cancelled)
+
+
+def nothing(_ticket: object) -> None:
+    """What a ticket calls."""
+
+
+def test_many_threads_with_one_tls_configuration():
+    authority = trustme.CA()
+    leaf = authority.issue_cert("localhost", "127.0.0.1")
+    certificate = b"".join(each.bytes() for each in leaf.cert_chain_pems)
+    ours = longconn.TLS(certificate=certificate, key=leaf.private_key_pem.bytes())
+    theirs = longconn.TLS(ca=authority.cert_pem.bytes())
+    answered = [0]
+    lock = threading.Lock()
+    with longconn.LongServer(("127.0.0.1", 0), tls=ours) as server:
+        common = longconn.connect(server.address, tls=theirs)
+
+        def serve(over: threading.Event) -> None:
+            while not over.is_set():
+                with suppress(TimeoutError):
+                    for connection, data in server.messages(timeout=0.05):
+                        assert connection.tls is not None
+                        with suppress(*CLOSED):
+                            connection.send(data)
+
+        def come_and_go(over: threading.Event) -> None:
+            while not over.is_set():
+                with longconn.connect(server.address, tls=theirs) as client:
+                    for number in range(random.randrange(1, 5)):
+                        data = message(0, number)
+                        client.send(data)
+                        assert client.recv(timeout=PATIENCE) == data
+                        with lock:
+                            answered[0] += 1
+
+        def talk(over: threading.Event) -> None:
+            while not over.is_set():
+                common.send(message(1, 1))
+                assert number_of(common.recv(timeout=PATIENCE)) == (1, 1)
+
+        def look(over: threading.Event) -> None:
+            while not over.is_set():
+                server.reload_tls(ours)
+                told = common.tls
+                assert told is not None
+                assert told.peer is not None
+                assert repr(theirs)
+                assert server.stats().failed_handshakes == 0
+
+        with crowd(serve, serve, look, talk, talk, *[come_and_go] * THREADS):
+            time.sleep(SECONDS)
+        let_go(common)
+    assert answered[0]
+
+
+def connect_through(proxy: FaultProxy) -> longconn.LongConnection:
+    while True:
+        with suppress(OSError):  # it was reset before its handshake was done, or began
+            return longconn.connect(proxy.address, reconnect=longconn.Backoff(first=0.01, cap=0.05))
+
+
+def test_many_threads_on_one_fault_proxy():
+    echoed = [0]
+    lock = threading.Lock()
+    ended: list[None] = []
+    with longconn.LongServer(("127.0.0.1", 0)) as server:
+        with FaultProxy(server.address, capture_bytes=100) as proxy:
+
+            def serve(over: threading.Event) -> None:
+                while len(ended) < THREADS:
+                    with suppress(TimeoutError):
+                        for connection, data in server.messages(timeout=0.05):
+                            with suppress(*CLOSED):
+                                connection.send(data)
+
+            def talk(over: threading.Event) -> None:
+                """Resets and all: what comes back is what was sent, in order."""
+                with connect_through(proxy) as client:
+                    for number in range(1_000_000):
+                        if over.is_set():
+                            break
+                        data = message(0, number)
+                        client.send(data)
+                        assert client.recv(timeout=PATIENCE) == data
+                        with lock:
+                            echoed[0] += 1
+                ended.append(None)
+
+            def order(over: threading.Event) -> None:
+                try:
+                    while not over.is_set():
+                        where = random.choice((proxy, proxy.after(0.001), *proxy.connections))
+                        random.choice(
+                            (
+                                lambda where=where: where.latency(0.001),
+                                lambda where=where: where.slice(1000),
+                                lambda where=where: where.stall(),
+                                lambda where=where: where.pull_cable(),
+                                lambda where=where: where.reset(),
+                            )
+                        )()
+                        time.sleep(random.random() / 100)
+                        proxy.cancel()
+                        proxy.restore()
+                        proxy.upstream = server.address
+                finally:
+                    proxy.cancel()
+                    proxy.restore()
+
+            def look(over: threading.Event) -> None:
+                while not over.is_set():
+                    assert repr(proxy)
+                    assert proxy.report()
+                    for connection in proxy.connections:
+                        flow = connection.to_server
+                        assert flow.left + flow.held <= flow.entered
+                    assert len(proxy.captured(1, "to_server")) <= 100
+                    assert proxy.accepted >= 0
+
+            with crowd(serve, serve, look, order, order, *[talk] * THREADS):
+                time.sleep(SECONDS)
+    assert echoed[0]
+
+
+def test_many_threads_on_one_collector_of_metrics():
+    prometheus = pytest.importorskip("prometheus_client", reason="the extra isn't installed")
+    with longconn.LongServer(("127.0.0.1", 0)) as server, longconn.connect(server.address) as ours:
+        metrics = Metrics(server=server)
+
+        def change(over: threading.Event) -> None:
+            while not over.is_set():
+                metrics.add("ours", ours)
+                metrics.remove("ours")
+
+        def collect(over: threading.Event) -> None:
+            registry = prometheus.CollectorRegistry()
+            metrics.register(registry)
+            while not over.is_set():
+                assert b'server="server"' in prometheus.generate_latest(registry)
+
+        with crowd(change, change, collect, collect):
+            time.sleep(SECONDS)
 
 
 FORKS = """

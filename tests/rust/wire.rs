@@ -241,7 +241,7 @@ fn http_and_tls_are_shown_as_what_they_said_and_get_no_answer() {
     for (said, shown) in [
         (&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], "not a longconn peer: it said b'HTTP/1.1 400"),
         (b"\x16\x03\x01\x02\x00\x01", "it said b'\\x16\\x03\\x01\\x02\\x00\\x01'"),
-        (b"LONGSTORY", "it said b'LONGSTORY'"),
+        (b"LONGSTORY", "it said b'LONGSTORY'; to talk with any TCP program say framing=..."),
     ] {
         for (ending, answer) in meets(said) {
             assert_eq!(ending.cause, Cause::Protocol);

@@ -3,12 +3,14 @@
 With pytest the fixtures come by themselves (`pytest_longconn`); everything here works without it, too.
 """
 
+from .clock import FakeClock
 from .programs import DeadPeer, freeze, hold_gil
 from .proxy import FaultConnection, FaultProxy, FlowStats, LaterFaults, ProxyEvent
 from .telling import Told, assert_not_told_within, assert_told_within
 
 __all__ = [
     "DeadPeer",
+    "FakeClock",
     "FaultConnection",
     "FaultProxy",
     "FlowStats",

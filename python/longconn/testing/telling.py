@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..keepalive import in_seconds
+from ..links import monotonic
 from .proxy import FaultProxy, open_proxies
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Told:
     cause: str | None = None
     """Its `Cause`, or that of an exception that it was raised because of: libraries wrap."""
     seconds: float = 0.0
-    """From the block's beginning until it was raised."""
+    """From the block's beginning until it was raised, with what a `FakeClock` has skipped."""
 
 
 class _Telling:
@@ -46,12 +46,12 @@ class _Telling:
             for verb, *numbers in (("restore",), ("refuse", 1.0), ("reset",)):
                 plan = proxy._give(verb, "both", tuple(numbers), None, self._patience, f"{verb}(): {text}")
                 self._plans.append((proxy, plan))
-        self._began = time.monotonic()
+        self._began = monotonic()
         return self._told
 
     def _end(self, error: BaseException | None) -> Told:
         told = self._told
-        told.error, told.seconds, told.cause = error, time.monotonic() - self._began, _cause_of(error)
+        told.error, told.seconds, told.cause = error, monotonic() - self._began, _cause_of(error)
         for proxy, plan in self._plans:
             proxy._native.cancel(plan)
         return told

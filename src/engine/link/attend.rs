@@ -1,7 +1,7 @@
 //! What the engine does for a link: hears of its socket, rings its alarm, and takes the reader's role back.
 
 use std::mem;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use mio::event::Event as Ready;
 use super::{BOTH, CHUNK_BYTES, Errand, Inner, Link, Reader, TURN_BYTES};
 use crate::engine::clock;
 use crate::engine::reactor::PANICKED;
+use crate::engine::skipping::Stir;
 use crate::net::sys;
 use crate::proto::cause::{Cause, Ending};
 use crate::proto::connection::State;
@@ -189,6 +190,21 @@ impl Link {
             inner.reader = Reader::Callers;
             inner.is_unread = false;
         }
+    }
+
+    /// Before time is skipped: whether something is under way that only real time brings.
+    pub(in crate::engine) fn stir(&self) -> Stir {
+        let Some(mut inner) = self.try_lock() else { return Stir { is_astir: true, next_deadline: None } };
+        let now = clock::now();
+        let (next_deadline, is_waking) = inner.waiters.wake_overdue(now);
+        let is_astir = is_waking
+            || self.errands.are_left()
+            || inner.socket.as_ref().is_some_and(|socket| {
+                // What the engine reads it would have been told of.
+                let has_unread = || sys::bytes_readable(socket.as_raw_fd()).is_ok_and(|bytes| bytes > 0);
+                inner.core.is_owed(now) || inner.reader == Reader::Callers && inner.core.wants_input() && has_unread()
+            });
+        Stir { is_astir, next_deadline }
     }
 
     /// The budget has something for it, perhaps.

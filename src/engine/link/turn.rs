@@ -21,7 +21,7 @@ use crate::engine::budget::Wish;
 use crate::engine::listener::going_away;
 use crate::engine::sync;
 use crate::engine::waiting::Interest;
-use crate::engine::{fork, interpreter, tally};
+use crate::engine::{clock, fork, interpreter, tally};
 use crate::net::{sys, tcp_info, tuning};
 use crate::proto::cause::{Cause, SessionEnd};
 use crate::proto::close::{Close, CloseCode};
@@ -633,7 +633,7 @@ impl Inner {
             unacked: sample.unacked,
             unsent: sample.unsent,
             probes: sample.probes,
-            since_ack_received: sample.since_ack_received,
+            since_ack_received: clock::age(sample.since_ack_received),
             send_window: sample.send_window,
         };
         Some(if self.is_secured() { self.cleared(view) } else { view })

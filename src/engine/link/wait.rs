@@ -22,6 +22,11 @@ const PRECISE: Duration = Duration::from_millis(100);
 /// What comes by the socket, as a rule, and not just now and then: for this a loop's thread reads.
 const SOCKETS: Interest = Interest::READABLE.and(Interest::ROOM).and(Interest::TAKEN).and(Interest::PONG);
 
+/// Whether recv(2) is a way to wait until then. Nobody who is in it can be told that time was skipped.
+fn may_receive_until(deadline: Option<Instant>, now: Instant) -> bool {
+    deadline.is_none_or(|deadline| deadline > now + PRECISE && !clock::may_skip())
+}
+
 impl Link {
     /// Until `ready` gives something; it is asked again whenever something of `interest` has come. The first who waits is
     /// the reader.
@@ -44,7 +49,7 @@ impl Link {
                 break result;
             }
             let reads = !inner.is_polled && inner.socket.is_some() && inner.core.wants_input();
-            let has_time = deadline.is_none_or(|deadline| deadline > now + PRECISE);
+            let has_time = may_receive_until(deadline, now);
             if reads && has_time && interest == Interest::READABLE {
                 self.take_role(&mut inner);
                 if inner.core.is_urgent() {
@@ -186,7 +191,7 @@ impl Link {
     /// Whether the caller may be the one to read the message that has begun, into its own memory; how long it is.
     pub(super) fn placeable(inner: &Inner, now: Instant, deadline: Option<Instant>) -> Option<usize> {
         // The other ways of waiting are exact, and a short message isn't worth it.
-        let has_time = deadline.is_none_or(|deadline| deadline > now + PRECISE);
+        let has_time = may_receive_until(deadline, now);
         // What is received there is read as it is on the wire.
         let may_read = !inner.is_polled && inner.socket.is_some() && !inner.is_secured();
         inner.core.begun().filter(|length| has_time && may_read && *length >= PLACED_BYTES)
@@ -225,7 +230,7 @@ impl Link {
                 break Ok(Attempt::Done(()));
             }
             filled = place.filled();
-            if deadline.is_some_and(|deadline| deadline <= now + PRECISE) {
+            if !may_receive_until(deadline, now) {
                 placing = Some(place);
                 break Ok(Attempt::Later);
             }
@@ -336,7 +341,7 @@ impl Link {
         now: Instant,
         deadline: Option<Instant>,
     ) -> (Guard<'l>, Result<(), WaitError>) {
-        let place = match inner.waiters.enter(interest) {
+        let place = match inner.waiters.enter(interest, deadline) {
             Ok(place) => place,
             Err(error) => return (inner, Err(error.into())),
         };
@@ -345,7 +350,7 @@ impl Link {
         let events = if inner.is_write_blocked { libc::POLLIN | libc::POLLOUT } else { libc::POLLIN };
         inner.is_polled |= polled.is_some();
         drop(inner);
-        let slept = place.sleep(polled.as_ref().map(AsFd::as_fd), events, now, deadline);
+        let slept = place.sleep(polled.as_ref().map(AsFd::as_fd), events, now);
         let mut inner = self.lock();
         inner.waiters.leave(place);
         if let Some(polled) = &polled

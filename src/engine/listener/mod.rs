@@ -26,6 +26,7 @@ use crate::engine::hub::Seat;
 use crate::engine::link::{Link, LinkError};
 use crate::engine::plain::PlainPeers;
 use crate::engine::reactor::{self, Engine};
+use crate::engine::skipping::Stir;
 use crate::engine::sync::{self, Mutex, MutexGuard};
 use crate::engine::waiting::{Interest, Patience, WaitError};
 use crate::engine::{clock, fork};
@@ -237,9 +238,9 @@ impl Listener {
             if hall.is_over_for(interest) {
                 return Err(if hall.is_lost { LinkError::EngineLost } else { LinkError::Closed });
             }
-            let place = hall.waiters.enter(interest)?;
+            let place = hall.waiters.enter(interest, deadline)?;
             drop(hall);
-            let slept = place.sleep(None, 0, clock::now(), deadline);
+            let slept = place.sleep(None, 0, clock::now());
             hall = self.lock();
             hall.waiters.leave(place);
             if let Err(error) = slept {
@@ -251,6 +252,13 @@ impl Listener {
                 };
             }
         }
+    }
+
+    /// Before time is skipped.
+    pub(super) fn stir(&self) -> Stir {
+        let Ok(mut hall) = self.hall.try_lock() else { return Stir { is_astir: true, next_deadline: None } };
+        let (next_deadline, is_astir) = hall.waiters.wake_overdue(clock::now());
+        Stir { is_astir, next_deadline }
     }
 
     /// Who is seated waits no longer. What it was told of, somebody else is.

@@ -24,7 +24,7 @@ pub(in crate::py) const CARRIED_BYTES: usize = 1024;
 /// Between looks at whether a signal has come, while an iterable is sent.
 const SIGNAL_CHECKS: usize = 1024;
 
-/// A connection of messages that is supervised by heartbeats in both directions.
+#[doc = doc!("LongConnection")]
 #[pyclass(frozen, extends = Connection, module = "longconn")]
 pub(in crate::py) struct LongConnection;
 
@@ -47,13 +47,13 @@ impl LongConnection {
         base(slf).push(py, data, &mut Deadline::Later(timeout))
     }
 
-    /// The same as `send`, by the socket's name.
+    #[doc = doc!("LongConnection.sendall")]
     #[pyo3(signature = (data, *, timeout = Timeout::LeftOut))]
     fn sendall(slf: &Bound<'_, Self>, py: Python<'_>, data: &Bound<'_, PyAny>, timeout: Timeout) -> PyResult<()> {
         base(slf).push(py, data, &mut Deadline::Later(timeout))
     }
 
-    /// Send each message of an iterable; how many it were.
+    #[doc = doc!("LongConnection.send_many")]
     #[pyo3(signature = (messages, *, timeout = Timeout::LeftOut))]
     fn send_many(
         slf: &Bound<'_, Self>,
@@ -73,7 +73,7 @@ impl LongConnection {
         Ok(count)
     }
 
-    /// Receive one message.
+    #[doc = doc!("LongConnection.recv")]
     #[pyo3(signature = (*size, timeout = Timeout::LeftOut), text_signature = "($self, /, *size, timeout=...)")]
     fn recv<'py>(
         slf: &Bound<'py, Self>,
@@ -90,7 +90,7 @@ impl LongConnection {
         }
     }
 
-    /// Receive the messages that are there, at least one.
+    #[doc = doc!("LongConnection.recv_many")]
     #[pyo3(signature = (max_messages, *, timeout = Timeout::LeftOut))]
     fn recv_many<'py>(
         slf: &Bound<'py, Self>,
@@ -120,7 +120,7 @@ impl LongConnection {
         })
     }
 
-    /// Wait until the peer's program took everything that was sent.
+    #[doc = doc!("LongConnection.flush")]
     #[pyo3(signature = (*, timeout = Timeout::LeftOut))]
     fn flush(slf: &Bound<'_, Self>, py: Python<'_>, timeout: Timeout) -> PyResult<()> {
         let deadline = base(slf).deadline(timeout);
@@ -129,7 +129,7 @@ impl LongConnection {
         base(slf).wait(py, deadline, |link, deadline| link.wait_taken(end, deadline))
     }
 
-    /// The round trip of a beat that the peer answers at once.
+    #[doc = doc!("LongConnection.ping")]
     #[pyo3(signature = (*, timeout = Timeout::LeftOut))]
     fn ping(slf: &Bound<'_, Self>, py: Python<'_>, timeout: Timeout) -> PyResult<f64> {
         check_framed(&base(slf).link, "ping()")?;
@@ -139,24 +139,24 @@ impl LongConnection {
         Ok(base(slf).wait(py, deadline, |link, deadline| link.wait_pong(&mut { ping }, deadline))?.as_secs_f64())
     }
 
-    /// Wait for a state.
+    #[doc = doc!("LongConnection.wait_for")]
     #[pyo3(signature = (state, *, timeout = Timeout::LeftOut))]
     fn wait_for(slf: &Bound<'_, Self>, py: Python<'_>, state: &str, timeout: Timeout) -> PyResult<()> {
         let wanted = state_to_wait_for(state)?;
         base(slf).wait(py, base(slf).deadline(timeout), |link, deadline| link.wait_state(wanted, deadline))
     }
 
-    /// Each change of state, as it comes.
+    #[doc = doc!("LongConnection.events")]
     fn events(slf: &Bound<'_, Self>) -> Events {
         Events::of_link(slf.as_super().clone().unbind())
     }
 
-    /// A descriptor that is readable while `recv` would not wait.
+    #[doc = doc!("LongConnection.fileno")]
     fn fileno(slf: &Bound<'_, Self>, py: Python<'_>) -> PyResult<RawFd> {
         base(slf).ask(py, Link::notification)
     }
 
-    /// Say goodbye, and wait until the peer took everything.
+    #[doc = doc!("LongConnection.close")]
     #[pyo3(signature = (code = 0, reason = "", *, timeout = Timeout::LeftOut))]
     fn close(slf: &Bound<'_, Self>, py: Python<'_>, code: i64, reason: &str, timeout: Timeout) -> PyResult<()> {
         let this = base(slf);

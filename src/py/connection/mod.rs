@@ -48,7 +48,7 @@ pub(super) fn state_name(state: State) -> &'static str {
     STATES.iter().find(|(each, _)| *each == state).map_or("", |(_, name)| name)
 }
 
-/// What a LongConnection is, whoever waits for it: threads, or the tasks of an event loop.
+#[doc = doc!("Connection")]
 #[pyclass(frozen, subclass, weakref, module = "longconn._longconn")]
 pub(super) struct Connection {
     pub(super) link: Arc<Link>,
@@ -172,78 +172,78 @@ pub(super) fn count_to_receive(max_messages: isize) -> PyResult<usize> {
 
 #[pymethods]
 impl Connection {
-    /// What calls wait for that don't say.
+    #[doc = doc!("Connection.settimeout")]
     #[pyo3(signature = (timeout, /))]
     fn settimeout(&self, timeout: Timeout) {
         let seconds = timeout.or(None).map_or(f64::NAN, |duration| duration.as_secs_f64());
         self.timeout.store(seconds.to_bits(), Ordering::Relaxed);
     }
 
-    /// What `settimeout` was told.
+    #[doc = doc!("Connection.gettimeout")]
     fn gettimeout(&self) -> Option<f64> {
         self.settled().map(|duration| duration.as_secs_f64())
     }
 
-    /// The peer's address.
+    #[doc = doc!("Connection.getpeername")]
     fn getpeername(&self) -> (String, u16) {
         pair(self.link.peer_address())
     }
 
-    /// Our own address.
+    #[doc = doc!("Connection.getsockname")]
     fn getsockname(&self) -> (String, u16) {
         pair(self.link.local_address())
     }
 
-    /// Our own address.
+    #[doc = doc!("Connection.address")]
     #[getter]
     fn address(&self) -> (String, u16) {
         self.getsockname()
     }
 
-    /// The peer's address.
+    #[doc = doc!("Connection.peer_address")]
     #[getter]
     fn peer_address(&self) -> (String, u16) {
         self.getpeername()
     }
 
-    /// What the client calls itself.
+    #[doc = doc!("Connection.client_id")]
     #[getter]
     fn client_id(&self, py: Python<'_>) -> PyResult<String> {
         self.ask(py, Link::client_id)
     }
 
-    /// What the server's `authenticate` returned for this client.
+    #[doc = doc!("Connection.principal")]
     #[getter]
     fn principal(&self, py: Python<'_>) -> Option<Py<PyAny>> {
         self.principal.as_ref().map(|principal| principal.clone_ref(py))
     }
 
-    /// What both sides agreed on; None without TLS, and while there is no connection.
+    #[doc = doc!("Connection.tls")]
     #[getter]
     fn tls<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         self.ask(py, Link::agreed)?.map(|agreed| tls::info(py, &agreed)).transpose()
     }
 
-    /// When its handshake was finished, as of `time.time()`.
+    #[doc = doc!("Connection.opened_at")]
     #[getter]
     fn opened_at(&self, py: Python<'_>) -> PyResult<Option<f64>> {
         self.ask(py, Link::opened_at)?.map(|at| time_of(py, at)).transpose()
     }
 
-    /// How it is now.
+    #[doc = doc!("Connection.state")]
     #[getter]
     fn state(&self, py: Python<'_>) -> PyResult<&'static str> {
         self.ask(py, Link::state).map(state_name)
     }
 
-    /// Why it ended.
+    #[doc = doc!("Connection.lost")]
     #[getter]
     fn lost<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let Some(ending) = self.ask(py, Link::ending)? else { return Ok(None) };
         py.import("longconn.errors")?.getattr("Cause")?.call1((ending.cause.name(),)).map(Some)
     }
 
-    /// What our beats say to the peer.
+    #[doc = doc!("Connection.status")]
     #[getter]
     fn status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         check_framed(&self.link, "status")?;
@@ -260,27 +260,27 @@ impl Connection {
         Err(PyValueError::new_err(format!("status: {} bytes, at most {MAX_STATUS_BYTES}", status.len())))
     }
 
-    /// What the peer's beats say.
+    #[doc = doc!("Connection.peer_status")]
     #[getter]
     fn peer_status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         check_framed(&self.link, "peer_status")?;
         Ok(PyBytes::new(py, &self.ask(py, Link::peer_status)?))
     }
 
-    /// The program goes forward.
+    #[doc = doc!("Connection.progress")]
     fn progress(&self, py: Python<'_>) -> PyResult<()> {
         check_framed(&self.link, "progress()")?;
         self.ask(py, Link::progress)
     }
 
-    /// Messages that the peer's program isn't known to have taken.
+    #[doc = doc!("Connection.unacknowledged")]
     #[getter]
     fn unacknowledged(&self, py: Python<'_>) -> PyResult<u64> {
         check_framed(&self.link, "unacknowledged")?;
         self.ask(py, Link::unacknowledged)
     }
 
-    /// These messages, once the connection is over.
+    #[doc = doc!("Connection.undelivered")]
     #[getter]
     fn undelivered<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         check_framed(&self.link, "undelivered")?;
@@ -288,14 +288,14 @@ impl Connection {
         PyList::new(py, messages.iter().map(|message| PyBytes::new(py, message)))
     }
 
-    /// What is measured and counted.
+    #[doc = doc!("Connection.stats")]
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         stats::stats(py, self)
     }
 
     // ---- the end
 
-    /// As a socket's: the end of sending, which here is a goodbye that doesn't wait.
+    #[doc = doc!("Connection.shutdown")]
     #[pyo3(signature = (how, /))]
     fn shutdown(&self, py: Python<'_>, how: i32) -> PyResult<()> {
         match how {

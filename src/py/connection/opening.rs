@@ -187,7 +187,8 @@ pub(in crate::py) fn open_link(
         py.detach(|| opening.link.set_keeper(keeper)).map_err(|error| link_error(py, error, &opening.link, false))?;
     }
     if let Some(hub) = hub {
-        return Waiting::of(py, &hub, Box::new(Handshake { opening, hub: hub.clone_ref(py) }), timeout.or(None));
+        let handshake = Handshake { opening, hub: hub.clone_ref(py) };
+        return Waiting::of(py, &hub, "connect()", Box::new(handshake), timeout.or(None));
     }
     let opened = wait_for(py, &opening.link, deadline, |link, deadline| link.wait_open(deadline))?;
     Ok(opening.settle(py, opened, None)?.into_any())
@@ -216,7 +217,7 @@ impl Opening {
             }
             Err(LinkError::Ended(ending)) => Err(ended(py, &ending, &self.link, false).unwrap_or_else(|error| error)),
             Err(LinkError::TimedOut) => Err(PyTimeoutError::new_err(format!(
-                "{} accepted the connection and did not finish the handshake in time",
+                "{} accepted the connection and did not finish the handshake in time: if it isn't a LongServer, say framing=...",
                 self.link.peer_address()
             ))),
             Err(error) => Err(link_error(py, error, &self.link, false)),
