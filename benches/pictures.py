@@ -10,15 +10,19 @@ JupyterLab, in a headless Chromium, and is docs/notebook.png.
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import fcntl
 import functools
 import itertools
+import json
 import os
 import platform
 import pty
+import re
 import selectors
 import shlex
+import shutil
 import signal
 import socket
 import struct
@@ -33,12 +37,17 @@ from pathlib import Path
 from typing import Any
 
 import longconn
+import nbformat
 import pyte
 from longconn.testing import FaultProxy
 from longconn.testing.network import Lab, reason_unavailable
 from rich.console import Console
 from rich.style import Style
 from rich.text import Text
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.remote.webdriver import WebDriver
+from selenium.webdriver.support.wait import WebDriverWait
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "demo"))
 
@@ -354,6 +363,122 @@ def take_probe() -> None:
         terminal.keep("probe")
 
 
+CELLS = (
+    """\
+import time
+import longconn
+from longconn.notebook import watch
+from longconn.testing import FaultProxy
+
+heartbeat = longconn.Heartbeat(0.5)
+server = longconn.LongServer(("127.0.0.1", 0), heartbeat=heartbeat)
+network = FaultProxy(server)
+client = longconn.connect(network.address, client_id="device-7", heartbeat=heartbeat)""",
+    "watch(client, server, network, window=12)",
+    """\
+time.sleep(4)
+network.pull_cable()
+time.sleep(3)
+network.restore()
+time.sleep(10)""",
+)
+WIDTH, HEIGHT, SCALE = 1000, 1000, 1.5
+THEMES = {"notebook": "JupyterLab Light", "notebook-dark": "JupyterLab Dark"}
+
+
+def take_notebook() -> None:
+    for name, theme in THEMES.items():
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            _lab(Path(folder), theme) as page,
+            _browser(Path(folder)) as browser,
+        ):
+            browser.get(page)
+            kernel = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
+            _wait(browser, f"return {kernel}?.status == 'idle'", "the notebook's kernel")
+            browser.execute_script("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+            _wait(
+                browser,
+                "return document.querySelector('svg[aria-label^=timeline]')?.textContent.includes('restore')",
+                "the timeline",
+            )
+            time.sleep(3)  # some beats of the next connection, while the last cell goes on
+            box = browser.execute_script("""
+                const cells = [...document.querySelectorAll('.jp-Cell')].map(each => each.getBoundingClientRect());
+                const last = cells[cells.length - 1];
+                return {x: cells[0].x, y: cells[0].y, width: last.right - cells[0].x, height: last.bottom - cells[0].y};
+            """)
+            taken = browser.execute_cdp_cmd("Page.captureScreenshot", {"clip": box | {"scale": SCALE}})
+            (PICTURES.parent / f"{name}.png").write_bytes(base64.b64decode(taken["data"]))
+
+
+def _wait(browser: WebDriver, script: str, what: str) -> None:
+    WebDriverWait(browser, PATIENCE).until(lambda browser: browser.execute_script(script), f"{what} isn't there")
+
+
+@contextlib.contextmanager
+def _lab(folder: Path, theme: str) -> Iterator[str]:
+    """JupyterLab with the notebook, nobody's settings, and nothing to fetch; the page of it."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])
+    notebook.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }  # it would ask
+    nbformat.write(notebook, folder / "cable.ipynb")
+    for name, settings in {
+        "themes": {"theme": theme},
+        "notification": {"fetchNews": "false", "checkForUpdates": False},
+    }.items():
+        path = folder / "settings" / "@jupyterlab" / "apputils-extension" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings), encoding="utf-8")
+    words = ["-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", "--port=0", "--expose-app-in-browser"]
+    words += [
+        "--LabApp.extension_manager=readonly",
+        "--IdentityProvider.token=pictures",
+        f"--ServerApp.root_dir={folder}",
+    ]
+    words += ["--allow-root"] * (os.geteuid() == 0)
+    environment = {
+        name: str(folder / name) for name in ("HOME", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
+    }
+    environment["JUPYTERLAB_SETTINGS_DIR"] = str(folder / "settings")
+    process = subprocess.Popen(
+        [sys.executable, *words], cwd=folder, env=os.environ | environment, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stderr is not None
+        place = next(found[1] for line in process.stderr if (found := re.search(r"(http://127.0.0.1:\d+)/lab", line)))
+        threading.Thread(target=process.stderr.read, daemon=True).start()  # else it waits for who reads it
+        yield f"{place}/doc/tree/cable.ipynb?token=pictures"
+    finally:
+        process.terminate()  # and its kernel with it
+        process.wait(PATIENCE)
+
+
+@contextlib.contextmanager
+def _browser(folder: Path) -> Iterator[WebDriver]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or ""
+    for word in (
+        "headless=new",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-background-networking",
+        "disable-component-update",
+    ):
+        options.add_argument(f"--{word}")
+    for word in ("disable-sync", "no-first-run", f"user-data-dir={folder}/profile", f"window-size={WIDTH},{HEIGHT}"):
+        options.add_argument(f"--{word}")
+    # Named, so that selenium looks for none.
+    browser = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
+    try:
+        yield browser
+    finally:
+        browser.quit()
+
+
 @contextlib.contextmanager
 def program(source: str, *words: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A Python program beside, and the address, or what else it has told first."""
@@ -378,6 +503,7 @@ TAKEN = {
     "chaos": take_chaos,
     "watch": take_watch,
     "probe": take_probe,
+    "notebook": take_notebook,
 }
 
 

@@ -402,8 +402,9 @@ class _Drawing:
         return _GUTTER + (_WIDE - _GUTTER - 8) * (at - self.begin) / (self.end - self.begin)
 
     def label(self, content: str, y: float, **attributes: object) -> None:
+        attributes = {"opacity": ".75"} | attributes
         more = "".join(f' {name.replace("_", "-")}="{value}"' for name, value in attributes.items())
-        self.parts.append(f'<text x="0" y="{y:.1f}" opacity=".75"{more}>{content}</text>')
+        self.parts.append(f'<text x="0" y="{y:.1f}"{more}>{content}</text>')
 
     def title(self, content: str, note: str, colour: str = "currentColor") -> None:
         self.parts.append(
@@ -449,7 +450,7 @@ class _Drawing:
             self.parts.append(
                 f'<path d="M{_GUTTER} {y:.1f}H{_WIDE - 8}" stroke="{BAD}" stroke-dasharray="4 3" fill="none"/>'
             )
-            self.label(f"limit {duration(limit)}", y + 3, fill=BAD)
+            self.label(f"limit {duration(limit)}", y + 3, fill=BAD, opacity="1")
         run: list[tuple[float, float]] = []
         for point in [*points, None]:
             if point is None or (run and point[0] - run[-1][0] > sampling.GAP):
@@ -531,13 +532,21 @@ def timeline(histories: list[History], begin: float, end: float, origin: float) 
     drawing.axis(origin)
     label = f"timeline of {', '.join(history.name for history in histories)}"
     picture = _svg(_WIDE, drawing.y, "".join(drawing.parts), label)
-    return _card(picture, _line(_LEGEND, f"{_SOFT};font-size:11px"))
+    return _card(picture, _line(_LEGEND, "font-size:11px"))
+
+
+def _named(colour: str, name: str) -> str:
+    """Of the legend; the colour as it is in the picture, and only the word soft."""
+    return f'<span style="color:{colour}">■</span> <span style="{_SOFT}">{name}</span> '
 
 
 _LEGEND = (
-    f'<span style="color:{GOOD}">■</span> open <span style="color:{DOUBTFUL}">■</span> suspect '
-    f'<span style="color:{BAD}">■</span> lost, being made again <span style="color:{FAINT}">■</span> closed; '
-    f"read each {sampling.PERIOD:g} s; pale: Python couldn't run, and nothing was read"
+    _named(GOOD, "open")
+    + _named(DOUBTFUL, "suspect")
+    + _named(BAD, "lost, being made again")
+    + _named(FAINT, "closed")
+    + f'<span style="{_SOFT}">'
+    + f"· read each {sampling.PERIOD:g} s; pale: Python couldn't run, and nothing was read</span>"
 )
 
 

@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+import textwrap
 import types
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 from .. import __version__, _longconn
 from ..installing import install
 from ..keepalive import Keepalive, check_limit, default_keepalive, has_rto_max, set_default_keepalive
+from .printing import duration
 
 __all__ = ["COMMANDS", "interrupted", "main"]
 
@@ -199,9 +201,7 @@ def interrupted() -> NoReturn:
 
 
 def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return "never"
-    return f"within {seconds:.1f} s" if seconds < 120 else f"within {seconds / 60:.1f} minutes"
+    return "never" if seconds is None else f"within {duration(seconds)}"
 
 
 def _explain(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
@@ -214,10 +214,13 @@ def _explain(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
         return 0
     with_guard, without = settings.detection_time(), settings.replace(guard=False).detection_time()
     print(f"{settings!r} on {_longconn.PLATFORM}\n")
-    probes = f"after {settings.idle} s of silence, every {settings.interval} s, {settings.count} times"
+    times = f"{settings.count} time{'s' * (settings.count != 1)}"
+    probes = f"after {duration(settings.idle)} of silence, every {duration(settings.interval)}, {times}"
     print(f"  the kernel probes {probes}")
     limit = settings.guard_limit
-    print("  the guard is off\n" if limit is None else f"  the guard convicts after {limit:g} s without an answer\n")
+    print(
+        "  the guard is off\n" if limit is None else f"  the guard convicts after {duration(limit)} without an answer\n"
+    )
     cases = {
         "idle": "while this side only waits",
         "in_flight": "with data in flight",
@@ -233,5 +236,6 @@ def _explain(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
     if limit is not None and _longconn.HAS_GUARD:
         print(f"  TCP_RTO_MAX_MS (Linux 6.15): {'yes' if has_rto_max() else 'no'}")
     for warning in settings.warnings():
-        print(f"\n  Note: {warning}.")
+        lines = textwrap.wrap(f"Note: {warning}.", 76, break_on_hyphens=False)
+        print("\n" + textwrap.indent("\n".join(lines), "  "))
     return 0
