@@ -27,7 +27,7 @@ help:
 	@echo 'make detect       how long detection takes, 5 or 10 runs a case, with figures; needs root'
 	@echo 'make chaos        what sessions survive, and docs/chaos.md; a quarter of an hour, needs root'
 	@echo "make conformance  CPython's own tests with KeepaliveSocket in the place of socket.socket"
-	@echo 'make fuzz         the decoder and sequences of operations, FUZZ_SECONDS=600 each'
+	@echo 'make fuzz         the decoder, sequences of operations, and TLS, FUZZ_SECONDS=600 each'
 	@echo 'make notebooks    run examples/notebooks, and keep what comes; some two minutes'
 	@echo "make pictures     the docs' pictures of terminals and a notebook, and their figures; needs root and chromium"
 	@echo 'make docs         the documentation as a site, into site/'
@@ -106,8 +106,8 @@ conformance: build $(STAMPS)/test
 # Without a sanitizer it needs no nightly compiler.
 fuzz: check-tools
 	@command -v cargo-fuzz >/dev/null || cargo install --locked --quiet --root target/tools cargo-fuzz
-	set -e; for target in decoder operations; do PATH="$(CURDIR)/target/tools/bin:$$PATH" \
-		cargo fuzz run -s none $$target -- -max_total_time=$(FUZZ_SECONDS); done
+	set -e; for target in decoder operations tls; do PATH="$(CURDIR)/target/tools/bin:$$PATH" \
+		cargo fuzz run -O -s none $$target -- -max_total_time=$(FUZZ_SECONDS) -timeout=60; done
 
 # zig, which is on .venv's path, links for older C libraries than this machine's.
 WHEEL := PATH="$(CURDIR)/$(BIN):$$PATH" maturin build --release --out dist \

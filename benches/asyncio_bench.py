@@ -33,6 +33,7 @@ from bench import MESSAGE, MESSAGE_BYTES, Effort, RowError, describe_machine, fo
 from messages import (
     FULL,
     QUICK,
+    Awaited,
     Contender,
     Line,
     OnLoop,
@@ -48,38 +49,6 @@ from messages import (
 
 CROWD = 2000
 CROWD_ROW = "crowd"
-
-
-class Awaited(OnLoop):
-    """What has `send` and `recv` to be awaited."""
-
-    async def send(self, message: bytes) -> None:
-        raise NotImplementedError
-
-    async def recv(self) -> bytes:
-        raise NotImplementedError
-
-    async def async_ask(self, count: int) -> None:
-        reply = b""
-        for _ in range(count):
-            await self.send(MESSAGE)
-            reply = await self.recv()
-        check(reply, MESSAGE)
-
-    async def async_echo(self, count: int) -> None:
-        for _ in range(count):
-            await self.send(await self.recv())
-
-    async def async_give(self, count: int) -> None:
-        for _ in range(count):
-            await self.send(MESSAGE)
-
-    async def async_take(self, count: int) -> None:
-        for _ in range(count):
-            message = await self.recv()
-            if len(message) != MESSAGE_BYTES:
-                raise RowError("a message was cut")
-        check(message, MESSAGE)
 
 
 class Longconn(OnLoop):
@@ -181,6 +150,17 @@ class PicowsAwaited(Awaited):
         return self.frames.popleft()
 
 
+async def serve_aiohttp(on_request: Callable[[Any], Any], **options: Any) -> Any:
+    """Returns what is to be kept, for the server goes with it, and knows its port."""
+    web = importlib.import_module("aiohttp.web")
+    app = web.Application()
+    app.router.add_get("/", on_request)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, **options).start()
+    return runner
+
+
 class Aiohttp(Awaited):
     def listen(self) -> int:
         web = importlib.import_module("aiohttp.web")
@@ -191,15 +171,8 @@ class Aiohttp(Awaited):
             self.accepted.set_result(ws)
             await self.loop.create_future()
 
-        async def start() -> Any:
-            app = web.Application()
-            app.router.add_get("/", on_request)
-            runner = web.AppRunner(app)
-            await runner.setup()
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            return runner.addresses[0][1]
-
-        return self.run(start())
+        self.runner = self.run(serve_aiohttp(on_request))
+        return self.runner.addresses[0][1]
 
     def accept(self) -> None:
         self.ws = self.loop.run_until_complete(self.accepted)
@@ -371,11 +344,7 @@ class AiohttpCrowd(Crowd):
                 pass
             return ws
 
-        app = web.Application()
-        app.router.add_get("/", on_request)
-        self.runner = web.AppRunner(app)
-        await self.runner.setup()
-        await web.TCPSite(self.runner, "127.0.0.1", 0, backlog=4096).start()
+        self.runner = await serve_aiohttp(on_request, backlog=4096)
         return self.runner.addresses[0][1]
 
     async def connect(self, port: int) -> Any:

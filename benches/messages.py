@@ -345,27 +345,14 @@ class OnLoop(Contender):
         return lambda count: self.run(coroutine(self, count))
 
 
-class Streams(OnLoop):
-    def listen(self) -> int:
-        async def on_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            self.accepted.set_result((reader, writer))
-
-        server = self.run(asyncio.start_server(on_connection, "127.0.0.1", 0))
-        return server.sockets[0].getsockname()[1]
-
-    def accept(self) -> None:
-        self.reader, self.writer = self.loop.run_until_complete(self.accepted)
-
-    def connect(self, port: int) -> None:
-        self.reader, self.writer = self.run(asyncio.open_connection("127.0.0.1", port))
-
-    async def recv(self) -> bytes:
-        (size,) = HEADER.unpack(await self.reader.readexactly(4))
-        return await self.reader.readexactly(size)
+class Awaited(OnLoop):
+    """What has `send` and `recv` to be awaited."""
 
     async def send(self, message: bytes) -> None:
-        self.writer.write(HEADER.pack(len(message)) + message)
-        await self.writer.drain()
+        raise NotImplementedError
+
+    async def recv(self) -> bytes:
+        raise NotImplementedError
 
     async def async_ask(self, count: int) -> None:
         reply = b""
@@ -388,6 +375,29 @@ class Streams(OnLoop):
             if len(message) != MESSAGE_BYTES:
                 raise RowError("a message was cut")
         check(message, MESSAGE)
+
+
+class Streams(Awaited):
+    def listen(self) -> int:
+        async def on_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self.accepted.set_result((reader, writer))
+
+        server = self.run(asyncio.start_server(on_connection, "127.0.0.1", 0))
+        return server.sockets[0].getsockname()[1]
+
+    def accept(self) -> None:
+        self.reader, self.writer = self.loop.run_until_complete(self.accepted)
+
+    def connect(self, port: int) -> None:
+        self.reader, self.writer = self.run(asyncio.open_connection("127.0.0.1", port))
+
+    async def recv(self) -> bytes:
+        (size,) = HEADER.unpack(await self.reader.readexactly(4))
+        return await self.reader.readexactly(size)
+
+    async def send(self, message: bytes) -> None:
+        self.writer.write(HEADER.pack(len(message)) + message)
+        await self.writer.drain()
 
 
 class Websockets(OnLoop):

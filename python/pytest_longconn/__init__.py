@@ -35,14 +35,15 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 @pytest.fixture
-def fake_clock() -> FakeClock:
+def fake_clock() -> Iterator[FakeClock]:
     """A `longconn.testing.FakeClock`: ``fake_clock.advance(75)`` has 75 s go by at once.
 
     What was skipped stays so after the test.
     """
     from longconn.testing import FakeClock
 
-    return FakeClock()
+    with FakeClock() as clock:
+        yield clock
 
 
 @pytest.fixture

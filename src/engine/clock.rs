@@ -21,8 +21,9 @@ const STEPS: usize = 256;
 /// Nanoseconds. Whoever is handed something by a thread that has skipped time is so by a lock or a descriptor, and so doesn't
 /// read an older value.
 static SKIPPED: AtomicU64 = AtomicU64::new(0);
-/// Of those who may have it skip time.
+/// Of those who may have it skip time; and what had been skipped before the first of them.
 static SKIPPERS: AtomicUsize = AtomicUsize::new(0);
+static SKIPPED_BEFORE: AtomicU64 = AtomicU64::new(0);
 /// When time was skipped, really, and how much had been before; the oldest first.
 static LAST_STEPS: Mutex<VecDeque<(Instant, Duration)>> = Mutex::new(VecDeque::new());
 
@@ -47,6 +48,16 @@ pub fn skipped() -> Duration {
     Duration::from_nanos(SKIPPED.load(Ordering::Relaxed))
 }
 
+/// How far the times of day are ahead that programs are told: by what was skipped since somebody may. Once nobody may any more, what
+/// happens is again told by the time of day.
+#[must_use]
+pub fn ahead() -> Duration {
+    if !may_skip() {
+        return Duration::ZERO;
+    }
+    skipped().saturating_sub(Duration::from_nanos(SKIPPED_BEFORE.load(Ordering::Relaxed)))
+}
+
 /// How long the machine has been suspended since it booted: `Instant` stands still meanwhile.
 #[must_use]
 pub fn suspended() -> Duration {
@@ -60,7 +71,9 @@ pub fn may_skip() -> bool {
 }
 
 pub(super) fn add_skipper() {
-    SKIPPERS.fetch_add(1, Ordering::Relaxed);
+    if SKIPPERS.fetch_add(1, Ordering::Relaxed) == 0 {
+        SKIPPED_BEFORE.store(SKIPPED.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
 }
 
 pub(super) fn remove_skipper() {

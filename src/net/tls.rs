@@ -159,7 +159,8 @@ impl Tls {
     /// What was received. `heard` is given the plaintext, record by record, also of what comes before an error; with that there may
     /// be an alert to say.
     pub fn handle_input(&mut self, input: &[u8], mut heard: impl FnMut(&[u8])) -> Result<(), TlsError> {
-        if self.has_failed {
+        // What follows the end is to be ignored (RFC 8446, section 6.1), and rustls would leave it where it is.
+        if self.has_failed || self.has_peer_ended {
             return Ok(());
         }
         if let Some(head) = &mut self.head {
@@ -181,7 +182,9 @@ impl Tls {
         self.ledger.on_overhead(self.outgoing.len() - before);
         match passed {
             Ok(Passed { is_established, is_ended }) => {
-                self.has_peer_ended |= is_ended;
+                if is_ended {
+                    (self.has_peer_ended, self.incoming) = (true, Vec::new());
+                }
                 if is_established && !self.is_established {
                     (self.is_established, self.head) = (true, None);
                 }

@@ -123,10 +123,10 @@ pub(super) fn tell_of(server: &Weak<Door>, waiting: &Arc<AtomicUsize>, link: &Ar
     true
 }
 
-/// As of Python's `time.time()`, and of what was skipped: however late it is asked, it is the same.
+/// As of Python's `time.time()`, and of what a test has skipped: however late it is asked, it is the same.
 pub(super) fn time_of(py: Python<'_>, at: Instant) -> PyResult<f64> {
     let ago = clock::now().saturating_duration_since(at).as_secs_f64();
-    Ok(py.import("time")?.call_method0("time")?.extract::<f64>()? + clock::skipped().as_secs_f64() - ago)
+    Ok(py.import("time")?.call_method0("time")?.extract::<f64>()? + clock::ahead().as_secs_f64() - ago)
 }
 
 pub(super) fn event<'py>(py: Python<'py>, link: &Arc<Link>, occurrence: &Occurrence) -> PyResult<Bound<'py, PyAny>> {

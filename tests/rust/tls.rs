@@ -5,6 +5,8 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests unwrap as the tests do")]
 
+mod usage;
+
 use std::io::{Read, Write};
 use std::sync::Arc;
 
@@ -12,6 +14,7 @@ use longconn::net::tls::{ClientTls, Files, Ledger, Pem, SEALED_BYTES, ServerTls,
 use proptest::prelude::*;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
+use usage::memory_bytes;
 
 const CA: &[u8] = include_bytes!("tls/ca.pem");
 const SERVER: &[u8] = include_bytes!("tls/server.pem");
@@ -97,6 +100,20 @@ fn an_end_is_told_from_a_cut() {
     // The other way is open yet.
     assert_eq!(seal(&mut server, [b"more", b"", b""]), 4);
     assert_eq!(carry(&mut server, &mut client, &[usize::MAX]), b"more");
+}
+
+#[test]
+fn what_follows_an_end_is_not_kept() {
+    const FOLLOWS: usize = 32 << 20;
+    let (mut client, mut server) = shaken(&[usize::MAX]);
+    client.end();
+    carry(&mut client, &mut server, &[usize::MAX]);
+    let (bytes, before) = (vec![23; 64 * 1024], memory_bytes());
+    for _ in 0..FOLLOWS / bytes.len() {
+        server.handle_input(&bytes, |_| panic!("nothing is heard")).unwrap();
+    }
+    let grown = memory_bytes().saturating_sub(before);
+    assert!(grown < FOLLOWS / 4, "{grown} bytes are kept");
 }
 
 #[test]

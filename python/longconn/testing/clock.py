@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import time
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from .. import _longconn
 from ..keepalive import in_seconds
 from ..links import monotonic
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 __all__ = ["FakeClock"]
 
@@ -26,7 +30,8 @@ class FakeClock:
             connection.recv(timeout=0)
 
     Between two calls of `advance` the clock goes on as ever. It is never put back: what was skipped stays so until the
-    process ends, and does no harm. There is one clock in a process, however many of these are made.
+    process ends, and does no harm. There is one clock in a process, however many of these are made. Close it at the
+    end, or use it in a ``with``.
 
     The kernel's clock, Python's and an event loop's skip nothing, and with them `guard`, `KeepaliveSocket`,
     `time.sleep`, `asyncio.timeout`, and peers in other processes, which don't beat the quicker. A call with a timeout
@@ -36,6 +41,18 @@ class FakeClock:
     def __init__(self) -> None:
         self._native = _longconn.Clock()
         self._began = monotonic()
+
+    def close(self) -> None:
+        """Nothing is skipped any more, and `longconn.Event.time` and ``opened_at`` tell the true time of day again."""
+        self._native.close()
+
+    def __enter__(self) -> FakeClock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> None:
+        self.close()
 
     def advance(self, seconds: float | timedelta) -> None:
         """Have so much time go by, and whatever is due by then happen, one after the other, each at its time.
@@ -51,7 +68,7 @@ class FakeClock:
             seconds: 0 lets only what is due already happen.
 
         Raises:
-            ValueError: Less than 0, NaN, or more than a hundred years in this process in all.
+            ValueError: Less than 0, NaN, or more than a hundred years in this process in all; or it is closed.
             LongConnError: longconn's thread has ended meanwhile, by a bug.
             KeyboardInterrupt: And whatever else a signal's handler raises: the clock stays where it has come to.
         """
@@ -66,8 +83,8 @@ class FakeClock:
         return monotonic() - self._began
 
     def time(self) -> float:
-        """As `time.time`, had it gone along: the clock of `longconn.Event.time`."""
-        return time.time() + _longconn.skipped()
+        """As `time.time`, had it gone along since there is a FakeClock: what `longconn.Event.time` tells."""
+        return time.time() + self._native.ahead
 
     def __repr__(self) -> str:
-        return f"<FakeClock {self.elapsed:.3f} s, {_longconn.skipped():.3f} s of this process skipped>"
+        return f"<FakeClock after {self.elapsed:.3f} s, {self._native.ahead:.3f} s of them skipped>"
