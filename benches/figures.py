@@ -116,9 +116,12 @@ def _runs(axes: Axes, row: float, seconds: Sequence[float | None], colour: str, 
         )
     untold = len(seconds) - len(told)
     if untold:
-        text = "" if untold == len(seconds) else f" {untold} of {len(seconds)}"
         axes.plot([never], [row], "x", color=colour, markersize=5.5, markeredgewidth=1.8, clip_on=False)
-        axes.text(never, row, f"  {text}", color=colour, va="center", fontsize=7.5)
+        if told:
+            text = f"{untold} of {len(seconds)}"
+            axes.annotate(
+                text, (never, row), (6, 0), textcoords="offset points", color=colour, va="center", fontsize=7.5
+            )
 
 
 def _never(axes: Axes, begin: float, end: float, text: str) -> None:
@@ -262,8 +265,9 @@ def chaos(measured: Measured) -> Figure:
         _runs(right, row, cable["seconds"], GOOD, 0)
         _bound(right, row, statistics.median(cable["seconds"]), 0.36)
     right.axvline(measured["cable_bound"], color=BAD, linestyle="--", linewidth=1)
+    _named(right, measured["cable_bound"], "the bound", BAD, "right")
     right.set_xlim(0, measured["cable_bound"] * 1.05)
-    right.set_title("Seconds from the cable's return to a message")
+    right.set_title("A cable is back: seconds")
     _legend(figure, {"a fault": CALM, "a run": GOOD}, "median", loc="outside lower center")
     return figure
 
@@ -278,19 +282,11 @@ def chaos_crowd(measured: Measured) -> Figure:
         each.bar(edges[:-1], crowd["seen"], step * 0.9, align="edge", color=CALM, alpha=0.75, linewidth=0)
         meant = crowd["meant"]
         each.stairs(meant, edges[: len(meant) + 1], color=DOUBTFUL, linewidth=1.6, baseline=None)
+        back = crowd["down"] + crowd["all_back"]
         each.axvline(crowd["down"], color=GOOD, linewidth=1.4)
-        each.text(crowd["down"], 1.0, " the server is back", transform=each.get_xaxis_transform(), color=GOOD, va="top")
-        each.axvline(crowd["down"] + crowd["all_back"], color=GOOD, linewidth=1.4, linestyle=":")
-        text = "all clients are back "
-        each.text(
-            crowd["down"] + crowd["all_back"],
-            1.0,
-            text,
-            transform=each.get_xaxis_transform(),
-            color=GOOD,
-            va="top",
-            ha="right",
-        )
+        each.axvline(back, color=GOOD, linewidth=1.4, linestyle=":")
+        _named(each, crowd["down"], "the server is back", GOOD)
+        _named(each, back, "all clients are back", GOOD, "right")
         each.grid(axis="y", color=INK, alpha=0.14, linewidth=0.6)
         each.set_xlim(left=0)
         each.set_title(_capital(crowd["case"]))
@@ -298,6 +294,21 @@ def chaos_crowd(measured: Measured) -> Figure:
     figure.supylabel(f"attempts to connect in {crowds[0]['bin']:g} s", fontsize=9, color=INK)
     _legend(figure, {"seen": CALM, "by the backoff's dice": DOUBTFUL}, loc="outside lower right")
     return figure
+
+
+def _named(axes: Axes, at: float, text: str, colour: str, ha: str = "left") -> None:
+    """What the line there is."""
+    axes.annotate(
+        text,
+        (at, 1.0),
+        (4 if ha == "left" else -4, 0),
+        xycoords=axes.get_xaxis_transform(),
+        textcoords="offset points",
+        color=colour,
+        ha=ha,
+        va="top",
+        fontsize=8,
+    )
 
 
 def _capital(text: str) -> str:

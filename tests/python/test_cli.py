@@ -147,7 +147,7 @@ def test_ping_says_who_is_there_instead():
         address = "{}:{}".format(*nobody.getsockname())
     refused = cli("ping", address, "--count", 1)
     assert refused.returncode == 1
-    assert "Connection refused" in refused.stderr
+    assert refused.stderr == f"no longconn peer at {address}: no connection to {address}: Connection refused\n"
     with listening() as mute:
         done = cli("ping", "{}:{}".format(*mute.getsockname()), "--count", 1, "--timeout", 0.5, "--json")
     assert done.returncode == 1

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benches"))
+# Last: benches/ has a chaos.py, and so has tests/network.
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benches"))
 
 import figures
 from peers import python

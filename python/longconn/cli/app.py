@@ -12,6 +12,7 @@ import typer
 from .. import __version__
 from ..errors import LongConnError
 from . import SUMMARY, bare, chaos, doctor, ping, probe, talk, watch
+from .printing import said
 
 __all__ = ["run"]
 
@@ -73,6 +74,6 @@ def run(words: Sequence[str]) -> int:
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else int(done.code is not None)
     except (LongConnError, OSError, ValueError) as error:
-        print(f"longconn {words[0]}: {error}", file=sys.stderr)
+        print(f"longconn {words[0]}: {said(error)}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
     return 0

@@ -16,7 +16,7 @@ from .. import connect
 from ..errors import ConnectFailed, HandshakeRejected, PeerClosed, PeerLost, ProtocolError
 from ..heartbeat import Heartbeat
 from ..links import FRESH
-from .printing import milliseconds
+from .printing import milliseconds, said
 
 __all__ = ["ping"]
 
@@ -51,7 +51,7 @@ def ping(
         tell(event="failed", cause=str(getattr(error, "cause", "protocol")), error=str(error))
         if not as_json:
             complain = Console(stderr=True, highlight=False)
-            complain.print(f"[red]no longconn peer at {escape(address)}:[/] {escape(str(error))}", soft_wrap=True)
+            complain.print(f"[red]no longconn peer at {escape(address)}:[/] {escape(said(error))}", soft_wrap=True)
         return 1
     who = "{}:{}".format(*conn.peer_address)
     if not as_json:
@@ -88,7 +88,7 @@ def ping(
     except (PeerLost, PeerClosed) as error:
         tell(event="lost", cause=str(getattr(error, "cause", "closed")), error=str(error))
         if not as_json:
-            console.print(f"[red]lost:[/] {escape(str(error))}", soft_wrap=True)
+            console.print(f"[red]lost:[/] {escape(said(error))}", soft_wrap=True)
     finally:
         with suppress(OSError):  # all of ours that can come are OSErrors too
             conn.close(timeout=1.0)

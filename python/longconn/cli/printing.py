@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["duration", "milliseconds"]
+from ..errors import LongConnError
+
+__all__ = ["duration", "milliseconds", "said"]
+
+
+def said(error: BaseException) -> str:
+    """An error's own words; of longconn's, which tell all in words, without the number in front."""
+    words = getattr(error, "strerror", None) if isinstance(error, LongConnError) else None
+    return words or str(error)
 
 
 def milliseconds(seconds: float) -> str:

@@ -18,6 +18,7 @@ from ..errors import AlreadyClosed, LongConnError, PeerLost
 from ..heartbeat import Heartbeat
 from ..links import Event, LongServer
 from ..links import connect as connect_to
+from .printing import said
 
 if TYPE_CHECKING:
     import types
@@ -52,9 +53,9 @@ def _tell(connection: LongConnection, event: Event) -> None:
 
 
 def _note_event(event: Event, who: str = "") -> None:
-    what = str(event.error) if event.error else event.state
+    what = said(event.error) if event.error else event.state
     if event.replayed is not None:
-        again = f"{event.replayed} message{' was' if event.replayed == 1 else 's were'} sent again"
+        again = f"{event.replayed or 'no'} message{' was' if event.replayed == 1 else 's were'} sent again"
         what = f"came back, {again}" if who else f"connected again, {again}"
     style = "green" if event.state == "open" else "red" if isinstance(event.error, PeerLost) else "yellow"
     _note(f"{time.strftime('%H:%M:%S', time.localtime(event.time))} {f'{who}: ' if who else ''}{what}", style)
@@ -108,7 +109,7 @@ def serve(
             try:
                 connection.send(message)
             except LongConnError as error:  # it takes nothing, or has gone: the others go on
-                _note(f"{connection.client_id or connection.peer_address}: not answered: {error}")
+                _note(f"{connection.client_id or connection.peer_address}: not answered: {said(error)}")
     except (KeyboardInterrupt, _Stopped):
         _note(f"closing, within {drain:g} s")
     finally:
