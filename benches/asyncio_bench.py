@@ -351,7 +351,9 @@ class AiohttpCrowd(Crowd):
         aiohttp = importlib.import_module("aiohttp")
         if not hasattr(self, "session"):
             self.session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-        return await self.session.ws_connect(f"ws://127.0.0.1:{port}/", heartbeat=1)
+        ws = await self.session.ws_connect(f"ws://127.0.0.1:{port}/", heartbeat=1)
+        # It answers the server's pings only while somebody receives.
+        return ws, asyncio.ensure_future(ws.receive())
 
 
 class PicowsCrowd(Crowd):
