@@ -370,6 +370,12 @@ def dial_failed(
     return failed
 
 
+def reset_at_once(places: list[tuple[str, int]]) -> OSError | LongConnError:
+    """The connection stood and was reset before anything was said on it."""
+    target = ", ".join(_who(place).removeprefix("peer ") for place in places)
+    return dial_failed(target, [(target, None, _errno.ECONNRESET, None, os.strerror(_errno.ECONNRESET), None)])
+
+
 def _place(attempt: tuple[str, str | None, int | None, int | None, str, str | None]) -> str:
     place, address = attempt[:2]
     return place if address is None or address == place else f"{place} at {address}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import sys
 import time
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 from . import _longconn
 from ._longconn import LongConnection
 from .backoff import Backoff
-from .errors import AlreadyClosed, Cause, LongConnError
+from .errors import AlreadyClosed, Cause, LongConnError, reset_at_once
 from .framing import plain_settings
 from .heartbeat import Adaptive, Heartbeat
 from .keepalive import Keepalive, in_seconds
@@ -329,9 +330,15 @@ class Plan(NamedTuple):
             _longconn.apply_keepalive(
                 fd, enabled=True, idle=idle, interval=interval, count=count, user_timeout=user_timeout
             )
-        if self.plain is not None:
-            return _longconn.open_plain_link(fd, handshaken=handshaken, settings=self.plain, **self.settings, **hub)
-        return _longconn.open_link(fd, handshaken=handshaken, timeout=self.seconds_left(), **self.settings, **hub)
+        try:
+            if self.plain is not None:
+                return _longconn.open_plain_link(fd, handshaken=handshaken, settings=self.plain, **self.settings, **hub)
+            return _longconn.open_link(fd, handshaken=handshaken, timeout=self.seconds_left(), **self.settings, **hub)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                raise
+            failed = reset_at_once(self.places)
+            raise failed from failed.__cause__
 
 
 def plan_of(

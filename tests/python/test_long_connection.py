@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import datetime
+import errno
 import gc
 import itertools
 import os
@@ -955,6 +956,25 @@ def test_where_nobody_listens_no_connection_can_be_made():
     assert raised.value.peer == address
     assert isinstance(raised.value, ConnectionError)
     assert isinstance(raised.value.__cause__, ConnectionRefusedError)
+
+
+@pytest.mark.parametrize("framing", [None, "raw"])
+def test_who_resets_at_once_is_told_whether_it_was_quicker_than_we(framing, monkeypatch):
+    real = longconn._longconn.dial
+
+    def dial_and_dawdle(*arguments):
+        dialled = real(*arguments)
+        reset(listener.accept()[0])  # on loopback the RST is here when this returns
+        return dialled
+
+    monkeypatch.setattr(longconn._longconn, "dial", dial_and_dawdle)
+    with listening() as listener:
+        address = listener.getsockname()
+        with pytest.raises(longconn.ConnectFailed) as raised:
+            longconn.connect(address, framing=framing, timeout=PATIENCE)
+    assert raised.value.peer == address
+    assert (raised.value.cause, raised.value.errno) == (Cause.REFUSED, errno.ECONNRESET)
+    assert isinstance(raised.value.__cause__, ConnectionResetError)
 
 
 def test_a_name_that_is_unknown_is_the_stdlibs_error():

@@ -429,7 +429,7 @@ def test_many_threads_with_one_tls_configuration():
 
 def connect_through(proxy: FaultProxy) -> longconn.LongConnection:
     while True:
-        with suppress(OSError):  # it was reset before its handshake was done, or began
+        with suppress(longconn.LongConnError):  # it was reset before its handshake was done, or began
             return longconn.connect(proxy.address, reconnect=longconn.Backoff(first=0.01, cap=0.05))
 
 
