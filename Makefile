@@ -22,7 +22,7 @@ help:
 	@echo 'make test-pythons the Python suite from the wheel on each CPython from 3.11 that is found, and a table'
 	@echo 'make loom         what the native threads hand to each other, in every interleaving; part of make test'
 	@echo 'make lint         formatting, clippy, ruff, mypy, stubtest'
-	@echo 'make bench        speed against the stdlib and other libraries, as the README shows it'
+	@echo 'make bench        speed against the stdlib and other libraries, as docs/speed.md shows it'
 	@echo 'make compare      who is told, and when, by which library: a table and a figure; some minutes, needs root'
 	@echo 'make detect       how long detection takes, 5 or 10 runs a case, with figures; needs root'
 	@echo 'make chaos        what sessions survive, and docs/chaos.md; a quarter of an hour, needs root'

@@ -24,7 +24,7 @@ use crate::engine::listener::Listener;
 use crate::engine::orders::Orders;
 use crate::engine::proxy::Proxy;
 use crate::engine::seats::{Keys, Seats, place_of};
-use crate::engine::skipping::{Asked, Skipping, Stir};
+use crate::engine::skipping::{Asked, Awaited, Skipping, Stir};
 use crate::engine::sync::thread::{self, JoinHandle};
 use crate::engine::sync::{self, Condvar, Mutex, MutexGuard, global};
 use crate::engine::timers::Timers;
@@ -72,13 +72,16 @@ enum Member {
 
 impl Member {
     /// Before time is skipped. A handshake and an attempt to connect are under way until they are over.
-    fn stir(&self) -> Stir {
-        match self {
-            Self::Link(link) => link.stir(),
-            Self::Listener(listener) => listener.stir(),
-            Self::Dial(_) | Self::Newcomer(_) => Stir { is_astir: true, next_deadline: None },
-            Self::Proxy(_) => Stir::default(),
-        }
+    fn stir(&self, key: usize) -> (Awaited, Stir) {
+        let until_over = Stir { is_astir: true, next_deadline: None };
+        let (who, stir) = match self {
+            Self::Link(link) => (None, link.stir()),
+            Self::Listener(listener) => (None, listener.stir()),
+            Self::Dial(dial) => (Some(Awaited::Target(dial.0.target_number())), until_over),
+            Self::Newcomer(_) => (None, until_over),
+            Self::Proxy(_) => (None, Stir::default()),
+        };
+        (who.unwrap_or(Awaited::Member(key)), stir)
     }
 }
 
@@ -329,7 +332,7 @@ impl Reactor {
     fn skip(&mut self, has_news: bool) -> Duration {
         let next_alarm = self.timers.next_wake_up();
         let is_busy = has_news || !self.engine.orders.are_none() || next_alarm.is_some_and(|at| at <= clock::now());
-        let members = self.members.with_keys().map(|(key, member)| (key, member.stir()));
+        let members = self.members.with_keys().map(|(key, member)| member.stir(key));
         self.skipping.step(is_busy, next_alarm, members)
     }
 

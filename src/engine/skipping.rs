@@ -36,6 +36,16 @@ struct Answer {
 }
 
 impl Wish {
+    fn new(by: Duration, patience: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            at: clock::now() + by,
+            patience,
+            generation: fork::generation(),
+            is_withdrawn: AtomicBool::new(false),
+            answer: Mutex::default(),
+        })
+    }
+
     fn end(&self, outcome: Result<(), LinkError>) {
         let mut answer = sync::lock(&self.answer);
         answer.outcome.get_or_insert(outcome);
@@ -71,13 +81,7 @@ impl Skipper {
         if !clock::has_room_for(by) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "no more than a hundred years can be skipped"));
         }
-        let wish = Arc::new(Wish {
-            at: clock::now() + by,
-            patience,
-            generation: fork::generation(),
-            is_withdrawn: AtomicBool::new(false),
-            answer: Mutex::default(),
-        });
+        let wish = Wish::new(by, patience);
         reactor::engine()?.skip(Asked(wish.clone()))?;
         Ok(Skip(wish))
     }
@@ -116,6 +120,14 @@ impl Drop for Skip {
     }
 }
 
+/// Who is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Awaited {
+    Member(usize),
+    /// All attempts to connect there, of which there may be thousands in a night.
+    Target(usize),
+}
+
 /// What a member says before time is skipped.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Stir {
@@ -128,8 +140,8 @@ pub(super) struct Stir {
 /// The engine's part, kept by its thread.
 pub(super) struct Skipping {
     wishes: Vec<Asked>,
-    /// Who was waited for in vain; not again before it has come to rest.
-    tired_of: HashSet<usize>,
+    /// Who was waited for in vain: not again before it has come to rest, or, where that is no sign of life, before the next wish.
+    tired_of: HashSet<Awaited>,
     /// When the last step was taken, really.
     stepped: Instant,
     /// Before the next one.
@@ -149,17 +161,18 @@ impl Skipping {
         if self.wishes.is_empty() {
             // Whoever made the wish has done something before.
             (self.stepped, self.settle) = (clock::real(), WAY_BACK);
+            self.tired_of.retain(|who| matches!(who, Awaited::Member(_)));
         }
         self.wishes.push(wish);
     }
 
-    /// One step, if nothing is under way; `members` say what is, with their keys. How long the thread may sleep before the next: it is
+    /// One step, if nothing is under way; `members` say what is. How long the thread may sleep before the next: it is
     /// woken by whatever descriptors tell.
     pub(super) fn step(
         &mut self,
         is_busy: bool,
         next_alarm: Option<Instant>,
-        members: impl Iterator<Item = (usize, Stir)>,
+        members: impl Iterator<Item = (Awaited, Stir)>,
     ) -> Duration {
         self.wishes.retain(|wish| !wish.0.is_withdrawn.load(Ordering::Relaxed));
         let Some(wanted) = self.wishes.iter().map(|wish| wish.0.at).min() else { return Duration::ZERO };
@@ -170,17 +183,17 @@ impl Skipping {
             return Duration::ZERO;
         }
         let (mut next_deadline, mut astir) = (None, HashSet::new());
-        for (key, stir) in members {
+        for (who, stir) in members {
             next_deadline = [next_deadline, stir.next_deadline].into_iter().flatten().min();
             if stir.is_astir {
-                astir.insert(key);
+                astir.insert(who);
             }
         }
-        self.tired_of.retain(|key| astir.contains(key));
-        if is_patient && (astir.len() > self.tired_of.len() || waited < self.settle) {
+        self.tired_of.retain(|who| matches!(who, Awaited::Target(_)) || astir.contains(who));
+        if is_patient && (waited < self.settle || !astir.is_subset(&self.tired_of)) {
             return LOOKS;
         }
-        self.tired_of = astir;
+        self.tired_of.extend(astir);
         let now = clock::now();
         if wanted <= now {
             for wish in self.wishes.extract_if(.., |wish| wish.0.at <= now) {
@@ -194,5 +207,52 @@ impl Skipping {
         self.stepped = clock::real();
         clock::skip(stop.saturating_duration_since(now));
         Duration::ZERO
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{Asked, Awaited, Skip, Skipping, Stir, Wish};
+    use crate::engine::clock;
+    use crate::engine::link::LinkError;
+
+    #[test]
+    fn whoever_waits_is_told_when_the_engine_s_thread_is_gone() {
+        let wish = Wish::new(Duration::from_secs(60), Duration::ZERO);
+        let mut skipping = Skipping::new();
+        skipping.add(Asked(wish.clone()));
+        drop(skipping);
+        assert!(matches!(Skip(wish).wait(), Err(LinkError::EngineLost)));
+    }
+
+    #[test]
+    fn who_is_waited_for_in_vain_is_waited_for_once_until_it_has_come_to_rest() {
+        const WHO: Awaited = Awaited::Member(7);
+        const PATIENCE: Duration = Duration::from_secs(3600);
+        let stir = |is_astir| Stir { is_astir, next_deadline: None };
+        let mut skipping = Skipping::new();
+        let wish = Wish::new(Duration::ZERO, PATIENCE);
+        skipping.add(Asked(wish.clone()));
+        skipping.settle = Duration::ZERO;
+        let mut step = |is_patient: bool, is_astir| {
+            skipping.stepped = clock::real();
+            if !is_patient {
+                skipping.stepped = skipping.stepped.checked_sub(PATIENCE).unwrap();
+            }
+            let is_waiting = !skipping.step(false, None, [(WHO, stir(is_astir))].into_iter()).is_zero();
+            // What was wished for is come to at the first step.
+            if !is_waiting {
+                skipping.add(Asked(wish.clone()));
+                skipping.settle = Duration::ZERO;
+            }
+            is_waiting
+        };
+        assert!(step(true, true));
+        assert!(!step(false, true));
+        assert!(!step(true, true));
+        assert!(!step(true, false));
+        assert!(step(true, true));
     }
 }

@@ -121,7 +121,7 @@ pub(super) fn receive_size(link: &Link, arguments: &Bound<'_, PyTuple>) -> PyRes
         (_, true) => Err(PyTypeError::new_err("recv() takes one size, and timeout by its name")),
         (_, false) => Err(PyTypeError::new_err(
             "recv() takes no size: a LongConnection receives whole messages, as they were sent; recv(n) is for \
-             framing=\"raw\"",
+             framing=\"raw\", and timeout goes by its name",
         )),
     }
 }

@@ -31,30 +31,32 @@ def wait_until(condition, seconds: float = 60.0):
 # ---- on a connection
 
 
-def test_the_interval_grows_to_max_on_a_path_that_bears_it_and_the_next_connection_knows(tmp_path):
+def test_the_interval_grows_to_max_on_a_path_that_bears_it_and_the_next_connection_knows(tmp_path, fake_clock):
     kept = tmp_path / "not there yet" / "intervals.json"
-    adaptive = Adaptive(0.1, 0.3, step=2, remember=kept)
-    with longconn.LongServer(("127.0.0.1", 0), heartbeat=Heartbeat(60)) as server:
+    adaptive = Adaptive(30, 1800, step=2, remember=kept)
+    with longconn.LongServer(("127.0.0.1", 0), heartbeat=Heartbeat(3600)) as server:
         with longconn.connect(server.address, heartbeat=Heartbeat(adaptive)) as conn:
             first = conn.stats()
-            assert (first.send_interval_seconds, first.hear_interval_seconds) == (0.1, 0.1)
-            assert (first.proven_interval_seconds, first.settled_seconds_ago) == (0.1, None)
-            wait_until(lambda: conn.stats().settled_seconds_ago is not None)
+            assert (first.send_interval_seconds, first.hear_interval_seconds) == (30, 30)
+            assert (first.proven_interval_seconds, first.settled_seconds_ago) == (30, None)
+            fake_clock.advance(12 * 3600)
             stats = conn.stats()
-            assert stats.proven_interval_seconds == stats.send_interval_seconds == stats.hear_interval_seconds == 0.3
+            assert stats.settled_seconds_ago is not None
+            assert stats.proven_interval_seconds == stats.send_interval_seconds == stats.hear_interval_seconds == 1800
             # What is allowed beyond the interval is what the least one had.
-            assert 1.3 <= stats.limit_seconds <= 1.3 + 1.0
+            assert 1800 + 45 <= stats.limit_seconds <= 1800 + 45 + 1.0
             there = server.accept(timeout=10)
-            assert (there.stats().send_interval_seconds, there.stats().proven_interval_seconds) == (0.3, None)
+            assert (there.stats().send_interval_seconds, there.stats().proven_interval_seconds) == (1800, None)
             wait_until(lambda: kept.exists() and json.loads(kept.read_text())["networks"][0]["settled"])
         (entry,) = json.loads(kept.read_text())["networks"]
         host, port = server.address
-        assert (entry["peer"], entry["network"], entry["interval"]) == (f"{host}:{port}", "127.0.0.0", 0.3)
+        assert (entry["peer"], entry["network"], entry["interval"]) == (f"{host}:{port}", "127.0.0.0", 1800)
         with longconn.connect(server.address, heartbeat=Heartbeat(adaptive)) as conn:
-            assert conn.stats().send_interval_seconds == 0.1
-            assert conn.stats().proven_interval_seconds == 0.3
+            assert conn.stats().send_interval_seconds == 30
+            assert conn.stats().proven_interval_seconds == 1800
             assert conn.stats().settled_seconds_ago >= 0
-            wait_until(lambda: conn.stats().send_interval_seconds == 0.3)
+            fake_clock.advance(600)
+            assert conn.stats().send_interval_seconds == 1800
 
 
 def test_a_server_s_own_wish_is_heeded_and_an_adaptive_server_is_careful_with_all_others():

@@ -590,23 +590,16 @@ def test_a_peer_that_answers_lives():
         answers.join()
 
 
-def test_any_byte_ends_a_silence_on_a_raw_stream():
-    heartbeat = PlainHeartbeat(0.1, limit=0.6 * SLACK)
-    with connected("raw", heartbeat=heartbeat) as (ours, peer):
+def test_any_byte_ends_a_silence_on_a_raw_stream(fake_clock):
+    with connected("raw", heartbeat=PlainHeartbeat(30, limit=40)) as (ours, peer):
         for _ in range(10):
-            time.sleep(0.1)
+            fake_clock.advance(35)
             peer.sendall(b"x")
-        assert receive_exactly(ours, 10) == b"x" * 10
+            assert ours.recv(1) == b"x"
+        fake_clock.advance(41)
         with pytest.raises(longconn.PeerLost) as caught:
             ours.recv(1)
         assert caught.value.cause in (Cause.SILENT, Cause.FROZEN)
-
-
-def receive_exactly(connection: LongConnection, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        data += connection.recv(count - len(data))
-    return data
 
 
 def test_silence_is_not_judged_while_the_program_does_not_receive():

@@ -68,16 +68,26 @@ fn target(address: SocketAddr) -> Arc<Target> {
 
 /// A client and its server; on a path that can be cut.
 fn pair(config: Config) -> (Arc<Listener>, Arc<Proxy>, Arc<Link>, Arc<Link>) {
-    let config = Arc::new(config);
-    let listener = listen(ListenerConfig { link: config.clone(), retention: HOUR, ..ListenerConfig::default() });
+    let link = Arc::new(config.clone());
+    let listener = listen(ListenerConfig { link, retention: HOUR, ..ListenerConfig::default() });
+    let (proxy, client, server) = through_proxy(&listener, config);
+    (listener, proxy, client, server)
+}
+
+fn through_proxy(listener: &Listener, config: Config) -> (Arc<Proxy>, Arc<Link>, Arc<Link>) {
     let settings = ProxyConfig { room_bytes: 1 << 16, seed: 1, captured_bytes: 0 };
     let proxy = Proxy::new("127.0.0.1:0".parse().unwrap(), target(listener.address()), &settings).unwrap();
     let socket = TcpStream::connect(proxy.address()).unwrap().into();
     let introduction = Introduction { will_resume: true, ..Introduction::default() };
-    let client = Link::client(socket, None, config, introduction).unwrap();
+    let client = Link::client(socket, None, Arc::new(config), introduction).unwrap();
     client.wait_open(soon()).unwrap();
     let server = listener.accept(soon()).unwrap();
-    (listener, proxy, client, server)
+    (proxy, client, server)
+}
+
+fn reconnect_to(proxy: &Proxy) -> Reconnect {
+    let backoff = BackoffConfig { first: s(1), cap: s(300), ..BackoffConfig::default() };
+    Reconnect { target: target(proxy.address()), backoff, follows: false, keepalive: None, tls: None }
 }
 
 fn pull_cable(proxy: &Proxy) {
@@ -227,9 +237,7 @@ fn more_than_a_hundred_years_are_refused() {
 fn a_session_is_given_up_and_forgotten_when_its_time_is_up() {
     let _turn = turn();
     let (listener, proxy, client, server) = pair(Config { give_up_after: Some(HOUR), ..config(s(30), s(75)) });
-    let backoff = BackoffConfig { first: s(1), cap: s(300), ..BackoffConfig::default() };
-    let how = Reconnect { target: target(proxy.address()), backoff, follows: false, keepalive: None, tls: None };
-    client.set_reconnect(how).unwrap();
+    client.set_reconnect(reconnect_to(&proxy)).unwrap();
     proxy.close().unwrap();
     for link in [&client, &server] {
         link.wait_state(State::Reconnecting, soon()).unwrap();
@@ -242,4 +250,26 @@ fn a_session_is_given_up_and_forgotten_when_its_time_is_up() {
     assert_eq!(client.wait_ended(soon()).unwrap().session, Some(SessionEnd::GivenUp));
     server.wait_ended(soon()).unwrap();
     drop(listener);
+}
+
+#[test]
+fn a_night_without_a_network_passes_and_the_client_comes_back() {
+    let _turn = turn();
+    let listener = listen(ListenerConfig {
+        link: Arc::new(config(s(30), s(75))),
+        retention: 24 * HOUR,
+        ..ListenerConfig::default()
+    });
+    let (proxy, client, server) = through_proxy(&listener, config(s(30), s(75)));
+    client.set_reconnect(reconnect_to(&proxy)).unwrap();
+    pull_cable(&proxy);
+    skip(12 * HOUR);
+    for link in [&client, &server] {
+        assert_eq!(link.state().unwrap(), State::Reconnecting);
+    }
+    proxy.order(&Order::Restore(&Way::BOTH), None, "").unwrap();
+    skip(s(60));
+    for link in [&client, &server] {
+        assert_eq!(link.state().unwrap(), State::Open);
+    }
 }
