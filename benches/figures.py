@@ -89,9 +89,9 @@ def _svg(figure: Figure, title: str) -> str:
 
 
 def _sheet(
-    height: float, rows: Sequence[float] = (1,), columns: Sequence[float] = (1,), **more: Any
+    height: float, rows: Sequence[float] = (1,), columns: Sequence[float] = (1,), width: float = 10, **more: Any
 ) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(10, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(
         len(rows), len(columns), squeeze=False, gridspec_kw={"height_ratios": rows, "width_ratios": columns}, **more
     )
@@ -189,7 +189,9 @@ def detection(measured: Measured) -> Figure:
     seconds = [each for case in told for name in names for each in case["told"].get(name, []) if each is not None]
     most = max(max(seconds, default=0.0), *(case["bound"] for case in told)) if told else 1.0
     begin, never, end = most * 1.04, most * 1.11, most * 1.18
-    figure, axes = _sheet(1.3 + 0.44 * (len(told) + 1.25 * len(alive)), (max(len(told), 1), 1.25 * len(alive) or 1))
+    figure, axes = _sheet(
+        1.3 + 0.44 * (len(told) + 1.25 * len(alive)), (max(len(told), 1), 1.25 * len(alive) or 1), width=8.6
+    )
     above, below = axes[:, 0]
     _rows(above, [_folded(case["case"]) for case in told])
     for row, case in enumerate(told):
@@ -221,10 +223,10 @@ def detection_links(measured: Measured) -> Figure:
     most = max((each or 0.0 for case in links for end in case["told"].values() for each in end), default=1.0)
     most = max(most, *(bound for case in links for bound in case["bounds"].values())) if links else most
     is_untold = any(each is None for case in links for end in case["told"].values() for each in end)
-    figure, axes = _sheet(1.1 + 0.3 * len(links))
+    figure, axes = _sheet(1.1 + 0.3 * len(links), width=8.6)
     (only,) = axes[0]
-    _rows(only, [case["case"] for case in links])
-    only.tick_params(axis="y", labelsize=8)
+    _rows(only, [_folded(case["case"], 46) for case in links])
+    only.tick_params(axis="y", labelsize=7.5)
     for row, case in enumerate(links):
         ends = [end for end in names if end in case["told"]]
         for end, at in zip(ends, _sorts(len(ends), 0.34) if len(ends) > 1 else [0.0], strict=True):
