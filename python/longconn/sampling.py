@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -112,7 +111,7 @@ class History:
         """Of a proxy: what happened at it, as it tells itself, each at its time after `proxy_began`."""
         self.proxy_began = 0.0
         self.until = 0.0
-        """Read until then, as of `time.monotonic`."""
+        """Read until then, as of `longconn.links.monotonic`."""
 
     def _name(self, subject: Any) -> str:
         with suppress(LongConnError):
@@ -270,7 +269,7 @@ class _Sampler:
                 history = History(subject)
                 history.look()  # so that there is something at once; all others are the thread's
                 self._histories[subject] = history
-            history.until = max(history.until, time.monotonic() + seconds)
+            history.until = max(history.until, monotonic() + seconds)
             self._begin()
         return history
 
@@ -289,7 +288,7 @@ class _Sampler:
     def _run(self) -> None:
         while not self._is_ending.wait(PERIOD):
             with self._lock:
-                now = time.monotonic()
+                now = monotonic()
                 histories = [each for each in self._histories.values() if now < each.until and not each.is_over]
                 listeners = list(self._listeners)
                 if not histories and not listeners:

@@ -339,6 +339,27 @@ def test_calls_that_wait_in_other_threads_time_out(make_pair: Callable[..., Pair
     assert all(HOUR <= elapsed < HOUR + 3 * A_WHILE and real < PATIENCE for elapsed, real in took)
 
 
+def test_threads_that_read_in_the_engine_s_place_are_waited_for(make_pair: Callable[..., Pair], fake_clock: FakeClock):
+    events: list[str] = []
+    pair = make_pair(on_event=lambda event: events.append(event.state))
+    ends = pair.client, pair.server
+    got: list[bytes] = []
+    threads = [threading.Thread(target=lambda end=end: got.append(end.recv(timeout=None))) for end in ends]
+    for thread in threads:
+        thread.start()
+    fake_clock.advance(100 * HOUR)
+    for end in ends:
+        assert end.state == "open"
+        assert end.stats().beats_heard >= 12_000
+        # Whoever had been left behind would have read a beat at another's time.
+        assert end.stats().round_trip_smoothed_seconds < 1
+        end.send(b"still here")
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert got == 2 * [b"still here"]
+    assert "suspect" not in events
+
+
 def test_a_program_that_looks_each_minute_has_its_minutes(make_pair: Callable[..., Pair], fake_clock: FakeClock):
     pair = make_pair()
     looks = []

@@ -69,7 +69,7 @@ class FakeClock:
 
         Raises:
             ValueError: Less than 0, NaN, or more than a hundred years in this process in all; or it is closed.
-            LongConnError: longconn's thread has ended meanwhile, by a bug.
+            RuntimeError: longconn's thread has ended meanwhile, by a bug.
             KeyboardInterrupt: And whatever else a signal's handler raises: the clock stays where it has come to.
         """
         by = in_seconds(seconds, "seconds")

@@ -22,9 +22,10 @@ const PRECISE: Duration = Duration::from_millis(100);
 /// What comes by the socket, as a rule, and not just now and then: for this a loop's thread reads.
 const SOCKETS: Interest = Interest::READABLE.and(Interest::ROOM).and(Interest::TAKEN).and(Interest::PONG);
 
-/// Whether recv(2) is a way to wait until then. Nobody who is in it can be told that time was skipped.
+/// Whether recv(2) is a way to wait until then. Who is in it can't be told that time was skipped; nor can be seen who has come out of it
+/// and hasn't taken the lock yet, while what lies with the kernel can.
 fn may_receive_until(deadline: Option<Instant>, now: Instant) -> bool {
-    deadline.is_none_or(|deadline| deadline > now + PRECISE && !clock::may_skip())
+    deadline.is_none_or(|deadline| deadline > now + PRECISE) && !clock::may_skip()
 }
 
 impl Link {
