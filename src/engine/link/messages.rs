@@ -171,6 +171,7 @@ impl Link {
                 && inner.reader == Reader::Callers
                 && !(inner.is_polled || inner.is_watched || inner.is_flowing)
                 && inner.receive_timeout.is_none()
+                && !clock::may_skip()
                 && !inner.core.is_urgent()
                 && let Some(socket) = inner.socket.clone()
             {
