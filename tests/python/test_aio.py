@@ -942,6 +942,8 @@ def test_ctrl_c_ends_asyncio_run() -> None:
 import asyncio, os, signal, threading
 from longconn import aio
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in a shell's background ignores it
+
 async def echo(connection):
     async for message in connection:
         await connection.send(message)
