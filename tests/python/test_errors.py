@@ -45,9 +45,6 @@ from peers import (
     wait_until,
 )
 
-#: Of tcp_states.h.
-TCP_CLOSE = 7
-
 # ---- the table: the stdlib's class that an old `except` clause names -> ours
 
 TABLE: list[tuple[BaseException, tuple[type[BaseException], ...], dict[str, object]]] = [
@@ -415,7 +412,7 @@ def test_whoever_calls_next_is_told():
         ours.send(b"into the void")
         wait_until(lambda: ours.lost, "the verdict")
         # The cause is known a moment before the connection is aborted; what is sent in between goes nowhere.
-        wait_until(lambda: ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == bytes([TCP_CLOSE]), "the abort")
+        wait_until(lambda: ours.tcp_info().state == "CLOSE", "the abort")
         with pytest.raises(PeerTimedOut):
             ours.send(b"x")
         assert ours.recv(1) == b""
