@@ -251,7 +251,7 @@ def test_it(fault_proxy, dead_peer):
     with socket.create_connection(fault_proxy(dead_peer).address), assert_told_within(60, cause="reset"):
         raise ConnectionRefusedError
 """
-    done = run_pytest(tmp_path, source)
+    done = run_pytest(tmp_path, source, "-rN")  # no summary: where CI is set, pytest's own repeats the whole error
     assert done.returncode == 1
     assert done.stdout.count("fault proxy 127.0.0.1:") == 1
     assert "telling.py" not in done.stdout
