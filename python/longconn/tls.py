@@ -31,7 +31,8 @@ class TLS:
             of a PEM file, or PEM itself as bytes.
         certificate: This side's, with those in between up to the CA's behind it. A server needs one, a client if the
             server asks.
-        key: The private key for it; not encrypted. None: it is in the same file.
+        key: The private key for it. None: it is in the same file. One with a password is refused; have cryptography's
+            ``load_pem_private_key`` decrypt it, and give that as bytes.
         client_ca: A server lets in only clients that show a certificate of one of these. None: it asks for none.
         server_name: What a client expects the server's certificate to be for; None: the host that it connects to, a
             name or an IP address.

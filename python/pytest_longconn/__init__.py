@@ -30,7 +30,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         for proxy in _proxies.get(item, []):
             story = proxy.report()
             # the kit's own assertions have told it
-            if story.partition("\n")[0] not in str(getattr(call.excinfo, "value", "")):
+            if story.partition("\n")[0] not in report.longreprtext:
                 report.sections.append(("fault proxy", story))
 
 

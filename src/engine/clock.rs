@@ -15,7 +15,8 @@ use crate::net::sys;
 const MOST: Duration = Duration::from_secs(100 * 365 * 86400);
 /// A kernel's ages are exact to a tick: ten milliseconds where it has a hundred a second.
 const TICK: Duration = Duration::from_millis(10);
-/// Steps that are remembered, so that the kernel's ages can be told in our time: more than lie between a suspicion and a verdict.
+/// Steps that are remembered, so that the kernel's ages can be told in our time: more than lie in the round trips that a verdict asks about,
+/// but where thousands of links beat in one process. There an acknowledgement may look younger than it is.
 const STEPS: usize = 256;
 
 /// Nanoseconds. Whoever is handed something by a thread that has skipped time is so by a lock or a descriptor, and so doesn't
@@ -99,8 +100,8 @@ pub(super) fn skip(by: Duration) {
     SKIPPED.store(u64::try_from(after.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
 }
 
-/// What the kernel says was so long ago, in our time: what was skipped since is added, of what is remembered. In doubt it was longer
-/// ago, for what is young counts as an answer.
+/// What the kernel says was so long ago, in our time: what was skipped since is added, of what is remembered. Within a tick it was longer
+/// ago, in doubt, for what is young counts as an answer.
 #[must_use]
 pub(super) fn age(of_kernel: Duration) -> Duration {
     let skipped = skipped();

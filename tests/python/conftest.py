@@ -50,6 +50,16 @@ def _the_engine_has_begun() -> None:
             client.shutdown(socket.SHUT_WR)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _what_programs_write_is_no_matter_of_taste() -> Iterator[None]:
+    """What the environment asks of rich, typer, argparse and mypy: colours, widths. pytest has heeded it already."""
+    asked = "FORCE_COLOR NO_COLOR PY_COLORS MYPY_FORCE_COLOR TTY_COMPATIBLE GITHUB_ACTIONS COLUMNS LINES"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in asked.split():
+            patch.delenv(name, raising=False)
+        yield
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _nothing_is_left_behind(_the_engine_has_begun: None) -> Iterator[None]:
     """Threads, descriptors, and sockets that nobody has closed."""

@@ -100,7 +100,7 @@ def test_every_command_has_a_picture_and_the_page_shows_it(name):
     picture = (ROOT / f"docs/pictures/{name}.svg").read_text(encoding="utf-8")
     typed = re.sub("<.*?>", "", picture, flags=re.DOTALL).replace("&#160;", " ")
     assert f"longconn {'--' * (name == 'help')}{name}" in typed
-    for ours in (str(ROOT), str(Path.home()), "/tmp", "Traceback"):
+    for ours in (str(ROOT), "/home/", "/root", "/tmp", "Traceback"):
         assert ours not in typed, "of the machine where it was taken"
 
 

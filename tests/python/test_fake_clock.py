@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import threading
@@ -86,6 +87,17 @@ def test_afterwards_the_time_of_day_is_told_again_and_nothing_is_skipped(long_se
         assert abs(connection.opened_at - time.time()) < PATIENCE
         there.send(b"in real time")
         assert connection.recv(timeout=PATIENCE) == b"in real time"
+
+
+def test_it_says_how_much_of_its_own_time_was_skipped():
+    with FakeClock() as first:
+        first.advance(HOUR)
+        with FakeClock() as second:
+            second.advance(MINUTE)
+            numbers = [[float(each) for each in re.findall(r"[\d.]+", repr(clock))] for clock in (first, second)]
+    numbers.append([float(each) for each in re.findall(r"[\d.]+", repr(first))])
+    for (elapsed, skipped), least in zip(numbers, (HOUR + MINUTE, MINUTE, HOUR + MINUTE), strict=True):
+        assert least - A_WHILE < skipped <= elapsed < least + PATIENCE
 
 
 @pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), 1e300, 101 * 365 * DAY])

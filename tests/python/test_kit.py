@@ -257,6 +257,21 @@ def test_it(fault_proxy, dead_peer):
     assert "telling.py" not in done.stdout
 
 
+def test_an_error_that_cant_be_told_is_no_trouble_of_the_plugins(tmp_path: Path):
+    source = """
+class Speechless(Exception):
+    def __str__(self):
+        raise ZeroDivisionError
+
+def test_it(fault_proxy, dead_peer):
+    fault_proxy(dead_peer)
+    raise Speechless
+"""
+    done = run_pytest(tmp_path, source)
+    assert done.returncode == 1, done.stdout
+    assert done.stdout.count("fault proxy 127.0.0.1:") == 1
+
+
 def test_an_old_pytest_loads_the_plugin(tmp_path: Path):
     """Every run of pytest loads it where longconn is installed: it may not end those of another project."""
     source = """

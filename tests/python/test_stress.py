@@ -449,16 +449,18 @@ def test_many_threads_on_one_fault_proxy():
 
             def talk(over: threading.Event) -> None:
                 """Resets and all: what comes back is what was sent, in order."""
-                with connect_through(proxy) as client:
-                    for number in range(1_000_000):
-                        if over.is_set():
-                            break
-                        data = message(0, number)
-                        client.send(data)
-                        assert client.recv(timeout=PATIENCE) == data
-                        with lock:
-                            echoed[0] += 1
-                ended.append(None)
+                try:
+                    with connect_through(proxy) as client:
+                        for number in range(1_000_000):
+                            if over.is_set():
+                                break
+                            data = message(0, number)
+                            client.send(data)
+                            assert client.recv(timeout=PATIENCE) == data
+                            with lock:
+                                echoed[0] += 1
+                finally:
+                    ended.append(None)  # or who serves would go on for ever
 
             def order(over: threading.Event) -> None:
                 try:

@@ -6,9 +6,13 @@ import datetime
 import logging
 import os
 import random
+import re
 import select
+import shlex
+import shutil
 import socket
 import ssl
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,6 +21,12 @@ from typing import Any
 import longconn
 import pytest
 import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from longconn import TLS, Backoff, Cause, ConnectFailed, Heartbeat, LongConnection, LongServer
 from longconn.testing import FaultProxy
 from peers import PATIENCE, SLACK, let_go, listening, wait_until
@@ -438,8 +448,6 @@ def test_what_is_wrong_with_the_files_is_told_at_once(authority, other_authority
         server(certificate=good["certificate"], key=good["certificate"])
     with pytest.raises(ValueError, match="it isn't the key of the certificate"):
         server(certificate=good["certificate"], key=other["key"])
-    with pytest.raises(ValueError, match="it is encrypted; decrypt it first"):
-        server(certificate=good["certificate"], key=b"-----BEGIN ENCRYPTED PRIVATE KEY-----\nAA==\n")
     with pytest.raises(ValueError, match="for clients"):
         server(ca=good["certificate"], **good)
     with pytest.raises(ValueError, match="for servers"):
@@ -453,6 +461,36 @@ def test_what_is_wrong_with_the_files_is_told_at_once(authority, other_authority
     with pytest.raises(TypeError, match="tls: a TLS with the server's certificate"):
         LongServer(address, tls=True)  # type: ignore[arg-type]
     assert "PRIVATE" not in repr(TLS(**good))
+
+
+@pytest.mark.parametrize("form", [PrivateFormat.PKCS8, PrivateFormat.TraditionalOpenSSL], ids=["PKCS8", "traditional"])
+def test_a_key_with_a_password_is_refused_with_the_command_that_takes_it_off(authority, tmp_path, form):
+    leaf = authority.issue_cert("localhost")
+    folder = tmp_path / "somebody's keys"
+    folder.mkdir()
+    path = folder / "device.pem"
+    key = load_pem_private_key(leaf.private_key_pem.bytes(), None)
+    path.write_bytes(key.private_bytes(Encoding.PEM, form, BestAvailableEncryption(b"secret")))
+    chain = b"".join(each.bytes() for each in leaf.cert_chain_pems)
+    for source, shown in ((path.read_bytes(), ""), (path, f": {path}")):
+        with pytest.raises(ValueError, match="it is encrypted; decrypt it first") as refused:
+            LongServer(("127.0.0.1", 0), tls=TLS(certificate=chain, key=source))
+        assert str(refused.value).startswith(f"key{shown}: ")
+    told = re.search(r"\((openssl .*)\),", str(refused.value))
+    assert told is not None
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl on PATH, to try the command with")
+    done = subprocess.run(
+        [*shlex.split(told[1]), "-passin", "pass:secret"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "plain.pem").stat().st_mode & 0o077 == 0
+    with LongServer(("127.0.0.1", 0), tls=TLS(certificate=chain, key=tmp_path / "plain.pem")) as server:
+        longconn.connect(server.address, tls=TLS(ca=authority.cert_pem.bytes(), server_name="localhost")).close()
 
 
 def test_a_renewed_certificate_is_for_who_comes_next_and_a_broken_one_for_nobody(authority, ours, theirs):

@@ -40,7 +40,7 @@ class FakeClock:
 
     def __init__(self) -> None:
         self._native = _longconn.Clock()
-        self._began = monotonic()
+        self._began, self._skipped_before = monotonic(), _longconn.skipped()
 
     def close(self) -> None:
         """Nothing is skipped any more, and `longconn.Event.time` and ``opened_at`` tell the true time of day again."""
@@ -87,4 +87,5 @@ class FakeClock:
         return time.time() + self._native.ahead
 
     def __repr__(self) -> str:
-        return f"<FakeClock after {self.elapsed:.3f} s, {self._native.ahead:.3f} s of them skipped>"
+        skipped = _longconn.skipped() - self._skipped_before
+        return f"<FakeClock after {self.elapsed:.3f} s, {skipped:.3f} s of them skipped>"

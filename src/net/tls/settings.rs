@@ -220,10 +220,17 @@ fn own(files: &Files) -> Result<Option<(Vec<CertificateDer<'static>>, PrivateKey
         .iter()
         .any(|mark| text.windows(mark.len()).any(|window| window == *mark));
     match PrivateKeyDer::from_pem_slice(&text) {
-        _ if is_encrypted => Err(invalid(&format!(
-            "key{}: it is encrypted; decrypt it first (openssl pkey -in key.pem -out plain.pem), and have only this user read it",
-            place(key)
-        ))),
+        _ if is_encrypted => {
+            let path = match key {
+                Pem::Path(path) => path.replace('\'', r"'\''"),
+                Pem::Text(_) => "key.pem".to_owned(),
+            };
+            Err(invalid(&format!(
+                "key{}: it is encrypted; decrypt it first (openssl pkey -in '{path}' -out plain.pem), have only this user read it, \
+                 and say key='plain.pem'",
+                place(key)
+            )))
+        }
         Ok(key) => Ok(Some((chain, key))),
         Err(pem::Error::NoItemsFound) => {
             Err(invalid(&format!("key{}: no private key is in it (PEM: -----BEGIN PRIVATE KEY-----)", place(key))))
