@@ -1,106 +1,31 @@
-"""Small servers to test clients against, so that these examples need none that is installed."""
+"""Servers for each test."""
 
 from __future__ import annotations
 
-import http.server
-import socketserver
-import struct
-import threading
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import ClassVar
+from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))  # servers
 
-@contextmanager
-def served(handler: type[socketserver.BaseRequestHandler]) -> Iterator[socketserver.ThreadingTCPServer]:
-    class Server(socketserver.ThreadingTCPServer):
-        daemon_threads = True
-        block_on_close = False
-
-        def handle_error(self, request: object, client_address: object) -> None:
-            """Connections break here all the time."""
-
-    with Server(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-class Redis(socketserver.StreamRequestHandler):
-    """Just enough of Redis: answers to PING and HELLO, none to BLPOP while the list is empty, and OK to the rest."""
-
-    ANSWERS: ClassVar = {b"PING": b"+PONG\r\n", b"HELLO": b"%1\r\n$5\r\nproto\r\n:3\r\n", b"BLPOP": b""}
-
-    def handle(self) -> None:
-        while line := self.rfile.readline():
-            words = []
-            for _ in range(int(line[1:])):
-                length = int(self.rfile.readline()[1:])
-                words.append(self.rfile.read(length + 2)[:-2])
-            self.wfile.write(self.ANSWERS.get(words[0], b"+OK\r\n"))
-
-
-class Web(http.server.BaseHTTPRequestHandler):
-    """An answer of 100,000 bytes."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", "100000")
-        self.end_headers()
-        self.wfile.write(bytes(100_000))
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-SSL_REQUEST = struct.pack("!i", 80877103)
-
-
-class Postgres(socketserver.StreamRequestHandler):
-    """Just enough of PostgreSQL's protocol: whoever comes is let in, and each query is answered by one row, '1'."""
-
-    def say(self, kind: bytes, body: bytes) -> None:
-        self.wfile.write(kind + struct.pack("!i", len(body) + 4) + body)
-
-    def hear(self) -> bytes:
-        (length,) = struct.unpack("!i", self.rfile.read(4))
-        return self.rfile.read(length - 4)
-
-    def handle(self) -> None:
-        while self.hear() == SSL_REQUEST:
-            self.wfile.write(b"N")
-        self.say(b"R", struct.pack("!i", 0))  # AuthenticationOk
-        self.say(b"Z", b"I")  # ReadyForQuery
-        while kind := self.rfile.read(1):
-            self.hear()
-            if kind == b"Q":
-                self.say(b"T", struct.pack("!h", 1) + b"answer\0" + struct.pack("!ihihih", 0, 0, 25, -1, -1, 0))
-                self.say(b"D", struct.pack("!hi", 1, 1) + b"1")
-                self.say(b"C", b"SELECT 1\0")
-                self.say(b"Z", b"I")
+from servers import Postgres, Redis, Server, Web, served
 
 
 @pytest.fixture
-def redis_server() -> Iterator[socketserver.ThreadingTCPServer]:
+def redis_server() -> Iterator[Server]:
     with served(Redis) as server:
         yield server
 
 
 @pytest.fixture
-def web_server() -> Iterator[socketserver.ThreadingTCPServer]:
+def web_server() -> Iterator[Server]:
     with served(Web) as server:
         yield server
 
 
 @pytest.fixture
-def postgres_server() -> Iterator[socketserver.ThreadingTCPServer]:
+def postgres_server() -> Iterator[Server]:
     with served(Postgres) as server:
         yield server

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import nbformat
 from nbclient import NotebookClient
 from run_page import contradiction
+from traitlets.config import Config
 
 PATIENCE = 60 * float(os.environ.get("LONGCONN_TEST_SLACK", "1"))
 #: A number with what people put behind it, for that changes with the number: 950 ms, 1.2 s.
@@ -37,14 +39,17 @@ def shape(cell: Any) -> tuple[str, list[list[str]]]:
 
 def execute(path: Path) -> Any:
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(
-        notebook,
-        timeout=PATIENCE,
-        kernel_name="python3",
-        record_timing=False,
-        resources={"metadata": {"path": str(path.parent)}},
-    )
-    client.execute()
+    with tempfile.TemporaryDirectory() as directory:
+        client = NotebookClient(
+            notebook,
+            timeout=PATIENCE,
+            kernel_name="python3",
+            record_timing=False,
+            resources={"metadata": {"path": str(path.parent)}},
+            # over TCP, which others on this machine may hear, newer kernels warn
+            config=Config(KernelManager={"transport": "ipc", "ip": f"{directory}/kernel"}),
+        )
+        client.execute()
     return notebook
 
 

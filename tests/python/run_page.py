@@ -7,13 +7,14 @@ What holds for a fenced block that begins with ```python:
 - Its first line ``# name.py`` makes it a program of its own, which is started before the rest and runs until the page's
   end; then it is ended by Ctrl-C. It must not fail. A program called ``test_...py`` is run by pytest, to its end; so is
   one that doesn't listen and says what it prints run to its end, before the next is started.
-- Its first line ``# not run: why`` keeps it from being run.
-- All others run one after the other, as in one interpreter.
+- All others run one after the other, as in one interpreter; on a page that calls ``watch`` of `longconn.notebook`, as
+  the cells of a notebook.
 - ``print(...)  # prints: text`` must print that, in a program too; ``...`` in the text stands for anything.
 
 Host names that end in ``.example``, 10.0.0.7 and 0.0.0.0 become loopback, and ports become free ones, so that two
-pages, and whatever else runs on this machine, don't meet. If no program of the page listens at its port 9000, a
-LongServer that answers each message does, and at 8083 a plain server that greets and answers.
+pages, and whatever else runs on this machine, don't meet. If no program of the page listens at a port of
+`STAND_INS`, such a server does. The cable of examples/testing's is pulled when a client is left to wait for an answer,
+by ``blpop`` or ``pg_sleep``. fullchain.pem and privkey.pem are there, of a CA that this process trusts.
 """
 
 from __future__ import annotations
@@ -30,24 +31,27 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import longconn
+from longconn.testing import FaultProxy
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples/testing"
 
 PATIENCE = 20 * float(os.environ.get("LONGCONN_TEST_SLACK", "1"))
 BLOCK = re.compile(r"^```python[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HOST = re.compile(r"\b[\w-]+\.example\b|\b10\.0\.0\.7\b|\b0\.0\.0\.0\b")
 PROGRAM = re.compile(r"# (\w+\.py)\b")
+WATCHES = re.compile(r"^from longconn\.notebook import .*\bwatch\b", re.MULTILINE)
 PRINTS = re.compile(r"# prints: (.*)$", re.MULTILINE)
 
 
 def blocks(page: Path) -> Iterator[tuple[int, str]]:
-    """(line, source) of each block that runs."""
+    """(line, source) of each."""
     text = page.read_text(encoding="utf-8")
     for found in BLOCK.finditer(text):
-        if not found[1].startswith("# not run: "):
-            yield text.count("\n", 0, found.start()) + 1, found[1]
+        yield text.count("\n", 0, found.start()) + 1, found[1]
 
 
 def contradiction(source: str, said: str) -> str | None:
@@ -103,6 +107,43 @@ def serve_bytes(port: int) -> None:
             threading.Thread(target=answer, args=(listener.accept()[0],), daemon=True).start()
 
 
+def behind_a_cable(name: str) -> Callable[[int], None]:
+    """One of examples/testing, by name."""
+
+    def serve(port: int) -> None:
+        sys.path.insert(0, str(EXAMPLES))
+        import servers
+
+        with servers.served(getattr(servers, name)) as server, FaultProxy(server, port=port) as proxy:
+            server.on_wait = proxy.pull_cable
+            threading.Event().wait()
+
+    return serve
+
+
+#: By the port that pages give them.
+STAND_INS = {
+    "9000": serve_messages,
+    "8083": serve_bytes,
+    "8080": behind_a_cable("Web"),
+    "6379": behind_a_cable("Redis"),
+    "5432": behind_a_cable("Postgres"),
+}
+
+
+def make_certificate(directory: Path) -> None:
+    """For loopback, as certbot would leave it, of a CA that this process trusts."""
+    import trustme
+
+    authority = trustme.CA()
+    leaf = authority.issue_cert("127.0.0.1")
+    leaf.private_key_pem.write_to_path(directory / "privkey.pem")
+    for pem in leaf.cert_chain_pems:
+        pem.write_to_path(directory / "fullchain.pem", append=True)
+    authority.cert_pem.write_to_path(directory / "authority.pem")
+    os.environ["SSL_CERT_FILE"] = str(directory / "authority.pem")
+
+
 class Program:
     """A block that runs in a process of its own, as in a terminal of its own."""
 
@@ -150,18 +191,22 @@ class Page:
 
     def run(self) -> None:
         sources = [(line, self._on_loopback(source)) for line, source in blocks(self._path)]
-        for name, serve in (("9000", serve_messages), ("8083", serve_bytes)):
-            port = self._ports.get(name)
-            if port and not any(listens(source, port) for _, source in sources):
-                threading.Thread(target=serve, args=(port,), daemon=True).start()
+        for name, port in self._ports.items():
+            if not any(listens(source, port) for _, source in sources):
+                threading.Thread(target=STAND_INS[name], args=(port,), daemon=True).start()
                 wait_for_listener(port)
+        if any("fullchain.pem" in source for _, source in sources):
+            make_certificate(self._directory)
+        lines = [(line, source) for line, source in sources if not PROGRAM.match(source)]
         names: dict[str, object] = {"__name__": "__main__"}
         try:
             for _, source in sources:
                 if program := PROGRAM.match(source):
                     self._start(program[1], source)
-            for line, source in sources:
-                if not PROGRAM.match(source):
+            if any(WATCHES.search(source) for _, source in lines):
+                self._execute_in_a_notebook([source for _, source in lines])
+            else:
+                for line, source in lines:
                     self._execute(line, source, names)
         finally:
             self._end_programs()
@@ -171,7 +216,7 @@ class Page:
             number = found[0]
             return str(self._ports.setdefault(number, free_port()))
 
-        return re.sub(r"\b(?:9000|8083)\b", port, HOST.sub("127.0.0.1", source))
+        return re.sub(rf"\b(?:{'|'.join(STAND_INS)})\b", port, HOST.sub("127.0.0.1", source))
 
     def _start(self, name: str, source: str) -> None:
         program = Program(self._directory / name, source)
@@ -191,6 +236,16 @@ class Page:
         if complaint := contradiction(source, said.getvalue()):
             raise AssertionError(f"{self._path}:{line_number} {complaint}")
 
+    def _execute_in_a_notebook(self, sources: list[str]) -> None:
+        import nbformat
+        from run_notebook import execute, said
+
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+        nbformat.write(notebook, self._directory / "page.ipynb")
+        for cell in execute(self._directory / "page.ipynb").cells:
+            if complaint := contradiction(cell.source, said(cell)):
+                raise AssertionError(f"{self._path}: {cell.source!r} {complaint}")
+
     def _end_programs(self) -> None:
         if complaints := [each for program in self._programs if (each := program.end())]:
             raise AssertionError(f"{self._path}: " + "\n".join(complaints))
@@ -199,8 +254,10 @@ class Page:
 def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, and what it starts, ignores it
     with tempfile.TemporaryDirectory() as directory:
+        path = Path(sys.argv[1]).resolve()
+        os.chdir(directory)
         try:
-            Page(Path(sys.argv[1]), Path(directory)).run()
+            Page(path, Path(directory)).run()
         except Exception:
             traceback.print_exc()
             return 1

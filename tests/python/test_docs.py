@@ -11,7 +11,7 @@ from typing import Any
 import longconn
 import pytest
 from longconn import aio, testing
-from peers import python
+from peers import SLACK, python
 from run_page import BLOCK, blocks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,8 +48,11 @@ def identify(page: Path) -> str:
 # ---- what it shows runs
 
 
+@pytest.mark.timeout(180 * SLACK)
 @pytest.mark.parametrize("page", [page for page in PAGES if list(blocks(page))], ids=identify)
 def test_the_python_of_a_page_runs(page: Path) -> None:
+    if page.name == "libraries.md":
+        pytest.importorskip("psycopg")
     done = python("-W", "error", "-W", "ignore::ResourceWarning", RUNNER, page)  # a line or two may leave things open
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -62,6 +65,9 @@ def test_the_python_of_a_page_runs(page: Path) -> None:
         ("```python\nprint(1)  # prints: 1\nprint(2)\n```\n", "says that it prints 1 lines"),
         ("```python\n# gateway.py\nraise SystemExit(3)\n```\n", "gateway.py"),
         ("```python\n# gateway.py\nprint(1)  # prints: 2\n```\n", "gateway.py says that it prints '2'"),
+        ("```python\nfrom longconn.notebook import watch\nprint(1)  # prints: 2\n```\n", "says that it prints '2'"),
+        ("```python\nfrom longconn.notebook import watch\nwatch(1)\n```\n", "TypeError"),
+        ("```python\nimport redis\nprint(redis.Redis('a.example', 6379).ping())  # prints: False\n```\n", "'True'"),
         ("```python\n# test_it.py\ndef test_it():\n    assert False\n```\n", "test_it.py"),
     ],
 )
