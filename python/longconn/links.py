@@ -136,7 +136,7 @@ class ServerStats(NamedTuple):
     crowded_out: int
     """Dropped without a word, for ``max_handshakes`` were under way."""
     out_of_resources: int
-    """Times that no connection could be accepted, for want of descriptors or memory."""
+    """Clients that were reset for want of descriptors, and times that none could be accepted for want of memory."""
     events_dropped: int
     """Events that found 10,000 others waiting, for `LongServer.events` or for ``on_event``."""
     refused_stale: int

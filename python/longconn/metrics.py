@@ -183,7 +183,7 @@ _SERVER = (
         "longconn.server.out_of_resources",
         "counter",
         "{time}",
-        "Times that no connection could be accepted, for want of descriptors or memory.",
+        "Clients that were reset for want of descriptors, and times that none could be accepted for want of memory.",
         _one("out_of_resources"),
     ),
     _Measure(

@@ -1,5 +1,6 @@
 //! The native threads: they own the clock, never attach to Python, and block all signals.
 
+mod accepting;
 pub mod budget;
 pub mod clock;
 pub mod dial;

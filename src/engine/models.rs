@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use super::errands::Errands;
 use super::link::Notification;
 use super::orders::Orders;
-use super::sync::{AtomicU8, Mutex, Wakeup, thread};
+use super::sync::{AtomicU16, Mutex, Wakeup, thread};
 use super::waiting::{Interest, Waiters};
 
 /// Three threads that are interrupted three times each way already take thousands of courses; loom's authors know of
@@ -28,8 +28,8 @@ pub(super) fn explore(model: impl Fn() + Send + Sync + 'static) {
 /// orderings: loom's own is stronger, and doesn't let others run between an attempt at it and what comes before.
 struct Tended {
     errands: Errands,
-    is_locked: AtomicU8,
-    done: AtomicU8,
+    is_locked: AtomicU16,
+    done: AtomicU16,
 }
 
 struct Guard<'t>(&'t Tended);
@@ -40,7 +40,7 @@ impl Tended {
     }
 
     /// As `Link::run`.
-    fn run(&self, errand: u8) {
+    fn run(&self, errand: u16) {
         if let Some((_guard, all)) = self.errands.begin(errand, || self.try_lock()) {
             self.done.fetch_or(all, Ordering::Relaxed);
         }
@@ -62,19 +62,27 @@ impl Drop for Guard<'_> {
 #[test]
 fn no_errand_is_left_undone_when_the_lock_is_given_back() {
     explore(|| {
-        let [is_locked, done] = [(); 2].map(|()| AtomicU8::new(0));
+        let [is_locked, done] = [(); 2].map(|()| AtomicU16::new(0));
         let tended = Arc::new(Tended { errands: Errands::none(), is_locked, done });
-        let callers = [(); 2].map(|()| {
+        let caller = {
             let tended = tended.clone();
             thread::spawn(move || drop(tended.try_lock()))
-        });
+        };
+        // Who ends another link, and has its lock meanwhile.
+        let other = {
+            let tended = tended.clone();
+            thread::spawn(move || {
+                drop(tended.try_lock());
+                tended.run(256);
+            })
+        };
         // The engine's thread, which waits for the lock as little as they do.
         tended.run(1);
         tended.run(2);
-        for caller in callers {
-            caller.join().expect("it doesn't panic");
+        for thread in [caller, other] {
+            thread.join().expect("it doesn't panic");
         }
-        assert_eq!(tended.done.load(Ordering::Relaxed), 3);
+        assert_eq!(tended.done.load(Ordering::Relaxed), 256 | 3);
     });
 }
 

@@ -2,7 +2,7 @@
 //!
 //! It starts with the first link or listener, blocks all signals and never attaches to Python. Nor does it wait for a link's
 //! lock: who has that does the engine's errand when giving it back. Locks are taken in this order: a link's, a listener's,
-//! a proxy's, a dial's, the budget's, the engine's orders; the guard's is the last.
+//! a proxy's, a dial's, the budget's, the doorkeeper's, the engine's orders; the guard's is the last.
 
 use std::cell::Cell;
 use std::io;
@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token};
 
+use crate::engine::accepting::Doorkeeper;
 use crate::engine::clock;
 use crate::engine::dial::Dial;
 use crate::engine::handshake::{self, Newcomer};
@@ -100,6 +101,7 @@ pub struct Engine {
     orders: Orders<Order>,
     /// For links whose lock was taken, perhaps.
     deliveries: Mutex<Vec<(usize, Arrived)>>,
+    pub(super) doorkeeper: Doorkeeper,
 }
 
 thread_local! {
@@ -216,6 +218,7 @@ impl Reactor {
             keys: Keys::default(),
             orders: Orders::new()?,
             deliveries: Mutex::default(),
+            doorkeeper: Doorkeeper::default(),
         };
         engine.watch(engine.orders.wakeup.as_fd(), WAKEUP, Interest::READABLE)?;
         engine.watch(engine.orders.soon.as_fd(), SOON, Interest::READABLE)?;
@@ -570,7 +573,7 @@ impl Held {
                 }
             }
         }
-        engine.descriptors().into_iter().for_each(sys::close_inherited);
+        engine.descriptors().into_iter().chain(engine.doorkeeper.descriptor()).for_each(sys::close_inherited);
         mem::forget(engine);
     }
 }

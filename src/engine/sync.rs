@@ -15,7 +15,7 @@ mod which {
     use std::os::fd::{AsFd, BorrowedFd};
     use std::time::Duration;
 
-    pub(in crate::engine) use std::sync::atomic::{self, AtomicU8};
+    pub(in crate::engine) use std::sync::atomic::{self, AtomicU16};
     pub(in crate::engine) use std::sync::{Condvar, Mutex, MutexGuard};
     pub(in crate::engine) use std::thread;
 
@@ -53,7 +53,7 @@ mod which {
     use std::sync::Arc;
     use std::time::Duration;
 
-    pub(in crate::engine) use loom::sync::atomic::{self, AtomicU8};
+    pub(in crate::engine) use loom::sync::atomic::{self, AtomicU16};
     pub(in crate::engine) use loom::sync::{Condvar, Mutex, MutexGuard};
     pub(in crate::engine) use loom::thread;
 

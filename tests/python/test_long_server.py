@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import re
 import socket
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -490,7 +492,7 @@ def test_one_that_is_dropped_as_its_client_leaves_harms_nobody():
         stays.close()
 
 
-def test_without_descriptors_those_who_are_here_go_on_and_others_come_later():
+def test_without_descriptors_those_who_are_here_go_on_and_others_are_reset_until_there_are():
     said = python_says(
         """
 import os, resource, socket, time
@@ -516,8 +518,13 @@ with longconn.LongServer(("127.0.0.1", 0)) as server, longconn.connect(server.ad
         pass
     for each in late:
         each.connect(server.address)
-    wait_until(lambda: server.stats().out_of_resources >= 2)
-    print("accepted", server.stats().accepted)
+    for each in late:
+        each.settimeout(20)
+        try:
+            print(each.recv(1))
+        except ConnectionResetError:
+            pass
+    print("accepted", server.stats().accepted, "of", server.stats().out_of_resources + 1)
     client.send(b"still")
     print(ours.recv(timeout=20))
     try:
@@ -525,7 +532,6 @@ with longconn.LongServer(("127.0.0.1", 0)) as server, longconn.connect(server.ad
     except OSError as error:
         print(error.errno)
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    wait_until(lambda: server.stats().accepted >= 4)
     for each in late:
         each.close()
     with longconn.connect(server.address, timeout=20) as another:
@@ -535,7 +541,52 @@ with longconn.LongServer(("127.0.0.1", 0)) as server, longconn.connect(server.ad
     ours.close()
 """
     )
-    assert said == "accepted 1\nb'still'\n24\nb'again'\n"
+    assert said == "accepted 1 of 4\nb'still'\n24\nb'again'\n"
+
+
+def test_a_client_is_told_at_once_that_the_server_has_no_descriptor_for_it():
+    code = """
+import os, resource
+import longconn
+
+with longconn.LongServer(("127.0.0.1", 0)) as server:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    spare = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, limits[1]))
+    try:
+        while True:
+            spare.append(os.dup(0))
+    except OSError:
+        pass
+    print(*server.address, flush=True)
+    input()
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    print(server.stats().accepted, server.stats().out_of_resources, flush=True)
+    with server.accept(timeout=None) as connection:
+        connection.send(connection.recv(timeout=None))
+        connection.flush()
+        input()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as program:
+        try:
+            assert program.stdin is not None
+            assert program.stdout is not None
+            host, port = program.stdout.readline().split()
+            # as often as one likes: each is a turn of the one descriptor in reserve
+            for _ in range(100):
+                with pytest.raises(longconn.ConnectFailed, match="reset"):  # by connect(2), or just after it
+                    longconn.connect((host, int(port)), timeout=PATIENCE)
+            print(file=program.stdin, flush=True)
+            assert program.stdout.readline() == "0 100\n"
+            with longconn.connect((host, int(port)), timeout=PATIENCE) as client:
+                client.send(b"again")
+                assert client.recv(timeout=PATIENCE) == b"again"
+                print(file=program.stdin, flush=True)
+            assert program.wait(PATIENCE) == 0
+        finally:
+            program.kill()
 
 
 def test_a_callback_that_does_not_come_back_is_no_reason_to_grow():

@@ -86,6 +86,9 @@ impl Link {
         if errand.has(Errand::DELIVERY) {
             self.take_deliveries(inner, now);
         }
+        if errand.has(Errand::FORGETTING) {
+            self.forget_undelivered(inner);
+        }
         if errand.has(Errand::ALARM) {
             self.on_alarm(inner, now);
             self.come_back(inner, now);

@@ -390,11 +390,8 @@ impl Link {
         Ok(())
     }
 
-    /// Too much is kept of connections that are over: what this one had to say of what wasn't delivered goes, unless somebody
-    /// asks for it just now.
-    pub(in crate::engine) fn try_forget_undelivered(&self) {
-        if let Some(mut inner) = self.try_lock()
-            && let Core::Framed(core) = &mut inner.core
+    pub(super) fn forget_undelivered(&self, inner: &mut Inner) {
+        if let Core::Framed(core) = &mut inner.core
             && core.untaken().0 > 0
         {
             core.forget_undelivered();

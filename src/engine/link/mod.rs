@@ -211,7 +211,7 @@ pub struct Link {
     number: AtomicI32,
     /// In the listener's list of guests.
     guest_number: AtomicU32,
-    /// What the engine has left to be done by who has the lock.
+    /// What is left to be done by who has the lock.
     errands: Errands,
     /// `None` only while a forked child drops the rest: it leaves this alone.
     inner: Mutex<Option<Inner>>,
@@ -255,9 +255,9 @@ impl Ends {
     }
 }
 
-/// What the engine wants of a link: a set.
+/// What the engine, or who ends another link, wants of a link: a set.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Errand(u8);
+pub(super) struct Errand(u16);
 
 impl Errand {
     const READABLE: Self = Self(1);
@@ -272,6 +272,8 @@ impl Errand {
     pub(super) const SUSPENSION: Self = Self(64);
     /// The engine has something for it.
     const DELIVERY: Self = Self(128);
+    /// Too much is kept of connections that are over: what this one had to say of what wasn't delivered goes.
+    pub(super) const FORGETTING: Self = Self(256);
 
     fn has(self, other: Self) -> bool {
         self.0 & other.0 != 0

@@ -4,10 +4,11 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::Listener;
 use super::hall::{Guest, Hall, Stage, Standing};
+use crate::engine::accepting::{ACCEPT_BATCH, ACCEPT_PAUSE, Knock};
 use crate::engine::clock;
 use crate::engine::handshake::{Newcomer, Secured};
 use crate::engine::link::{Arrived, Link, LinkError};
@@ -18,11 +19,6 @@ use crate::net::tls::{ServerTls, TlsError};
 use crate::proto::close::{Close, CloseCode};
 use crate::proto::connection::Connection;
 use crate::proto::handshake::{Credentials, Hello};
-
-/// Accepted in one go.
-const ACCEPT_BATCH: usize = 64;
-/// Without descriptors or memory accepting is tried again after this.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A client that waits for a decision.
 pub struct Client {
@@ -53,8 +49,8 @@ impl Listener {
     pub(in crate::engine) fn on_ready(&self, now: Instant) {
         for _ in 0..ACCEPT_BATCH {
             let Some(socket) = self.lock().socket.clone() else { return };
-            match socket.accept() {
-                Ok((socket, address)) => {
+            match self.engine.doorkeeper.accept(&socket, self.address, now) {
+                Knock::Came(socket, address) => {
                     let mut hall = self.lock();
                     hall.counts.accepted += 1;
                     let is_crowded = hall.handshakes >= self.config.max_handshakes;
@@ -74,13 +70,11 @@ impl Listener {
                         });
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // It was gone before we came (accept(2)).
-                Err(error) if matches!(error.raw_os_error(), Some(libc::ECONNABORTED | libc::EINTR | libc::EPROTO)) => {
-                }
-                Err(error) => {
+                Knock::Gone => {}
+                Knock::TurnedAway => self.lock().counts.starved += 1,
+                Knock::Nobody => return,
+                Knock::Failed(_) => {
                     self.lock().counts.starved += 1;
-                    log::warn!(target: "longconn.engine", "{}: can't accept now: {error}", self.address);
                     self.engine.set_alarm(self.key, (now + ACCEPT_PAUSE).into());
                     return;
                 }

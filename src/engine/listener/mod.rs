@@ -104,7 +104,7 @@ pub struct Counts {
     pub failed: u64,
     /// Of these, for TLS: one of both sides didn't trust the other, or it wasn't TLS.
     pub failed_tls: u64,
-    /// Times that no connection could be accepted, for want of descriptors or memory.
+    /// Clients that were reset for want of a descriptor, and times that none could be accepted, for want of memory.
     pub starved: u64,
     pub occurrences_dropped: u64,
     /// As it is now.
@@ -135,6 +135,7 @@ impl Listener {
         socket.set_nonblocking(true)?;
         let address = socket.local_addr()?.as_socket().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
         let engine = reactor::engine()?;
+        engine.doorkeeper.prepare();
         let hall = Hall::new(Sessions::new()?);
         let listener = Arc::new_cyclic(|this| Self {
             key: engine.new_key(),

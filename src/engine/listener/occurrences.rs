@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Listener;
 use super::hall::{Hall, Stage};
-use crate::engine::link::{Link, LinkError, Occurrence, What};
+use crate::engine::link::{Errand, Link, LinkError, Occurrence, What};
 use crate::engine::waiting::{Interest, Patience};
 
 /// Occurrences that nobody has asked for, or been told of, yet; others are dropped and counted.
@@ -33,7 +33,8 @@ impl Listener {
             Vec::new()
         };
         drop(hall);
-        too_many.iter().for_each(|link| link.try_forget_undelivered());
+        // Under the lock of one link, and so without waiting for another's.
+        too_many.iter().for_each(|link| link.run(Errand::FORGETTING));
     }
 
     /// Has somebody told of what has occurred, as far as nobody has asked for it, and of what will.

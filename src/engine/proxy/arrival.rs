@@ -4,12 +4,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use socket2::Socket;
 
 use super::traffic::Connection;
 use super::{Course, Proxy};
+use crate::engine::accepting::{ACCEPT_BATCH, ACCEPT_PAUSE, Knock};
 use crate::engine::clock;
 use crate::engine::dial::{self, DialConfig, Outcome};
 use crate::fault::flow::Way;
@@ -17,17 +18,12 @@ use crate::fault::nat::Nat;
 use crate::fault::record::{Entry, What};
 use crate::net::sys;
 
-/// Accepted in one go.
-const ACCEPT_BATCH: usize = 64;
-/// Without descriptors accepting is tried again after this.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
 impl Proxy {
     pub(super) fn accept(self: &Arc<Self>, course: &mut Course, now: Instant) {
         for _ in 0..ACCEPT_BATCH {
             let Some(listener) = &course.listener else { return };
-            match listener.accept() {
-                Ok((socket, address)) => {
+            match self.engine.doorkeeper.accept(listener, self.address, now) {
+                Knock::Came(socket, address) => {
                     let Some(address) = address.as_socket() else { continue };
                     let is_full = course.connections.len() >= course.most_connections;
                     if course.is_refusing || is_full {
@@ -38,14 +34,13 @@ impl Proxy {
                         log::debug!(target: "longconn.engine", "{}: a connection was gone at once: {error}", self.address);
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // It was gone before we came (accept(2)).
-                Err(error) if matches!(error.raw_os_error(), Some(libc::ECONNABORTED | libc::EINTR | libc::EPROTO)) => {
+                Knock::Gone => {}
+                Knock::TurnedAway => {
+                    let detail = "there is no descriptor for it".to_owned();
+                    course.record.note(Entry { detail, ..Entry::new(now, What::Refused, None, None) });
                 }
-                // It doesn't listen for now.
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return,
-                Err(error) => {
-                    log::warn!(target: "longconn.engine", "{}: can't accept now: {error}", self.address);
+                Knock::Nobody => return,
+                Knock::Failed(_) => {
                     course.accept_again = Some(now + ACCEPT_PAUSE);
                     return;
                 }

@@ -128,6 +128,7 @@ impl Proxy {
         let address = local_address(&socket)?;
         let number = AtomicI32::new(socket.as_raw_fd());
         let engine = reactor::engine()?;
+        engine.doorkeeper.prepare();
         let healthy = Flow::new(config.room_bytes, config.seed);
         let course = Course {
             listener: Some(socket),
