@@ -375,7 +375,13 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="one of " + ", ".join(FIGURES))
     parser.add_argument("--folder", type=Path, default=DOCS, help="where the JSON is (default docs/)")
     arguments = parser.parse_args()
-    for name in arguments.names or [name for name in FIGURES if (arguments.folder / f"{name}.json").exists()]:
+    measured = [name for name in FIGURES if (arguments.folder / f"{name}.json").exists()]
+    for name in arguments.names:
+        if name not in FIGURES:
+            parser.error(f"{name!r}: one of {', '.join(FIGURES)}")
+        if name not in measured:
+            parser.error(f"{name!r}: nothing was measured yet, {arguments.folder / name}.json isn't there")
+    for name in arguments.names or measured:
         draw(name, arguments.folder)
 
 

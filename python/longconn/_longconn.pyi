@@ -531,6 +531,7 @@ class Proxy:
         self,
         fault: tuple[str, str, list[float]],
         connection: int | None,
+        share: float | None,
         after: float | None,
         detail: str,
     ) -> int | None: ...

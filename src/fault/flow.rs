@@ -28,6 +28,17 @@ pub enum Way {
 impl Way {
     pub const BOTH: [Self; 2] = [Self::ToServer, Self::ToClient];
 
+    /// Some of both, or neither.
+    #[must_use]
+    pub fn these(to_server: bool, to_client: bool) -> &'static [Self] {
+        match (to_server, to_client) {
+            (true, true) => &Self::BOTH,
+            (true, false) => &[Self::ToServer],
+            (false, true) => &[Self::ToClient],
+            (false, false) => &[],
+        }
+    }
+
     #[must_use]
     pub fn back(self) -> Self {
         match self {

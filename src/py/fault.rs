@@ -12,7 +12,7 @@ use super::connection::pair;
 use super::dial::{Places, target};
 use super::errors::{error_class, listener_error, os_error, seconds};
 use crate::engine::link::LinkError;
-use crate::engine::proxy::{Order, Proxy as EngineProxy, ProxyConfig};
+use crate::engine::proxy::{Order, Proxy as EngineProxy, ProxyConfig, Whom};
 use crate::fault::flow::{Fault, Passage, Then, Way};
 
 /// What `FaultProxy` stands on.
@@ -38,9 +38,7 @@ fn proxy_error(py: Python<'_>, error: LinkError) -> PyErr {
 
 fn ways(direction: &str) -> PyResult<&'static [Way]> {
     match direction {
-        "both" => Ok(&Way::BOTH),
-        "to_server" => Ok(&[Way::ToServer]),
-        "to_client" => Ok(&[Way::ToClient]),
+        "both" | "to_server" | "to_client" => Ok(Way::these(direction != "to_client", direction != "to_server")),
         _ => {
             let text = format!("direction={direction:?}: \"to_server\", \"to_client\" or \"both\"");
             Err(PyValueError::new_err(text))
@@ -82,6 +80,10 @@ fn order(verb: &str, direction: &str, numbers: &[f64]) -> PyResult<Order> {
             let idle = idle.is_finite().then(|| seconds(*idle)).transpose()?;
             return Ok(Order::ForgetAfter(idle, *resets != 0.0));
         }
+        ("expire", [age, resets]) => {
+            let age = age.is_finite().then(|| seconds(*age)).transpose()?;
+            return Ok(Order::Expire(age, *resets != 0.0));
+        }
         ("refuse", [refuses]) => return Ok(Order::Refuse(*refuses != 0.0)),
         ("limit_connections", [most]) => {
             return Ok(Order::LimitConnections(if most.is_finite() { *most as usize } else { usize::MAX }));
@@ -120,21 +122,28 @@ impl Proxy {
         py.detach(|| self.0.set_upstream(target(upstream))).map_err(|error| proxy_error(py, error))
     }
 
-    /// At once, or after so many seconds, which gives a number to cancel it by; for all connections, or for one. `detail` is for the record.
+    /// At once, or after so many seconds, which gives a number to cancel it by; for all connections, for one, or for each with this
+    /// probability. `detail` is for the record.
     #[allow(clippy::too_many_arguments, reason = "one for each of what an order is")]
     fn order(
         &self,
         py: Python<'_>,
         fault: (String, String, Vec<f64>),
         connection: Option<u64>,
+        share: Option<f64>,
         after: Option<f64>,
         detail: String,
     ) -> PyResult<Option<u64>> {
         let order = order(&fault.0, &fault.1, &fault.2)?;
+        let whom = match (connection, share) {
+            (Some(number), _) => Whom::One(number),
+            (None, Some(share)) => Whom::Share(share),
+            (None, None) => Whom::All,
+        };
         let after: Option<Duration> = after.map(seconds).transpose()?;
         py.detach(|| match after {
-            None => self.0.order(&order, connection, &detail).map(|()| None),
-            Some(delay) => self.0.plan(delay, order, connection, detail).map(Some),
+            None => self.0.order(&order, whom, &detail).map(|()| None),
+            Some(delay) => self.0.plan(delay, order, whom, detail).map(Some),
         })
         .map_err(|error| proxy_error(py, error))
     }

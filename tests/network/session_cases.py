@@ -149,9 +149,11 @@ class CableBack:
         for host in HOSTS:
             stage.links[host].send("enough")
         reports = {host: stage.hear(host, 2 * programs.REST) for host in HOSTS}
-        for report in reports.values():
+        for host, report in reports.items():
             after = [ended - back_at for began, ended in report.pop("gaps") if began < back_at < ended]
-            report["after"] = round(after[0], 3) if after else None
+            if not after:
+                raise LabError(f"to the {host} no message came within 5 s of the cable's return")
+            report["after"] = round(after[0], 3)
         return {"ends": reports, "samples": []}
 
     def complaint(self, outcome: dict[str, Any], allowance: float = 1.0) -> str | None:
@@ -159,7 +161,7 @@ class CableBack:
         if wrong := doubled_or_lost(outcome["ends"]):
             return wrong
         for host, end in outcome["ends"].items():
-            if end["after"] is None or end["after"] > self.bound * allowance:
+            if end["after"] > self.bound * allowance:
                 return f"to the {host} messages came {end['after']} s after the cable"
         return None
 

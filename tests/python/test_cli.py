@@ -12,7 +12,7 @@ import socket
 import struct
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import longconn
@@ -277,7 +277,7 @@ def test_chaos_breaks_what_it_is_told_to_break():
                     server.recv(100)
         it.stdin.write("fly\n")
         it.stdin.flush()
-        assert "'fly': [SECONDS] and one of admit, bandwidth" in it.stderr.readline()
+        assert "'fly': [SECONDS] [SHARE%] and one of admit, bandwidth" in it.stderr.readline()
         it.send_signal(signal.SIGINT)
         assert it.wait(PATIENCE) == 0
         assert any("reset" in line for line in it.stdout)
@@ -375,8 +375,45 @@ def test_watch_refuses_what_is_no_process(wrong):
     assert cli("watch", "--", wrong).returncode == 2
 
 
-def test_watch_of_a_process_that_is_gone_shows_nothing():
-    assert json.loads(cli("watch", 2**22 - 1, "--json").stdout) == []
+def test_watch_of_a_process_that_isnt_there_is_an_error_and_no_all_clear():
+    done = cli("watch", 2**22 - 1, "--check")
+    assert done.returncode == 2
+    assert f"there is no process {2**22 - 1}" in done.stderr
+    assert not list(connections([2**22 - 1]))  # of several, one that ended meanwhile
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+def test_watch_of_another_users_process_is_an_error_and_no_all_clear():
+    source = f"""
+import os, sys
+import longconn.cli
+longconn.cli.main(["watch", str(os.getpid()), "--json"])  # whose imports nobody else may be allowed to read
+os.setuid(65534)
+sys.exit(longconn.cli.main(["watch", "{os.getpid()}", "--check"]))
+"""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "is another user's" in done.stderr
+
+
+def test_watch_on_a_terminal_ends_with_the_process_that_it_watches():
+    terminal, end = os.openpty()
+    with (
+        subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process,
+        subprocess.Popen([sys.executable, "-m", "longconn", "watch", str(process.pid)], stdout=end) as watch,
+    ):
+        os.close(end)
+        try:
+            shown = os.read(terminal, 10_000)
+            process.communicate(b"\n")
+            with suppress(OSError):  # EIO: it has ended
+                while True:
+                    shown += os.read(terminal, 10_000)
+            assert watch.wait(PATIENCE) == 0
+        finally:
+            watch.kill()
+            os.close(terminal)
+    assert f"process {process.pid} has ended".encode() in shown
 
 
 def test_doctor_says_what_is_there():

@@ -12,7 +12,7 @@ import termios
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -503,6 +503,100 @@ def test_one_connection_has_faults_of_its_own(proxy: FaultProxy, listener: socke
         assert receive(first.server, 1) == b"x"
 
 
+@pytest.mark.parametrize("resets", [False, True])
+def test_a_connection_ends_at_its_age(proxy: FaultProxy, listener: socket.socket, resets: bool):
+    told = errno.ECONNRESET if resets else b""
+    with through(proxy, listener) as old:
+        proxy.expire(0.5, resets=resets)
+        with through(proxy, listener) as new:
+            for ends in old, new:
+                assert outcome(ends.client) == outcome(ends.server) == told
+    came = {each.connection: each.at for each in proxy.record if each.what == "accepted"}
+    ended = [each for each in proxy.record if each.what == ("reset" if resets else "ended")]
+    assert {each.connection for each in ended} == {1, 2}
+    assert all(each.at - came[each.connection] >= 0.5 for each in ended)
+    proxy.expire(None)
+    with through(proxy, listener) as ends:
+        assert is_silent(ends.client, 2 * A_WHILE)
+
+
+def test_who_is_too_old_already_ends_at_once_and_who_is_forgotten_is_told_nothing(
+    proxy: FaultProxy, listener: socket.socket
+):
+    with through(proxy, listener) as forgotten:
+        proxy.forget()
+        with through(proxy, listener) as old:
+            proxy.expire(0)
+            assert outcome(old.client) == outcome(old.server) == b""
+            assert is_silent(forgotten.client)
+            assert is_silent(forgotten.server)
+
+
+def deaf_ones(proxy: FaultProxy, listener: socket.socket, number: int) -> list[bool]:
+    """Of so many connections one after the other, which ones lose what the client says."""
+    before = len(proxy.record)
+    for _ in range(number):
+        with through(proxy, listener) as ends:
+            ends.client.sendall(b"x")
+            ends.client.shutdown(socket.SHUT_WR)
+            receive(ends.server, 1)
+    wait_until(lambda: not proxy.connections)
+    came = [each.connection for each in proxy.record[before:] if each.what == "accepted"]
+    lost = {each.connection for each in proxy.record[before:] if each.what == "lost"}
+    return [each in lost for each in came]
+
+
+def test_a_share_of_those_that_come_is_struck_and_the_seed_says_which(listener: socket.socket):
+    struck = []
+    for _ in range(2):
+        with FaultProxy(listener, seed=7) as proxy:
+            proxy.some(0.3).lose("to_server")
+            struck.append(deaf_ones(proxy, listener, 60))
+    assert struck[0] == struck[1]
+    assert 6 <= sum(struck[0]) <= 32  # of 60 dice all but two in a hundred thousand
+
+
+def test_all_or_none_is_a_share_and_the_same_fault_for_all_ends_it(proxy: FaultProxy, listener: socket.socket):
+    proxy.some(0).lose("to_server")
+    assert deaf_ones(proxy, listener, 5) == [False] * 5
+    proxy.some(1).lose("to_server")
+    assert deaf_ones(proxy, listener, 5) == [True] * 5
+    proxy.lose("to_client", loses=False)
+    proxy.restore("to_client")
+    assert deaf_ones(proxy, listener, 1) == [True], "the other direction is not concerned"
+    proxy.lose(loses=False)
+    assert deaf_ones(proxy, listener, 1) == [False]
+    proxy.some(1).lose()
+    proxy.restore()
+    assert deaf_ones(proxy, listener, 1) == [False]
+    proxy.after(0).some(1).lose("to_server")
+    proxy.wait_for("fault", count=8)
+    assert deaf_ones(proxy, listener, 1) == [True]
+    assert "some(1).lose('to_server', loses=True)" in proxy.report()
+
+
+def test_a_share_of_those_that_are_there_is_struck_once(proxy: FaultProxy, listener: socket.socket):
+    with ExitStack() as stack:
+        there = [stack.enter_context(through(proxy, listener)) for _ in range(40)]
+        proxy.some(0.5).reset()
+        left = {each.client_address for each in proxy.connections}
+        assert 5 <= len(left) <= 35
+        for ends in there:
+            if ends.client.getsockname() in left:
+                assert ends.arrives("to_client")
+            else:
+                assert outcome(ends.client) == errno.ECONNRESET
+        with through(proxy, listener) as newcomer:
+            assert newcomer.arrives("to_server")
+
+
+def test_a_fault_after_so_many_bytes_is_taken_back(proxy: FaultProxy, listener: socket.socket):
+    proxy.reset_after(1, "to_server")
+    proxy.reset_after(None, "to_server")
+    with through(proxy, listener) as ends:
+        assert ends.arrives("to_server", BYTES)
+
+
 def test_what_each_side_has_said_is_kept(listener: socket.socket):
     with FaultProxy(listener, capture_bytes=4) as proxy:
         with through(proxy, listener) as ends:
@@ -574,6 +668,9 @@ def break_something(proxy: FaultProxy, dice: random.Random) -> None:
         lambda: what.end(),
         lambda: what.forget(resets=dice.random() < 0.5),
         lambda: what.forget_after(dice.random()),
+        lambda: what.expire(dice.random(), resets=dice.random() < 0.5),
+        lambda: proxy.some(dice.random()).stall(direction),
+        lambda: proxy.some(dice.random()).expire(dice.random()),
         lambda: what.latency(dice.random() / 50, jitter=0.01, direction=direction),
         lambda: what.bandwidth(dice.randrange(1000, 10**7), direction),
         lambda: what.slice(dice.randrange(1, 2000), spread=dice.randrange(500), direction=direction),
@@ -686,6 +783,10 @@ def test_in_a_forked_child_a_proxy_is_dead_and_the_parents_goes_on(ends: Ends):
         lambda proxy: proxy.slice(0),
         lambda proxy: proxy.stall_after(-1),
         lambda proxy: proxy.after(-1),
+        lambda proxy: proxy.some(1.01),
+        lambda proxy: proxy.some(float("nan")),
+        lambda proxy: proxy.after(1).some("half"),
+        lambda proxy: proxy.expire(-1),
         lambda proxy: FaultProxy("nowhere"),
         lambda proxy: FaultProxy(("127.0.0.1", 1), host="name.example"),
         lambda proxy: FaultProxy(("127.0.0.1", 1), buffer_bytes=0),

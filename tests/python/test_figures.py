@@ -94,3 +94,12 @@ def test_what_was_measured_is_drawn_and_shown(name):
     for figure in figures.FIGURES[name]:
         assert (ROOT / "docs" / f"{figure}.svg").exists()
         assert re.search(rf"!\[.+\]\({figure}\.svg\)", texts)
+
+
+@pytest.mark.parametrize(("name", "says"), [("nonsense", "one of detection"), ("chaos", "nothing was measured yet")])
+def test_a_name_without_a_figure_or_without_numbers_is_a_mistake_of_the_call(monkeypatch, capsys, tmp_path, name, says):
+    monkeypatch.setattr(sys, "argv", ["figures.py", name, "--folder", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        figures.main()
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err

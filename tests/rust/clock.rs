@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use longconn::engine::link::{Link, LinkError, Reconnect, What};
 use longconn::engine::listener::{Listener, ListenerConfig};
-use longconn::engine::proxy::{Order, Proxy, ProxyConfig};
+use longconn::engine::proxy::{Order, Proxy, ProxyConfig, Whom};
 use longconn::engine::skipping::Skipper;
 use longconn::engine::{clock, interpreter};
 use longconn::fault::flow::{Fault, Passage, Way};
@@ -91,7 +91,7 @@ fn reconnect_to(proxy: &Proxy) -> Reconnect {
 }
 
 fn pull_cable(proxy: &Proxy) {
-    proxy.order(&Order::Fault(&Way::BOTH, Fault::Passage(Passage::Cut)), None, "").unwrap();
+    proxy.order(&Order::Fault(&Way::BOTH, Fault::Passage(Passage::Cut)), Whom::All, "").unwrap();
 }
 
 fn loss(link: &Link) -> Option<Arc<Ending>> {
@@ -267,7 +267,7 @@ fn a_night_without_a_network_passes_and_the_client_comes_back() {
     for link in [&client, &server] {
         assert_eq!(link.state().unwrap(), State::Reconnecting);
     }
-    proxy.order(&Order::Restore(&Way::BOTH), None, "").unwrap();
+    proxy.order(&Order::Restore(&Way::BOTH), Whom::All, "").unwrap();
     skip(s(60));
     for link in [&client, &server] {
         assert_eq!(link.state().unwrap(), State::Open);

@@ -23,7 +23,11 @@ __all__ = ["chaos"]
 
 _LOOK = 0.1
 #: What can be ordered: the proxy's faults by their own names.
-_VERBS = sorted(name for name, _ in inspect.getmembers(LaterFaults, inspect.isfunction) if not name.startswith("_"))
+_VERBS = sorted(
+    name
+    for name, _ in inspect.getmembers(LaterFaults, inspect.isfunction)
+    if not name.startswith("_") and name != "some"  # that is a percentage here
+)
 
 
 def _value(text: str) -> Any:
@@ -34,7 +38,7 @@ def _value(text: str) -> Any:
 
 
 def carry_out(proxy: FaultProxy, line: str) -> None:
-    """One order: ``[SECONDS] VERB [VALUE | NAME=VALUE ...]``, the verb and its arguments those of `FaultProxy`.
+    """One order: ``[SECONDS] [SHARE%] VERB [VALUE | NAME=VALUE ...]``; verb and arguments are `FaultProxy`'s.
 
     Raises:
         ValueError: It makes no sense; the text says what would.
@@ -43,12 +47,17 @@ def carry_out(proxy: FaultProxy, line: str) -> None:
     if not words:
         return
     target: Any = proxy
-    after = _value(words[0])
-    if isinstance(after, int | float):
-        target = proxy.after(after)
-        words = words[1:]
+    try:
+        if isinstance(after := _value(words[0]), int | float):
+            target, words = proxy.after(after), words[1:]
+        if words and words[0].endswith("%") and isinstance(percent := _value(words[0][:-1]), int | float):
+            target, words = target.some(percent / 100), words[1:]
+    except ValueError as error:
+        raise ValueError(f"{line!r}: {error}") from None
     if not words or words[0] not in _VERBS:
-        raise ValueError(f"{line!r}: [SECONDS] and one of {', '.join(_VERBS)}")
+        raise ValueError(f"{line!r}: [SECONDS] [SHARE%] and one of {', '.join(_VERBS)}")
+    if not hasattr(target, words[0]):
+        raise ValueError(f"{line!r}: {words[0]} is of the proxy, not of a share of its connections")
     verb, *arguments = words
     values = [_value(word) for word in arguments if "=" not in word]
     named = {name: _value(value) for name, _, value in (word.partition("=") for word in arguments if "=" in word)}
@@ -87,7 +96,8 @@ def chaos(
         str, typer.Option("--listen", "-l", metavar="HOST:PORT", help="for clients; port 0: a free one")
     ] = ("127.0.0.1:0"),
     order: Annotated[
-        list[str] | None, typer.Option("--order", "-o", metavar="ORDER", help="[SECONDS] FAULT [VALUE ...]; several")
+        list[str] | None,
+        typer.Option("--order", "-o", metavar="ORDER", help="[SECONDS] [SHARE%] FAULT [VALUE ...]; several"),
     ] = None,
     seconds: Annotated[float, typer.Option("--time", min=0, help="end after so long; 0: at Ctrl-C")] = 0.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="for what chance decides")] = 0,
@@ -97,7 +107,8 @@ def chaos(
     """Stand between a client and a server, and break their connections on purpose.
 
     Orders come by --order and, a line each, by the standard input: "drop to_server", "latency 0.2 jitter=0.05",
-    "5 pull_cable" (in five seconds), "restore". What happens is printed.
+    "5 pull_cable" (in five seconds), "30% latency 2" (of a share of the connections), "restore". What happens is
+    printed.
     """
     if faults:
         _list_verbs()

@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ..connections import TcpConnection, connections, processes
+from ..connections import PROC, TcpConnection, connections, processes
 from .printing import duration
 
 __all__ = ["watch"]
@@ -131,6 +131,17 @@ def _as_json(found: TcpConnection) -> dict[str, object]:
     }
 
 
+def _look_into(pid: int) -> None:
+    """See that there is such a process, and that it is ours to read: no connections would look like no danger."""
+    try:
+        next((PROC / str(pid) / "fd").iterdir(), None)
+    except FileNotFoundError:
+        if PROC.exists():  # else connections() tells what is missing
+            raise typer.BadParameter(f"there is no process {pid}") from None
+    except PermissionError:
+        raise PermissionError(f"process {pid} is another user's: its connections can't be read, try root") from None
+
+
 def watch(
     who: Annotated[str, typer.Argument(metavar="PID|all", help="whose connections")] = "all",
     once: Annotated[bool, typer.Option("--once", help="look once, and don't go on")] = False,
@@ -144,6 +155,8 @@ def watch(
     """
     if who != "all" and not (who.isdecimal() and int(who) > 0):
         raise typer.BadParameter(f"{who!r}: the number of a process, or all")
+    if who != "all":
+        _look_into(int(who))
 
     def look() -> list[TcpConnection]:
         found = connections(processes() if who == "all" else [int(who)])
@@ -159,5 +172,8 @@ def watch(
         with suppress(KeyboardInterrupt), Live(_picture(found, console), console=console, auto_refresh=False) as live:
             while True:
                 time.sleep(_REFRESH)
+                if who != "all" and not (PROC / who).exists():
+                    live.console.print(f"process {who} has ended")
+                    break
                 live.update(_picture(look(), console), refresh=True)
     return int(check and any(each.is_protected is False for each in found))

@@ -5,7 +5,7 @@ With pytest the fixtures come by themselves (`pytest_longconn`); everything here
 
 from .clock import FakeClock
 from .programs import DeadPeer, freeze, hold_gil
-from .proxy import FaultConnection, FaultProxy, FlowStats, LaterFaults, ProxyEvent
+from .proxy import FaultConnection, FaultProxy, FlowStats, LaterFaults, ProxyEvent, SomeFaults
 from .telling import Told, assert_not_told_within, assert_told_within
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "FlowStats",
     "LaterFaults",
     "ProxyEvent",
+    "SomeFaults",
     "Told",
     "assert_not_told_within",
     "assert_told_within",

@@ -15,7 +15,7 @@ from ..links import _places, _whole
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["FaultConnection", "FaultProxy", "FlowStats", "LaterFaults", "ProxyEvent"]
+__all__ = ["FaultConnection", "FaultProxy", "FlowStats", "LaterFaults", "ProxyEvent", "SomeFaults"]
 
 Direction = Literal["both", "to_server", "to_client"]
 
@@ -68,6 +68,16 @@ class FlowStats(NamedTuple):
 
 def _number(value: object, name: str, least: int = 0) -> float:
     return float(_whole(value, name, least, _MANY))
+
+
+def _share(value: object) -> float:
+    if isinstance(value, int | float) and 0 <= value <= 1:  # nor NaN
+        return float(value)
+    raise ValueError(f"share={value!r}: 0 to 1")
+
+
+def _limit(count: object) -> float:
+    return float("inf") if count is None else _number(count, "count")
 
 
 def _seconds(value: object, name: str) -> float:
@@ -145,6 +155,17 @@ class _Faults:
 
     # ---- ends
 
+    def expire(self, age: float | timedelta | None, *, resets: bool = False) -> None:
+        """End each connection *age* seconds after it was accepted, as load balancers do (FIN to both); None: never.
+
+        Who is older already ends now.
+
+        Args:
+            resets: By RST instead of FIN.
+        """
+        seconds = float("inf") if age is None else _seconds(age, "age")
+        self._order("expire", "both", seconds, float(resets), text=f"expire({age}, resets={resets})")
+
     def reset(self, direction: Direction = "both") -> None:
         """RST, in the other one's name: ``"to_client"`` tells the client only; the server learns it when it sends."""
         self._order("reset", direction, text=f"reset({direction!r})")
@@ -163,27 +184,28 @@ class _Faults:
 
     # ---- in the middle of something
 
-    def stall_after(self, count: int, direction: Direction = "both") -> None:
-        """`stall`, once *count* bytes more have passed in this direction; of a new connection, the first *count*."""
-        self._order("stall_after", direction, _number(count, "count"), text=f"stall_after({count}, {direction!r})")
+    def stall_after(self, count: int | None, direction: Direction = "both") -> None:
+        """`stall`, once *count* bytes more have passed in this direction; of a new connection, the first *count*.
 
-    def pull_cable_after(self, count: int, direction: Direction = "both") -> None:
+        Of the faults after so many bytes a direction has one, the newest; None: none.
+        """
+        self._order("stall_after", direction, _limit(count), text=f"stall_after({count}, {direction!r})")
+
+    def pull_cable_after(self, count: int | None, direction: Direction = "both") -> None:
         """`pull_cable`, likewise: nothing passes any more in either direction."""
-        self._order(
-            "cut_both_after", direction, _number(count, "count"), text=f"pull_cable_after({count}, {direction!r})"
-        )
+        self._order("cut_both_after", direction, _limit(count), text=f"pull_cable_after({count}, {direction!r})")
 
-    def drop_after(self, count: int, direction: Direction = "both") -> None:
+    def drop_after(self, count: int | None, direction: Direction = "both") -> None:
         """`drop`, likewise."""
-        self._order("cut_after", direction, _number(count, "count"), text=f"drop_after({count}, {direction!r})")
+        self._order("cut_after", direction, _limit(count), text=f"drop_after({count}, {direction!r})")
 
-    def end_after(self, count: int, direction: Direction = "both") -> None:
+    def end_after(self, count: int | None, direction: Direction = "both") -> None:
         """`half_close`, likewise: a truncated answer that looks whole."""
-        self._order("end_after", direction, _number(count, "count"), text=f"end_after({count}, {direction!r})")
+        self._order("end_after", direction, _limit(count), text=f"end_after({count}, {direction!r})")
 
-    def reset_after(self, count: int, direction: Direction = "both") -> None:
+    def reset_after(self, count: int | None, direction: Direction = "both") -> None:
         """`reset` to who receives in this direction, likewise."""
-        self._order("reset_after", direction, _number(count, "count"), text=f"reset_after({count}, {direction!r})")
+        self._order("reset_after", direction, _limit(count), text=f"reset_after({count}, {direction!r})")
 
     # ---- a bad path
 
@@ -252,11 +274,26 @@ class _ProxyFaults(_Faults):
         self._order("limit_connections", "both", count, text=f"limit_connections({most})")
 
 
+class SomeFaults(_Faults):
+    """What is to go wrong with a share of the connections: see `FaultProxy.some`."""
+
+    def __init__(self, proxy: FaultProxy, share: float, after: float | None = None) -> None:
+        self._proxy, self._share, self._after = proxy, _share(share), after
+
+    def _order(self, verb: str, direction: str, *numbers: float, text: str = "") -> None:
+        text = f"some({self._share:g}).{text}"
+        self._proxy._give(verb, direction, numbers, None, self._after, text, self._share)
+
+
 class LaterFaults(_ProxyFaults):
     """What is to go wrong later: see `FaultProxy.after`."""
 
     def __init__(self, proxy: FaultProxy, seconds: float) -> None:
         self._proxy, self._seconds = proxy, seconds
+
+    def some(self, share: float) -> SomeFaults:
+        """Likewise, with a share of the connections: see `FaultProxy.some`."""
+        return SomeFaults(self._proxy, share, self._seconds)
 
     def _order(self, verb: str, direction: str, *numbers: float, text: str = "") -> None:
         self._proxy._give(verb, direction, numbers, None, self._seconds, text)
@@ -365,8 +402,17 @@ class FaultProxy(_ProxyFaults):
         connection: int | None,
         after: float | None,
         text: str,
+        share: float | None = None,
     ) -> int | None:
-        return self._native.order((verb, direction, list(numbers)), connection, after, text)
+        return self._native.order((verb, direction, list(numbers)), connection, share, after, text)
+
+    def some(self, share: float) -> SomeFaults:
+        """What is called on the result befalls each connection with this probability: ``proxy.some(0.3).latency(2)``.
+
+        Those that are there, and those that come, until `restore()` or the same fault for all. Chance decides of each
+        fault anew (*seed*); what strikes once, like `reset`, strikes those that are there.
+        """
+        return SomeFaults(self, share)
 
     # ---- who is here
 

@@ -72,9 +72,12 @@ impl Proxy {
             dial: None,
             flows: [course.flows[0].another(seed), course.flows[1].another(seed + 1)],
             nat: course.forgets.map(|(idle, resets)| (Nat::new(idle, now), resets)),
+            expires: course.expires.map(|(age, resets)| (now + age, resets)),
             forgotten: None,
+            came: now,
             last_traffic: now,
         };
+        self.order_for_some(course, &mut connection, now);
         let detail = format!("from {address}");
         course.record.note(Entry { detail, ..Entry::new(now, What::Accepted, Some(number), None) });
         let this = Arc::downgrade(self);

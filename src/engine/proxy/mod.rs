@@ -33,11 +33,12 @@ use crate::fault::flow::{Counts, Flow, Way};
 use crate::fault::record::Record;
 use crate::net::dial::Target;
 use crate::net::sys;
+use crate::proto::random::SplitMix;
 
-use orders::Planned;
+use orders::{Planned, Shared};
 use traffic::Connection;
 
-pub use orders::Order;
+pub use orders::{Order, Whom};
 
 const BACKLOG: i32 = 1024;
 
@@ -89,6 +90,11 @@ struct Course {
     /// What new connections begin with.
     flows: [Flow; 2],
     forgets: Option<(Duration, bool)>,
+    expires: Option<(Duration, bool)>,
+    /// What some of them begin with as well.
+    shares: Vec<Shared>,
+    /// Who is among the some.
+    dice: SplitMix,
     connections: BTreeMap<u64, Connection>,
     by_key: HashMap<usize, u64>,
     /// By time, and then as they were given.
@@ -143,6 +149,9 @@ impl Proxy {
             accepted: 0,
             flows: [healthy.clone(), healthy],
             forgets: None,
+            expires: None,
+            shares: Vec::new(),
+            dice: SplitMix(config.seed),
             connections: BTreeMap::new(),
             by_key: HashMap::new(),
             planned: BTreeMap::new(),
@@ -278,8 +287,8 @@ impl Proxy {
             return;
         }
         while let Some(due) = course.planned.first_entry().filter(|next| next.key().0 <= now) {
-            let Planned { order, connection, detail } = due.remove();
-            self.carry_out(&mut course, &order, connection, &detail, now);
+            let Planned { order, whom, detail } = due.remove();
+            self.carry_out(&mut course, &order, whom, &detail, now);
         }
         course.accept_again = None;
         self.accept(&mut course, now);

@@ -1,6 +1,6 @@
 //! What is to become of connections, at once or later, and how it is carried out.
 
-use std::mem;
+use std::mem::{self, discriminant};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -29,6 +29,8 @@ pub enum Order {
     Forget { resets: bool },
     /// The same, of each connection that has been silent for so long; `None`: never.
     ForgetAfter(Option<Duration>, bool),
+    /// FIN, or RST, to both ends of each that has come so long ago; `None`: never.
+    Expire(Option<Duration>, bool),
     /// Nobody new gets in.
     Refuse(bool),
     /// Nor more than so many at once.
@@ -37,34 +39,81 @@ pub enum Order {
     Restore(&'static [Way]),
 }
 
+/// Whose connections.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Whom {
+    /// Those that are still to come included.
+    All,
+    One(u64),
+    /// Each with this probability, likewise.
+    Share(f64),
+}
+
+/// What befalls each that comes with this probability.
+pub(super) struct Shared {
+    share: f64,
+    order: Order,
+}
+
 /// What is to be done later.
 pub(super) struct Planned {
     pub(super) order: Order,
-    pub(super) connection: Option<u64>,
+    pub(super) whom: Whom,
     pub(super) detail: String,
 }
 
+impl Order {
+    /// Whether it concerns who comes later, too.
+    fn lasts(&self) -> bool {
+        match self {
+            Self::Fault(_, fault) => *fault != Fault::End,
+            Self::ForgetAfter(..) | Self::Expire(..) => true,
+            Self::Reset(_)
+            | Self::End
+            | Self::Forget { .. }
+            | Self::Refuse(_)
+            | Self::LimitConnections(_)
+            | Self::Restore(_) => false,
+        }
+    }
+
+    /// What the other order leaves of this one; false: nothing.
+    fn outlives(&mut self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Fault(ways, fault), Self::Fault(others, other)) if discriminant(fault) == discriminant(other) => {
+                *ways = without(ways, others);
+                !ways.is_empty()
+            }
+            (Self::Fault(ways, _), Self::Restore(others)) => {
+                *ways = without(ways, others);
+                !ways.is_empty()
+            }
+            (Self::ForgetAfter(..), Self::ForgetAfter(..)) | (Self::Expire(..), Self::Expire(..)) => false,
+            (_, Self::Restore(others)) => others.len() < Way::BOTH.len(),
+            _ => true,
+        }
+    }
+}
+
+fn without(ways: &[Way], others: &[Way]) -> &'static [Way] {
+    let remains = |way| ways.contains(&way) && !others.contains(&way);
+    Way::these(remains(Way::ToServer), remains(Way::ToClient))
+}
+
 impl Proxy {
-    /// For all connections, those that are still to come included, or for one.
-    pub fn order(&self, order: &Order, connection: Option<u64>, detail: &str) -> Result<(), LinkError> {
+    pub fn order(&self, order: &Order, whom: Whom, detail: &str) -> Result<(), LinkError> {
         let mut course = self.enter_open()?;
-        self.carry_out(&mut course, order, connection, detail, clock::now());
+        self.carry_out(&mut course, order, whom, detail, clock::now());
         Ok(())
     }
 
     /// The same, later, by the engine's thread; gives its number.
-    pub fn plan(
-        &self,
-        delay: Duration,
-        order: Order,
-        connection: Option<u64>,
-        detail: String,
-    ) -> Result<u64, LinkError> {
+    pub fn plan(&self, delay: Duration, order: Order, whom: Whom, detail: String) -> Result<u64, LinkError> {
         let mut course = self.enter_open()?;
         let serial = course.planned_so_far;
         course.planned_so_far += 1;
         let at = clock::now() + delay;
-        course.planned.insert((at, serial), Planned { order, connection, detail });
+        course.planned.insert((at, serial), Planned { order, whom, detail });
         self.set_alarm(&course);
         Ok(serial)
     }
@@ -76,18 +125,27 @@ impl Proxy {
         Ok(())
     }
 
-    pub(super) fn carry_out(&self, course: &mut Course, order: &Order, only: Option<u64>, detail: &str, now: Instant) {
+    pub(super) fn carry_out(&self, course: &mut Course, order: &Order, whom: Whom, detail: &str, now: Instant) {
+        let only = if let Whom::One(number) = whom { Some(number) } else { None };
         let is_gone = only.is_some_and(|number| !course.connections.contains_key(&number));
         let detail =
             if is_gone { format!("{detail}: there is no such connection any more") } else { detail.to_owned() };
         course.record.note(Entry { detail, ..Entry::new(now, What::Fault, only, None) });
-        if only.is_none() {
-            self.order_for_newcomers(course, order, now);
+        if whom == Whom::All || (only.is_none() && order.lasts()) {
+            // What all have, or some others now, is no longer what some had.
+            course.shares.retain_mut(|shared| shared.order.outlives(order));
         }
-        let numbers: Vec<_> = match only {
-            Some(number) => vec![number],
-            None => course.connections.keys().copied().collect(),
-        };
+        let mut numbers: Vec<_> = course.connections.keys().copied().collect();
+        match whom {
+            Whom::All => self.order_for_newcomers(course, order, now),
+            Whom::One(number) => numbers.retain(|each| *each == number),
+            Whom::Share(share) => {
+                numbers.retain(|_| course.dice.fraction() < share);
+                if order.lasts() {
+                    course.shares.push(Shared { share, order: order.clone() });
+                }
+            }
+        }
         for number in numbers {
             if let Some(mut connection) = course.connections.remove(&number) {
                 self.order_for(course, &mut connection, order, now);
@@ -103,12 +161,13 @@ impl Proxy {
                 ways.iter().for_each(|way| course.flows[*way as usize].handle_fault(now, *fault));
             }
             Order::ForgetAfter(idle, resets) => course.forgets = idle.map(|idle| (idle, *resets)),
+            Order::Expire(age, resets) => course.expires = age.map(|age| (age, *resets)),
             Order::Refuse(refuses) => self.refuse(course, *refuses),
             Order::LimitConnections(most) => course.most_connections = *most,
             Order::Restore(ways) => {
                 ways.iter().for_each(|way| course.flows[*way as usize].handle_fault(now, Fault::Restore));
                 if ways.len() == Way::BOTH.len() {
-                    course.forgets = None;
+                    (course.forgets, course.expires) = (None, None);
                     course.most_connections = usize::MAX;
                     self.refuse(course, false);
                 }
@@ -122,37 +181,33 @@ impl Proxy {
         }
     }
 
+    /// Who comes may be among the some.
+    pub(super) fn order_for_some(&self, course: &mut Course, connection: &mut Connection, now: Instant) {
+        let shares = mem::take(&mut course.shares);
+        for Shared { share, order } in &shares {
+            if course.dice.fraction() < *share {
+                self.order_for(course, connection, order, now);
+            }
+        }
+        course.shares = shares;
+    }
+
     fn order_for(&self, course: &mut Course, connection: &mut Connection, order: &Order, now: Instant) {
         match order {
             Order::Fault(ways, fault) => {
                 ways.iter().for_each(|way| connection.flows[*way as usize].handle_fault(now, *fault));
             }
-            Order::Reset(ways) => {
-                for way in ways.iter().copied() {
-                    if connection.end(way).is_none() {
-                        continue;
-                    }
-                    course.record.note(Entry::new(now, What::Reset, Some(connection.number), Some(way)));
-                    self.abort(course, connection, way);
-                }
-            }
-            Order::End => {
-                for way in Way::BOTH {
-                    if connection.end(way).is_none() {
-                        continue;
-                    }
-                    course.record.note(Entry::new(now, What::Ended, Some(connection.number), Some(way)));
-                    self.end(course, connection, way);
-                }
-            }
+            Order::Reset(ways) => self.reset(course, connection, ways, now),
+            Order::End => self.end_both(course, connection, now),
             Order::Forget { resets } => self.forget(course, connection, *resets, now),
             Order::ForgetAfter(idle, resets) => {
                 connection.nat = idle.map(|idle| (Nat::new(idle, connection.last_traffic), *resets));
             }
+            Order::Expire(age, resets) => connection.expires = age.map(|age| (connection.came + age, *resets)),
             Order::Restore(ways) => {
                 ways.iter().for_each(|way| connection.flows[*way as usize].handle_fault(now, Fault::Restore));
                 if ways.len() == Way::BOTH.len() {
-                    connection.nat = None;
+                    (connection.nat, connection.expires) = (None, None);
                 }
             }
             Order::Refuse(_) | Order::LimitConnections(_) => {}
@@ -174,6 +229,24 @@ impl Proxy {
         let watched = listener.listen(BACKLOG);
         if let Err(error) = watched.and_then(|()| self.engine.rewatch(listener.as_fd(), self.key, Interest::READABLE)) {
             log::error!(target: "longconn.engine", "{}: can't listen again: {error}", self.address);
+        }
+    }
+
+    pub(super) fn reset(&self, course: &mut Course, connection: &mut Connection, ways: &[Way], now: Instant) {
+        for way in ways.iter().copied() {
+            if connection.end(way).is_some() {
+                course.record.note(Entry::new(now, What::Reset, Some(connection.number), Some(way)));
+                self.abort(course, connection, way);
+            }
+        }
+    }
+
+    pub(super) fn end_both(&self, course: &mut Course, connection: &mut Connection, now: Instant) {
+        for way in Way::BOTH {
+            if connection.end(way).is_some() {
+                course.record.note(Entry::new(now, What::Ended, Some(connection.number), Some(way)));
+                self.end(course, connection, way);
+            }
         }
     }
 

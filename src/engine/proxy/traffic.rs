@@ -29,8 +29,11 @@ pub(super) struct Connection {
     pub(super) dial: Option<Arc<Dial>>,
     pub(super) flows: [Flow; 2],
     pub(super) nat: Option<(Nat, bool)>,
+    /// And whether by RST.
+    pub(super) expires: Option<(Instant, bool)>,
     /// And whether what comes is answered by RST.
     pub(super) forgotten: Option<bool>,
+    pub(super) came: Instant,
     pub(super) last_traffic: Instant,
 }
 
@@ -44,6 +47,16 @@ impl Proxy {
             if nat.has_forgotten(now) {
                 let resets = *resets;
                 self.forget(course, &mut connection, resets, now);
+            }
+        }
+        // Nothing is heard of one that is forgotten.
+        if connection.forgotten.is_none()
+            && let Some((_, resets)) = connection.expires.take_if(|(at, _)| *at <= now)
+        {
+            if resets {
+                self.reset(course, &mut connection, &Way::BOTH, now);
+            } else {
+                self.end_both(course, &mut connection, now);
             }
         }
         let mut is_tired = false;
@@ -277,10 +290,11 @@ impl Connection {
     }
 
     fn poll_timeout(&mut self, now: Instant) -> Option<Instant> {
-        let mut earliest = self.nat.as_ref().filter(|_| self.forgotten.is_none()).map(|(nat, _)| nat.poll_timeout());
         if self.forgotten.is_some() {
-            return earliest;
+            return None;
         }
+        let forgets = self.nat.as_ref().map(|(nat, _)| nat.poll_timeout());
+        let mut earliest = self.expires.map(|(at, _)| at).into_iter().chain(forgets).min();
         for way in Way::BOTH {
             let waits =
                 self.end(way).as_ref().is_some_and(|end| end.is_full) || (way == Way::ToServer && self.dial.is_some());
