@@ -136,6 +136,7 @@ pictures: build $(STAMPS)/test $(STAMPS)/pictures
 docs: build $(STAMPS)/docs
 	$(BIN)/zensical build --clean --strict
 	$(BIN)/python tests/python/check_api_page.py site/api/index.html
+	@grep -q 'lang="zh"' site/zh-CN/tutorial/*/index.html || { echo 'the Chinese pages call themselves English: theme/' >&2; exit 1; }
 
 clean:
 	rm -rf site $(VENV) .venvs target dist
