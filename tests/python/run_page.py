@@ -14,7 +14,8 @@ What holds for a fenced block that begins with ```python:
 Host names that end in ``.example``, 10.0.0.7 and 0.0.0.0 become loopback, and ports become free ones, so that two
 pages, and whatever else runs on this machine, don't meet. If no program of the page listens at a port of
 `STAND_INS`, such a server does. The cable of examples/testing's is pulled when a client is left to wait for an answer,
-by ``blpop`` or ``pg_sleep``. fullchain.pem and privkey.pem are there, of a CA that this process trusts.
+by ``blpop`` or ``pg_sleep``. fullchain.pem and privkey.pem are there, of a CA that this process trusts, and the key
+once more as encrypted.pem, with the password KEY_PASSWORD.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import random
 import re
 import signal
 import socket
@@ -70,10 +72,12 @@ def listens(source: str, port: int) -> bool:
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """None that the kernel gives to clients (ip_local_port_range): one of those could have it before the page does."""
+    while True:
+        port = random.randrange(10_000, 32_768)
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_for_listener(port: int) -> None:
@@ -132,12 +136,20 @@ STAND_INS = {
 
 
 def make_certificate(directory: Path) -> None:
-    """For loopback, as certbot would leave it, of a CA that this process trusts."""
+    """For loopback, as certbot would leave it, of a CA that this process trusts; and its key with a password."""
     import trustme
+    from cryptography.hazmat.primitives import serialization
 
     authority = trustme.CA()
     leaf = authority.issue_cert("127.0.0.1")
     leaf.private_key_pem.write_to_path(directory / "privkey.pem")
+    os.environ["KEY_PASSWORD"] = "secret"
+    encrypted = serialization.load_pem_private_key(leaf.private_key_pem.bytes(), None).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(os.environ["KEY_PASSWORD"].encode()),
+    )
+    (directory / "encrypted.pem").write_bytes(encrypted)
     for pem in leaf.cert_chain_pems:
         pem.write_to_path(directory / "fullchain.pem", append=True)
     authority.cert_pem.write_to_path(directory / "authority.pem")
